@@ -1,0 +1,65 @@
+"""Every optimisation method of a deep-learning lecture, as an Optax gradient transformation.
+
+>>> import jax.numpy as jnp, gradxform as gx
+>>> solution = gx.minimize(lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(3), gx.momentum(0.1))
+>>> solution.params.round(3)
+Array([1., 1., 1.], dtype=float32)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gradxform.averaging import polyak_average as polyak_average
+    from gradxform.evaluation import eval_params as eval_params
+    from gradxform.first_order.adadelta import adadelta as adadelta
+    from gradxform.first_order.adadelta import scale_by_adadelta as scale_by_adadelta
+    from gradxform.first_order.adagrad import adagrad as adagrad
+    from gradxform.first_order.adagrad import scale_by_adagrad as scale_by_adagrad
+    from gradxform.first_order.adam import adam as adam
+    from gradxform.first_order.adam import scale_by_adam as scale_by_adam
+    from gradxform.first_order.coordinate_descent import coordinate_descent as coordinate_descent
+    from gradxform.first_order.delta_bar_delta import delta_bar_delta as delta_bar_delta
+    from gradxform.first_order.momentum import momentum as momentum
+    from gradxform.first_order.nesterov import nesterov as nesterov
+    from gradxform.first_order.rmsprop import rmsprop as rmsprop
+    from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
+    from gradxform.first_order.sgd import sgd as sgd
+    from gradxform.minimization import Solution as Solution
+    from gradxform.minimization import Status as Status
+    from gradxform.minimization import minimize as minimize
+    from gradxform.schedules import inverse_time_decay as inverse_time_decay
+    from gradxform.schedules import linear_decay as linear_decay
+
+# Imported at first use, so that the command line can print its help without waiting for JAX.
+_MODULES = {
+    "averaging": ("polyak_average",),
+    "evaluation": ("eval_params",),
+    "first_order.adadelta": ("adadelta", "scale_by_adadelta"),
+    "first_order.adagrad": ("adagrad", "scale_by_adagrad"),
+    "first_order.adam": ("adam", "scale_by_adam"),
+    "first_order.coordinate_descent": ("coordinate_descent",),
+    "first_order.delta_bar_delta": ("delta_bar_delta",),
+    "first_order.momentum": ("momentum",),
+    "first_order.nesterov": ("nesterov",),
+    "first_order.rmsprop": ("rmsprop", "scale_by_rmsprop"),
+    "first_order.sgd": ("sgd",),
+    "minimization": ("Solution", "Status", "minimize"),
+    "schedules": ("inverse_time_decay", "linear_decay"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'gradxform' has no attribute {name!r}")
+    module = importlib.import_module(f"gradxform.{_MODULE_OF[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,102 @@
+"""Polyak averaging: report the average of the path, not its last point."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.evaluation import eval_params
+from gradxform.hyperparameters import Scalar, check, scalar
+
+
+class PolyakAverageState(NamedTuple):
+    """State of :func:`polyak_average`."""
+
+    count: jax.Array  #: updates made so far
+    average: tree.PyTree  #: θ̄, in at least float32
+    inner_state: optax.OptState  #: the state of the averaged method
+
+
+def polyak_average(
+    tx: optax.GradientTransformation, *, decay: Scalar | None = None, start: Scalar = 0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the path that ``tx`` takes; the path itself is unchanged.
+
+    With θ_t the parameters after update t (of a method like Nesterov's, its ``eval_params``):
+
+    .. math::
+        \bar\theta_t = \bar\theta_{t-1} + w_t (\theta_t - \bar\theta_{t-1}), \qquad
+        w_t = \frac{1}{t} \quad\text{or}\quad w_t = \frac{1 - \rho}{1 - \rho^t}
+
+    The first is the mean of θ_1 … θ_t (Polyak–Ruppert), right for convex problems. The second, with
+    ``decay`` ρ, is an exponentially decaying mean without bias towards the start, usual for deep
+    nets. The loop holds θ_t; :func:`gradxform.eval_params` gives θ̄_t in the parameters' dtype.
+
+    Args:
+      tx: the method to average.
+      decay: ρ in [0, 1); ``None`` for the plain mean.
+      start: updates before the averaging begins: the average is θ_t until then, and t counts from
+        there.
+
+    Returns:
+      The transformation. ``update`` needs ``params``, and whatever ``tx`` needs.
+
+    Raises:
+      ValueError: ``decay`` or ``start`` is out of range, or ``update`` is not given ``params``.
+
+    References:
+      Polyak & Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control
+      Optim. 30:838 (1992). Goodfellow et al., *Deep Learning* (2016), §8.7.3.
+
+    >>> import jax.numpy as jnp, optax, gradxform as gx
+    >>> tx = gx.polyak_average(gx.sgd(0.5))
+    >>> theta = jnp.asarray(8.0)
+    >>> state = tx.init(theta)
+    >>> for _ in range(2):  # the gradient of θ²/2 is θ
+    ...     updates, state = tx.update(theta, state, theta)
+    ...     theta = optax.apply_updates(theta, updates)
+    >>> float(theta), float(gx.eval_params(state, theta))  # the mean of 4 and 2
+    (2.0, 3.0)
+    """
+    check("polyak_average", start=(start, 0, float("inf")))
+    if decay is not None:
+        check("polyak_average", decay=(decay, 0, 1))
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: tree.PyTree) -> PolyakAverageState:
+        return PolyakAverageState(jnp.zeros((), jnp.int32), tree.copy(params), inner.init(params))
+
+    def update(
+        updates: tree.PyTree,
+        state: PolyakAverageState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, PolyakAverageState]:
+        if params is None:
+            raise ValueError("polyak_average needs params: call update(grads, state, params)")
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        theta = eval_params(inner_state, optax.apply_updates(params, updates))
+
+        count = optax.safe_increment(state.count)
+        t = jnp.maximum(scalar(count) - scalar(start), 1)
+        if decay is None:
+            weight = 1 / t
+        else:
+            rho = scalar(decay)
+            weight = (1 - rho) / (1 - rho**t)
+        average = tree.map(lambda a, p: a + weight * (p - a), state.average, theta)
+        return updates, PolyakAverageState(count, average, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@eval_params.register
+def _(state: PolyakAverageState, params: tree.PyTree) -> tree.PyTree:
+    return jax.tree.map(
+        lambda a, p: p if isinstance(a, optax.MaskedNode) else a.astype(p.dtype),
+        state.average,
+        params,
+        is_leaf=lambda a: isinstance(a, optax.MaskedNode),
+    )

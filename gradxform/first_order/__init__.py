@@ -1,0 +1,1 @@
+"""The lecture's first-order methods, one module each."""

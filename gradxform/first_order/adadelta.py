@@ -1,0 +1,103 @@
+"""AdaDelta: RMSProp whose rate is the size of its own recent steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from gradxform import tree
+from gradxform.first_order.sgd import sgd
+from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+
+
+class ScaleByAdadeltaState(NamedTuple):
+    """State of :func:`scale_by_adadelta`; both in at least float32."""
+
+    mean_square_grad: tree.PyTree  #: E[g²]
+    mean_square_step: tree.PyTree  #: E[Δx²]
+
+
+def scale_by_adadelta(
+    rho: Scalar = 0.95, eps: Scalar = 1e-6
+) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`adadelta`, without rate or sign: :math:`-\Delta x`.
+
+    Args:
+      rho: ρ in [0, 1), how much of both mean squares survives an update.
+      eps: ε > 0, inside both roots; it sets the size of the first steps.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.scale_by_adadelta(rho=0.75, eps=0.01)
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([ 0.2  , -0.186], dtype=float32)
+    """
+    check("scale_by_adadelta", rho=(rho, 0, 1), eps=(eps, 0, float("inf")))
+
+    def init(params: tree.PyTree) -> ScaleByAdadeltaState:
+        return ScaleByAdadeltaState(tree.zeros_like(params), tree.zeros_like(params))
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByAdadeltaState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByAdadeltaState]:
+        del params, extra_args
+        decay, delta = scalar(rho), scalar(eps)
+
+        def mean_square(mean: jax.Array, x: jax.Array) -> jax.Array:
+            return decay * mean + (1 - decay) * x * x
+
+        g2 = tree.map(mean_square, state.mean_square_grad, grads)  # Zeiler 2012, eq. 10
+        step = tree.map(  # eq. 14, in the precision of the state
+            lambda x2, g2, g: tree.divide(tree.sqrt(x2 + delta), tree.sqrt(g2 + delta)) * g,
+            state.mean_square_step,
+            g2,
+            grads,
+        )
+        x2 = tree.map(mean_square, state.mean_square_step, step)
+        return tree.cast_like(step, grads), ScaleByAdadeltaState(g2, x2)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adadelta(
+    learning_rate: LearningRate = 1.0, rho: Scalar = 0.95, eps: Scalar = 1e-6
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaDelta, Zeiler's Algorithm 1.
+
+    .. math::
+        E[g^2]_t &= \rho\, E[g^2]_{t-1} + (1 - \rho)\, g_t^2 \\
+        \Delta x_t &= -\frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,
+                      g_t \\
+        E[\Delta x^2]_t &= \rho\, E[\Delta x^2]_{t-1} + (1 - \rho)\, \Delta x_t^2 \\
+        x_{t+1} &= x_t + \Delta x_t
+
+    A ``learning_rate`` other than the paper's 1 multiplies the last line alone.
+    ``optax.adadelta(1.0, rho, eps)`` is the same; without its learning rate it climbs.
+
+    Args:
+      learning_rate: a number, an array or a schedule of the update count.
+      rho: ρ in [0, 1), how much of both mean squares survives an update.
+      eps: ε > 0, inside both roots; it sets the size of the first steps.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    References:
+      Zeiler, "ADADELTA: an adaptive learning rate method", arXiv 1212.5701 (2012), Algorithm 1.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.adadelta(rho=0.75, eps=0.01)
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([-0.2  ,  0.186], dtype=float32)
+    """
+    return optax.chain(scale_by_adadelta(rho, eps), sgd(learning_rate))

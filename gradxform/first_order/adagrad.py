@@ -1,0 +1,85 @@
+"""AdaGrad: each parameter's rate shrinks with the gradients it has seen."""
+
+from typing import Any, NamedTuple
+
+import optax
+
+from gradxform import tree
+from gradxform.first_order.sgd import sgd
+from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+
+
+class ScaleByAdagradState(NamedTuple):
+    """State of :func:`scale_by_adagrad`."""
+
+    sum_of_squares: tree.PyTree  #: r, in at least float32
+
+
+def scale_by_adagrad(eps: Scalar = 1e-7) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`adagrad`, without rate or sign: :math:`g / (\delta + \sqrt r)`.
+
+    Args:
+      eps: δ ≥ 0, outside the root; at 0 a parameter that never had a gradient does not move.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.scale_by_adagrad()
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([ 1., -1.], dtype=float32)
+    """
+    check("scale_by_adagrad", eps=(eps, 0, float("inf")))
+
+    def init(params: tree.PyTree) -> ScaleByAdagradState:
+        return ScaleByAdagradState(tree.zeros_like(params))
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByAdagradState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByAdagradState]:
+        del params, extra_args
+        delta = scalar(eps)
+        r = tree.map(lambda r, g: r + g * g, state.sum_of_squares, grads)
+        direction = tree.map(lambda g, r: tree.divide(g, delta + tree.sqrt(r)), grads, r)
+        return direction, ScaleByAdagradState(r)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adagrad(
+    learning_rate: LearningRate, eps: Scalar = 1e-7
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaGrad.
+
+    .. math::
+        r &\leftarrow r + g \odot g \qquad (r = 0 \text{ at the start}) \\
+        \theta &\leftarrow \theta - \frac{\varepsilon_k}{\delta + \sqrt r} \odot g
+
+    ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule;
+    the two agree where both constants are 0.
+
+    Args:
+      learning_rate: ε, a number, an array or a schedule of the update count.
+      eps: δ ≥ 0, outside the root.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    References:
+      Lecture 7, "AdaGrad". Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning
+      and stochastic optimization", JMLR 12:2121 (2011).
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.adagrad(0.1)
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([-0.1,  0.1], dtype=float32)
+    """
+    return optax.chain(scale_by_adagrad(eps), sgd(learning_rate))

@@ -1,0 +1,122 @@
+"""Adam: momentum and RMSProp, both corrected for their start at zero."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.first_order.sgd import sgd
+from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+
+
+class ScaleByAdamState(NamedTuple):
+    """State of :func:`scale_by_adam`; the moments are in at least float32."""
+
+    count: jax.Array  #: t, updates made so far
+    first_moment: tree.PyTree  #: s
+    second_moment: tree.PyTree  #: r
+
+
+def scale_by_adam(
+    b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`adam`, without rate or sign.
+
+    Args:
+      b1: ρ₁ in [0, 1), decay of the first moment.
+      b2: ρ₂ in [0, 1), decay of the second moment.
+      eps: δ ≥ 0 outside the root.
+      eps_root: δ ≥ 0 inside the root.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.scale_by_adam()
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([ 1., -1.], dtype=float32)
+    """
+    check(
+        "scale_by_adam",
+        b1=(b1, 0, 1),
+        b2=(b2, 0, 1),
+        eps=(eps, 0, float("inf")),
+        eps_root=(eps_root, 0, float("inf")),
+    )
+
+    def init(params: tree.PyTree) -> ScaleByAdamState:
+        zeros = tree.zeros_like
+        return ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByAdamState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByAdamState]:
+        del params, extra_args
+        rho1, rho2, delta, delta_root = scalar(b1), scalar(b2), scalar(eps), scalar(eps_root)
+        count = optax.safe_increment(state.count)
+        t = scalar(count)
+        s = tree.map(lambda s, g: rho1 * s + (1 - rho1) * g, state.first_moment, grads)
+        r = tree.map(lambda r, g: rho2 * r + (1 - rho2) * g * g, state.second_moment, grads)
+
+        def direction(_: jax.Array, s: jax.Array, r: jax.Array) -> jax.Array:
+            s_hat = s / (1 - rho1**t)
+            r_hat = r / (1 - rho2**t)
+            return tree.divide(s_hat, tree.sqrt(r_hat + delta_root) + delta)
+
+        return tree.map(direction, grads, s, r), ScaleByAdamState(count, s, r)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adam(
+    learning_rate: LearningRate = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam.
+
+    .. math::
+        s &\leftarrow \rho_1 s + (1 - \rho_1)\, g, &
+        \hat s &= s / (1 - \rho_1^t) \\
+        r &\leftarrow \rho_2 r + (1 - \rho_2)\, g \odot g, &
+        \hat r &= r / (1 - \rho_2^t) \\
+        \theta &\leftarrow \theta -
+        \varepsilon_k \frac{\hat s}{\sqrt{\hat r + \delta_{root}} + \delta}
+
+    The defaults place δ outside the root, as the paper does. The lecture's slide prints it inside:
+    ``adam(eps=0, eps_root=1e-8)``. Both are ``optax.adam`` with the same arguments, except that
+    here the moments of bfloat16 and float16 gradients are float32, and a zero gradient, also one
+    differentiated through, gives a zero update instead of NaN.
+
+    Args:
+      learning_rate: ε, a number, an array or a schedule of the update count.
+      b1: ρ₁ in [0, 1), decay of the first moment.
+      b2: ρ₂ in [0, 1), decay of the second moment.
+      eps: δ ≥ 0 outside the root.
+      eps_root: δ ≥ 0 inside the root.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    References:
+      Lecture 7, "Adam Algorithm". Kingma & Ba, "Adam: a method for stochastic optimization", ICLR
+      2015, Algorithm 1.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.adam(0.1)
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([-0.1,  0.1], dtype=float32)
+    """
+    return optax.chain(scale_by_adam(b1, b2, eps, eps_root), sgd(learning_rate))

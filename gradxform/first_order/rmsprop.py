@@ -1,0 +1,116 @@
+"""RMSProp: AdaGrad that forgets; plain, with momentum, with Nesterov momentum."""
+
+from typing import Any, NamedTuple
+
+import optax
+
+from gradxform import tree
+from gradxform.first_order.momentum import momentum as _momentum
+from gradxform.first_order.nesterov import nesterov as _nesterov
+from gradxform.first_order.sgd import sgd
+from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+
+
+class ScaleByRmspropState(NamedTuple):
+    """State of :func:`scale_by_rmsprop`."""
+
+    mean_square: tree.PyTree  #: r, in at least float32
+
+
+def scale_by_rmsprop(
+    decay: Scalar = 0.9, eps: Scalar = 1e-6
+) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`rmsprop`, without rate or sign: :math:`g / \sqrt{\delta + r}`.
+
+    Args:
+      decay: ρ in [0, 1), how much of the mean square survives an update.
+      eps: δ ≥ 0, inside the root; at 0 a parameter that never had a gradient does not move.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.scale_by_rmsprop(decay=0.75)
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([ 2., -2.], dtype=float32)
+    """
+    check("scale_by_rmsprop", decay=(decay, 0, 1), eps=(eps, 0, float("inf")))
+
+    def init(params: tree.PyTree) -> ScaleByRmspropState:
+        return ScaleByRmspropState(tree.zeros_like(params))
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByRmspropState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByRmspropState]:
+        del params, extra_args
+        rho, delta = scalar(decay), scalar(eps)
+        r = tree.map(lambda r, g: rho * r + (1 - rho) * g * g, state.mean_square, grads)
+        direction = tree.map(lambda g, r: tree.divide(g, tree.sqrt(delta + r)), grads, r)
+        return direction, ScaleByRmspropState(r)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rmsprop(
+    learning_rate: LearningRate,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    momentum: Scalar | None = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSProp; with ``momentum``, and with ``nesterov`` at the interim point of the lecture.
+
+    .. math::
+        r &\leftarrow \rho r + (1 - \rho)\, g \odot g \\
+        \theta &\leftarrow \theta - \frac{\varepsilon_k}{\sqrt{\delta + r}} \odot g
+
+    With momentum the second line becomes
+
+    .. math::
+        v \leftarrow \alpha v - \frac{\varepsilon_k}{\sqrt{\delta + r}} \odot g, \qquad
+        \theta \leftarrow \theta + v
+
+    and with Nesterov momentum g is the gradient at :math:`\tilde\theta = \theta + \alpha v`, which
+    is then what the loop holds (see :func:`gradxform.nesterov`; ``gx.eval_params`` gives θ). The
+    slide of that form prints no δ: that is ``eps=0``, where a parameter that never had a gradient
+    stays put instead of becoming NaN.
+
+    ``optax.rmsprop(learning_rate, decay, eps, eps_in_sqrt=True, momentum=momentum)`` is the same
+    without Nesterov.
+
+    Args:
+      learning_rate: ε, a number, an array or a schedule of the update count.
+      decay: ρ in [0, 1), how much of the mean square survives an update.
+      eps: δ ≥ 0, inside the root.
+      momentum: α in [0, 1); ``None`` for none.
+      nesterov: take the gradient at the interim point; needs ``momentum``.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range, or ``nesterov``
+        without ``momentum``.
+
+    References:
+      Lecture 7, "The RMSProp Algorithm" and "RMSProp Combined with Nesterov". Hinton, Srivastava &
+      Swersky, *Neural Networks for Machine Learning*, lecture 6e (2012).
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.rmsprop(0.1, decay=0.75)
+    >>> g = jnp.asarray([3.0, -0.5])
+    >>> tx.update(g, tx.init(g))[0].round(3)
+    Array([-0.2,  0.2], dtype=float32)
+    """
+    direction = scale_by_rmsprop(decay, eps)
+    if nesterov:
+        if momentum is None:
+            raise ValueError("rmsprop(nesterov=True) needs momentum=…, for instance momentum=0.9")
+        return optax.chain(direction, _nesterov(learning_rate, momentum))
+    if momentum is not None:
+        return optax.chain(direction, _momentum(learning_rate, momentum))
+    return optax.chain(direction, sgd(learning_rate))

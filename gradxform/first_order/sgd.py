@@ -1,0 +1,58 @@
+"""Gradient descent, and stochastic gradient descent when the gradient is a minibatch's."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.hyperparameters import LearningRate, check_learning_rate, rate
+
+
+class SgdState(NamedTuple):
+    """State of :func:`sgd`."""
+
+    count: jax.Array  #: updates made so far, k
+
+
+def sgd(learning_rate: LearningRate) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent.
+
+    .. math::
+        \theta \leftarrow \theta - \varepsilon_k \, g
+
+    Args:
+      learning_rate: ε, a number, an array or a schedule of the update count.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    Raises:
+      TypeError, ValueError: ``learning_rate`` is not a number ≥ 0, an array or a schedule.
+
+    References:
+      Lecture 7, "SGD Follows Gradient Estimate Downhill".
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.sgd(0.1)
+    >>> theta = {"w": jnp.asarray([1.0, 2.0])}
+    >>> updates, state = tx.update(theta, tx.init(theta), theta)
+    >>> updates["w"]
+    Array([-0.1, -0.2], dtype=float32)
+    """
+    check_learning_rate("sgd", learning_rate)
+
+    def init(params: tree.PyTree) -> SgdState:
+        tree.check_floating(params)
+        return SgdState(jnp.zeros((), jnp.int32))
+
+    def update(
+        grads: tree.PyTree, state: SgdState, params: tree.PyTree | None = None, **extra_args: Any
+    ) -> tuple[tree.PyTree, SgdState]:
+        del params, extra_args
+        eps = rate(learning_rate, state.count)
+        updates = tree.map(lambda g: -eps * g, grads)
+        return updates, SgdState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)

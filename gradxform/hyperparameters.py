@@ -1,0 +1,50 @@
+"""What a method does with its hyperparameters.
+
+Each one may be a Python number, an array or a tracer; a learning rate may also be a schedule. No
+Python ``if`` ever looks at one inside ``update``, so that one compiled program can sweep any of them
+under ``jax.vmap``. Python numbers are checked when the method is built.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Scalar: TypeAlias = float | jax.Array
+Schedule: TypeAlias = Callable[[jax.Array], jax.typing.ArrayLike]
+LearningRate: TypeAlias = Scalar | Schedule
+
+
+def scalar(value: jax.typing.ArrayLike) -> jax.Array:
+    """``value`` in at least float32, whatever dtype a wrapper rounded it to, and strongly typed."""
+    return jnp.asarray(value, dtype=jnp.promote_types(jnp.result_type(float), jnp.float32))
+
+
+def rate(learning_rate: LearningRate, count: jax.Array) -> jax.Array:
+    """ε_k: the learning rate at update ``count`` (0 for the first)."""
+    return scalar(learning_rate(count) if callable(learning_rate) else learning_rate)
+
+
+def check(method: str, **values: tuple[object, float, float]) -> None:
+    """Checks ``name=(value, low, high)``: Python numbers must be in [low, high), arrays pass.
+
+    Raises:
+      TypeError: a value is neither a number nor an array.
+      ValueError: a number is NaN, infinite or outside its interval.
+    """
+    for name, (value, low, high) in values.items():
+        given = f"{method}({name}={value!r})"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not low <= value < high:
+                below = f"below {high:g}" if high < math.inf else "finite"
+                raise ValueError(f"{given}: {name} must be at least {low:g} and {below}")
+        elif not hasattr(value, "dtype"):
+            raise TypeError(f"{given}: expected a number or an array")
+
+
+def check_learning_rate(method: str, learning_rate: LearningRate) -> None:
+    """Checks that ``learning_rate`` is a schedule, an array or a finite number of at least 0."""
+    if not callable(learning_rate):
+        check(method, learning_rate=(learning_rate, 0.0, math.inf))

@@ -1,0 +1,69 @@
+"""The caller's objective, as ``update`` receives it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform.tree import PyTree
+
+
+def require(method: str, **extra_args: Any) -> None:
+    """Raises a ValueError that names each extra argument of ``update`` that ``method`` misses."""
+    missing = [name for name, value in extra_args.items() if value is None]
+    if missing:
+        arguments = ", ".join(f"{name}=…" for name in missing)
+        raise ValueError(
+            f"{method} needs {arguments}: call update(grads, state, params, {arguments})"
+        )
+
+
+def check_unmasked(method: str, params: PyTree) -> None:
+    """Raises a ValueError if ``optax.masked`` or ``partition`` took leaves out of ``params``."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise ValueError(
+            f"{method} evaluates value_fn, which expects all parameters, but optax.masked (or "
+            "optax.partition) hides some of them: fix those by closing over them in value_fn"
+        )
+
+
+def bind(
+    value_fn: Callable[..., jax.typing.ArrayLike], extra_args: Mapping[str, Any]
+) -> Callable[[PyTree], jax.Array]:
+    """``value_fn`` as a function of the parameters alone.
+
+    Data passed to ``update`` by keyword reach the arguments of ``value_fn`` of the same name, as in
+    Optax; a ``value_fn`` with ``**kwargs`` gets all of them.
+
+    Raises:
+      ValueError: when called, if the value is not one real number.
+    """
+    try:
+        arguments = list(inspect.signature(value_fn).parameters.values())
+    except ValueError:  # a callable that has no signature takes the parameters alone
+        arguments = []
+    if any(a.kind is a.VAR_KEYWORD for a in arguments):
+        data = {k: v for k, v in extra_args.items() if k not in ("value", "grad", "value_fn")}
+    else:
+        data = {a.name: extra_args[a.name] for a in arguments[1:] if a.name in extra_args}
+    return lambda params: check_value("value_fn", value_fn(params, **data))
+
+
+def check_value(name: str, value: jax.typing.ArrayLike) -> jax.Array:
+    """``value``, if it is one real floating-point number."""
+    try:
+        value = jnp.asarray(value)
+    except TypeError:
+        raise ValueError(
+            f"{name} must return one real number, got {type(value).__name__}"
+        ) from None
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must return one real number, got {value.dtype} of shape {value.shape}; "
+            "reduce it, for instance by jnp.mean"
+        )
+    return value
