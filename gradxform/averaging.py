@@ -9,6 +9,7 @@ import optax
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.protocol import require, transformation
 
 
 class PolyakAverageState(NamedTuple):
@@ -71,15 +72,14 @@ def polyak_average(
     def update(
         updates: tree.PyTree,
         state: PolyakAverageState,
-        params: tree.PyTree | None = None,
+        params: tree.PyTree = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, PolyakAverageState]:
-        if params is None:
-            raise ValueError("polyak_average needs params: call update(grads, state, params)")
+        params = require("polyak_average", "params", params)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         theta = eval_params(inner_state, optax.apply_updates(params, updates))
 
-        count = optax.safe_increment(state.count)
+        count = tree.add_count(state.count, 1)
         t = jnp.maximum(scalar(count) - scalar(start), 1)
         if decay is None:
             weight = 1 / t
@@ -89,7 +89,7 @@ def polyak_average(
         average = tree.map(lambda a, p: a + weight * (p - a), state.average, theta)
         return updates, PolyakAverageState(count, average, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 @eval_params.register

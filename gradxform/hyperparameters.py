@@ -1,12 +1,12 @@
 """What a method does with its hyperparameters.
 
 Each one may be a Python number, an array or a tracer; a learning rate may also be a schedule. No
-Python ``if`` ever looks at one inside ``update``, so that one compiled program can sweep any of them
+Python ``if`` looks at one inside ``update``, so that one compiled program can sweep any of them
 under ``jax.vmap``. Python numbers are checked when the method is built.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
@@ -48,3 +48,11 @@ def check_learning_rate(method: str, learning_rate: LearningRate) -> None:
     """Checks that ``learning_rate`` is a schedule, an array or a finite number of at least 0."""
     if not callable(learning_rate):
         check(method, learning_rate=(learning_rate, 0.0, math.inf))
+
+
+def check_choice(method: str, **values: tuple[str, Sequence[str]]) -> None:
+    """Checks ``name=(value, allowed)``; raises a ValueError that lists what is allowed."""
+    for name, (value, allowed) in values.items():
+        if value not in allowed:
+            options = ", ".join(map(repr, allowed))
+            raise ValueError(f"{method}({name}={value!r}): {name} must be one of {options}")

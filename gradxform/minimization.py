@@ -15,7 +15,7 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, check, scalar
-from gradxform.objective import check_value
+from gradxform.protocol import check_value
 
 
 class Status(enum.IntEnum):

@@ -103,7 +103,7 @@ def divide(x: Array, y: Array) -> Array:
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
-def add_count(count: Array, more: Array) -> Array:
+def add_count(count: Array, more: Array | int) -> Array:
     """``count + more``, staying at the largest integer instead of overflowing."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count > largest - more, largest, count + more)

@@ -8,6 +8,7 @@ import optax
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.protocol import transformation
 
 
 class ScaleByAdadeltaState(NamedTuple):
@@ -62,7 +63,7 @@ def scale_by_adadelta(
         x2 = tree.map(mean_square, state.mean_square_step, step)
         return tree.cast_like(step, grads), ScaleByAdadeltaState(g2, x2)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def adadelta(

@@ -7,6 +7,7 @@ import optax
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.protocol import transformation
 
 
 class ScaleByAdagradState(NamedTuple):
@@ -47,7 +48,7 @@ def scale_by_adagrad(eps: Scalar = 1e-7) -> optax.GradientTransformationExtraArg
         direction = tree.map(lambda g, r: tree.divide(g, delta + tree.sqrt(r)), grads, r)
         return direction, ScaleByAdagradState(r)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def adagrad(

@@ -9,6 +9,7 @@ import optax
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.protocol import transformation
 
 
 class ScaleByAdamState(NamedTuple):
@@ -59,7 +60,7 @@ def scale_by_adam(
     ) -> tuple[tree.PyTree, ScaleByAdamState]:
         del params, extra_args
         rho1, rho2, delta, delta_root = scalar(b1), scalar(b2), scalar(eps), scalar(eps_root)
-        count = optax.safe_increment(state.count)
+        count = tree.add_count(state.count, 1)
         t = scalar(count)
         s = tree.map(lambda s, g: rho1 * s + (1 - rho1) * g, state.first_moment, grads)
         r = tree.map(lambda r, g: rho2 * r + (1 - rho2) * g * g, state.second_moment, grads)
@@ -71,7 +72,7 @@ def scale_by_adam(
 
         return tree.map(direction, grads, s, r), ScaleByAdamState(count, s, r)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def adam(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradxform import objective, tree
-from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform import protocol, tree
+from gradxform.hyperparameters import Scalar, check, check_choice, scalar
 
 
 class CoordinateDescentInfo(NamedTuple):
@@ -87,11 +87,8 @@ def coordinate_descent(
     >>> x
     Array([ 1., -2.], dtype=float32)
     """
-    choices = {"order": (order, ("cyclic", "random", "greedy"))}
-    choices["block"] = (block, ("coordinate", "leaf"))
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"coordinate_descent({name}={value!r}): must be one of {allowed}")
+    check_choice("coordinate_descent", order=(order, ("cyclic", "random", "greedy")))
+    check_choice("coordinate_descent", block=(block, ("coordinate", "leaf")))
     check(
         "coordinate_descent",
         tol=(tol, 0, float("inf")),
@@ -114,8 +111,11 @@ def coordinate_descent(
         value_fn: Callable[..., jax.typing.ArrayLike] | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, CoordinateDescentState]:
-        objective.require("coordinate_descent", params=params, value_fn=value_fn)
-        objective.check_unmasked("coordinate_descent", params)
+        params = protocol.require("coordinate_descent", "params", params)
+        value = protocol.bind(
+            protocol.require("coordinate_descent", "value_fn", value_fn), extra_args
+        )
+        protocol.check_unmasked("coordinate_descent", params)
         blocks = _leaf_blocks(grads) if block == "leaf" else _coordinate_blocks(grads)
         if blocks.count == 0:
             return grads, state
@@ -128,8 +128,6 @@ def coordinate_descent(
         else:
             chosen = blocks.steepest()
         direction = blocks.direction(chosen)
-
-        value = objective.bind(value_fn, extra_args)
 
         def section(t: jax.Array) -> jax.Array:
             return scalar(value(tree.map(lambda p, d: p + t * d, params, direction)))
@@ -145,7 +143,7 @@ def coordinate_descent(
         next_block = (state.next_block + 1) % blocks.count
         return updates, CoordinateDescentState(next_block, jax.random.key_data(key), info)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return protocol.transformation(init, update)
 
 
 class _Blocks(NamedTuple):
@@ -193,12 +191,18 @@ def _leaf_blocks(grads: tree.PyTree) -> _Blocks:
     return _Blocks(len(filled), steepest, direction)
 
 
-class _LineSearch(NamedTuple):
-    t: jax.Array  # the best point
-    value: jax.Array  # φ, φ' and φ'' there
+class _SectionPoint(NamedTuple):
+    """A point of the section φ with its derivatives."""
+
+    t: jax.Array
+    value: jax.Array
     slope: jax.Array
     curvature: jax.Array
-    step: jax.Array  # the next trial is t + step
+
+
+class _LineSearch(NamedTuple):
+    best: _SectionPoint
+    step: jax.Array  # the next trial is best.t + step
     first_slope: jax.Array  # |φ'(0)|
     evaluations: jax.Array
     non_finite: jax.Array
@@ -215,62 +219,52 @@ def _line_minimum(
     one, zero = scalar(1), scalar(0)
     resolution = jnp.finfo(zero.dtype).eps
 
-    def derivatives(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def evaluate(t: jax.Array) -> _SectionPoint:
         def with_slope(t: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jax.jvp(section, (t,), (one,))
 
         (value, slope), (_, curvature) = jax.jvp(with_slope, (t,), (one,))
-        return value, slope, curvature
+        return _SectionPoint(t, value, slope, curvature)
 
-    def newton_step(slope: jax.Array, curvature: jax.Array, last: jax.Array) -> jax.Array:
-        length = jnp.abs(tree.divide(slope, curvature))
+    def newton_step(point: _SectionPoint, last: jax.Array) -> jax.Array:
+        length = jnp.abs(tree.divide(point.slope, point.curvature))
         # no minimum of the local parabola to aim at: go on downhill in growing steps
-        away = jnp.maximum(length, 2 * last)
-        length = jnp.where(curvature > 0, length, jnp.where(away > 0, away, one))
-        return -jnp.sign(slope) * jnp.where(jnp.isfinite(length), length, one)
+        away = jnp.maximum(length, 2 * jnp.abs(last))
+        length = jnp.where(point.curvature > 0, length, jnp.where(away > 0, away, one))
+        return -jnp.sign(point.slope) * jnp.where(jnp.isfinite(length), length, one)
 
     def body(search: _LineSearch) -> _LineSearch:
         first = search.evaluations == 0
-        t = search.t + search.step
-        value, slope, curvature = derivatives(t)
-        finite = jnp.isfinite(value) & jnp.isfinite(slope) & jnp.isfinite(curvature)
+        best = search.best
+        trial = evaluate(best.t + search.step)
+        finite = jnp.all(jnp.isfinite(jnp.stack(trial)))
         # where rounding hides a difference in value, the smaller slope tells the better point
-        noise = resolution * jnp.abs(search.value)
-        flatter = (value <= search.value + noise) & (jnp.abs(slope) < jnp.abs(search.slope))
-        better = first | (finite & ((value < search.value) | flatter))
+        noise = resolution * jnp.abs(best.value)
+        flatter = (trial.value <= best.value + noise) & (jnp.abs(trial.slope) < jnp.abs(best.slope))
+        better = first | (finite & ((trial.value < best.value) | flatter))
 
-        # the minimum of the parabola through φ(t), φ'(t) and the rejected value
-        predicted = search.slope * search.step
-        back = -predicted / (2 * (value - search.value - predicted))
-        back = jnp.where(finite & jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1) * search.step
-        step = jnp.where(better, newton_step(slope, curvature, jnp.abs(search.step)), back)
-        first_slope = jnp.where(first, jnp.abs(slope), search.first_slope)
+        # the minimum of the parabola through φ and φ' at the best point and φ at the rejected one
+        predicted = best.slope * search.step
+        back = -predicted / (2 * (trial.value - best.value - predicted))
+        back = jnp.where(finite & jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1)
+        step = jnp.where(better, newton_step(trial, search.step), back * search.step)
+        first_slope = jnp.where(first, jnp.abs(trial.slope), search.first_slope)
 
-        best = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old),
-            (t, value, slope, curvature),
-            (search.t, search.value, search.slope, search.curvature),
-        )
-        hidden = jnp.abs(best[2] * step) <= noise
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, best)
         done = (
-            (jnp.abs(best[2]) <= tol * first_slope)
-            | (best[0] + step == best[0])
-            | (~better & hidden)
+            (jnp.abs(best.slope) <= tol * first_slope)
+            | (best.t + step == best.t)
+            | (~better & (jnp.abs(best.slope * step) <= noise))
             | (first & ~finite)
         )
-        return _LineSearch(
-            *best,
-            step,
-            first_slope,
-            search.evaluations + 1,
-            search.non_finite + jnp.where(finite, 0, 1),
-            done,
-        )
+        non_finite = search.non_finite + jnp.where(finite, 0, 1)
+        return _LineSearch(best, step, first_slope, search.evaluations + 1, non_finite, done)
 
     def unfinished(search: _LineSearch) -> jax.Array:
         return ~search.done & (search.evaluations <= max_newton_steps)
 
     none = jnp.zeros((), jnp.int32)
-    start = _LineSearch(zero, zero, zero, zero, zero, zero, none, none, jnp.zeros((), bool))
-    search = jax.lax.while_loop(unfinished, body, start)
-    return search.t, search.evaluations, search.non_finite
+    start = _SectionPoint(zero, zero, zero, zero)
+    search = _LineSearch(start, zero, zero, none, none, jnp.zeros((), bool))
+    search = jax.lax.while_loop(unfinished, body, search)
+    return search.best.t, search.evaluations, search.non_finite

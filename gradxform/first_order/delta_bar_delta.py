@@ -15,6 +15,7 @@ from gradxform.hyperparameters import (
     rate,
     scalar,
 )
+from gradxform.protocol import transformation
 
 
 class DeltaBarDeltaState(NamedTuple):
@@ -105,6 +106,6 @@ def delta_bar_delta(
         gains = tree.map(adapt, state.gains, state.average, grads)
         updates = tree.map(lambda delta, gain: -eps * gain * delta, grads, gains)
         average = tree.map(lambda a, d: (1 - decay) * d + decay * a, state.average, grads)
-        return updates, DeltaBarDeltaState(optax.safe_increment(state.count), gains, average)
+        return updates, DeltaBarDeltaState(tree.add_count(state.count, 1), gains, average)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

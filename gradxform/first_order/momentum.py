@@ -15,6 +15,7 @@ from gradxform.hyperparameters import (
     rate,
     scalar,
 )
+from gradxform.protocol import transformation
 
 
 class MomentumState(NamedTuple):
@@ -78,6 +79,6 @@ def momentum(
         eps, alpha = rate(learning_rate, state.count), scalar(momentum)
         velocity = tree.map(lambda v, g: alpha * v - eps * g, state.velocity, grads)
         updates = tree.cast_like(velocity, grads)
-        return updates, MomentumState(optax.safe_increment(state.count), velocity)
+        return updates, MomentumState(tree.add_count(state.count, 1), velocity)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

@@ -16,6 +16,7 @@ from gradxform.hyperparameters import (
     rate,
     scalar,
 )
+from gradxform.protocol import transformation
 
 
 class NesterovState(NamedTuple):
@@ -90,9 +91,9 @@ def nesterov(
             velocity,
             state.velocity,
         )
-        return updates, NesterovState(optax.safe_increment(state.count), alpha, velocity)
+        return updates, NesterovState(tree.add_count(state.count, 1), alpha, velocity)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 @eval_params.register

@@ -9,6 +9,7 @@ from gradxform.first_order.momentum import momentum as _momentum
 from gradxform.first_order.nesterov import nesterov as _nesterov
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.protocol import transformation
 
 
 class ScaleByRmspropState(NamedTuple):
@@ -52,7 +53,7 @@ def scale_by_rmsprop(
         direction = tree.map(lambda g, r: tree.divide(g, tree.sqrt(delta + r)), grads, r)
         return direction, ScaleByRmspropState(r)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def rmsprop(

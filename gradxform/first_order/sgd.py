@@ -8,6 +8,7 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import LearningRate, check_learning_rate, rate
+from gradxform.protocol import transformation
 
 
 class SgdState(NamedTuple):
@@ -53,6 +54,6 @@ def sgd(learning_rate: LearningRate) -> optax.GradientTransformationExtraArgs:
         del params, extra_args
         eps = rate(learning_rate, state.count)
         updates = tree.map(lambda g: -eps * g, grads)
-        return updates, SgdState(optax.safe_increment(state.count))
+        return updates, SgdState(tree.add_count(state.count, 1))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

@@ -1,8 +1,8 @@
-"""The caller's objective, as ``update`` receives it."""
+"""What the methods share of Optax's protocol: the arguments of ``update`` and their errors."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,24 @@ import optax
 
 from gradxform.tree import PyTree
 
+T = TypeVar("T")
 
-def require(method: str, **extra_args: Any) -> None:
-    """Raises a ValueError that names each extra argument of ``update`` that ``method`` misses."""
-    missing = [name for name, value in extra_args.items() if value is None]
-    if missing:
-        arguments = ", ".join(f"{name}=…" for name in missing)
+
+def transformation(
+    init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
+) -> optax.GradientTransformationExtraArgs:
+    """A method from its two functions; Optax's own type does not let them name their state."""
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+
+def require(method: str, name: str, value: T | None) -> T:
+    """``value``, or a ValueError that names the extra argument of ``update`` that is missing."""
+    if value is None:
         raise ValueError(
-            f"{method} needs {arguments}: call update(grads, state, params, {arguments})"
+            f"{method} needs {name}=…: call tx.update(grads, state, params, value=value, "
+            "grad=grads, value_fn=value_fn), or the part of it that the method needs"
         )
+    return value
 
 
 def check_unmasked(method: str, params: PyTree) -> None:
