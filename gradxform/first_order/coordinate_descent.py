@@ -98,10 +98,10 @@ def coordinate_descent(
 
     def init(params: tree.PyTree) -> CoordinateDescentState:
         tree.check_floating(params)
-        zero = jnp.zeros((), jnp.int32)
         key = jax.random.key(jnp.asarray(seed).astype(jnp.uint32))
-        info = CoordinateDescentInfo(zero, zero, zero, scalar(0))
-        return CoordinateDescentState(zero, jax.random.key_data(key), info)
+        first, *counts = jnp.zeros(4, jnp.int32)  # buffers of their own, so that all can be donated
+        info = CoordinateDescentInfo(*counts, scalar(0))
+        return CoordinateDescentState(first, jax.random.key_data(key), info)
 
     def update(
         grads: tree.PyTree,
@@ -124,7 +124,7 @@ def coordinate_descent(
         if order == "cyclic":
             chosen = state.next_block
         elif order == "random":
-            chosen = jax.random.randint(draw, (), 0, blocks.count)
+            chosen = jax.random.randint(draw, (), 0, blocks.count, jnp.int32)
         else:
             chosen = blocks.steepest()
         direction = blocks.direction(chosen)

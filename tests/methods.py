@@ -1,0 +1,113 @@
+"""The table of methods. A method that has a row here is tested by the whole contract suite."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import gradxform as gx
+
+
+class Method(NamedTuple):
+    """One row: how to build the method and what to vary."""
+
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    numbers: dict[str, tuple[float, float]]  # every numeric hyperparameter: its value, another one
+    options: Mapping[str, Any] = MappingProxyType({})  # the others
+    needs_value_fn: bool = False
+
+    def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        return self.factory(**{**self.arguments, **changes})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {**{name: first for name, (first, _) in self.numbers.items()}, **self.options}
+
+    @property
+    def has_rate(self) -> bool:
+        return "learning_rate" in self.numbers
+
+
+def average(learning_rate: float, decay: float, start: float) -> optax.GradientTransformation:
+    return gx.polyak_average(gx.nesterov(learning_rate), decay=decay, start=start)
+
+
+RATE = {"learning_rate": (0.05, 0.02)}
+MOMENTUM = {"momentum": (0.9, 0.5)}
+RMSPROP = {**RATE, "decay": (0.9, 0.8), "eps": (1e-6, 1e-2)}
+SECTION = {"tol": (1e-6, 0.5), "max_newton_steps": (20, 1), "seed": (0, 3)}
+
+METHODS = {
+    "sgd": Method(gx.sgd, RATE),
+    "momentum": Method(gx.momentum, {**RATE, **MOMENTUM}),
+    "nesterov": Method(gx.nesterov, {**RATE, **MOMENTUM}),
+    "delta_bar_delta": Method(
+        gx.delta_bar_delta,
+        {**RATE, "kappa": (0.01, 0.02), "phi": (0.1, 0.5), "theta": (0.7, 0.3)},
+    ),
+    "adagrad": Method(gx.adagrad, {**RATE, "eps": (1e-7, 1e-1)}),
+    "rmsprop": Method(gx.rmsprop, RMSPROP),
+    "rmsprop_momentum": Method(gx.rmsprop, {**RMSPROP, **MOMENTUM}),
+    "rmsprop_nesterov": Method(gx.rmsprop, {**RMSPROP, **MOMENTUM}, {"nesterov": True}),
+    "adadelta": Method(
+        gx.adadelta, {"learning_rate": (1.0, 0.5), "rho": (0.95, 0.9), "eps": (1e-2, 1e-1)}
+    ),
+    "adam": Method(
+        gx.adam,
+        {**RATE, "b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (1e-8, 0.1), "eps_root": (0.0, 0.1)},
+    ),
+    "coordinate_descent": Method(gx.coordinate_descent, SECTION, needs_value_fn=True),
+    "coordinate_descent_random": Method(
+        gx.coordinate_descent, SECTION, {"order": "random"}, needs_value_fn=True
+    ),
+    "coordinate_descent_greedy_leaf": Method(
+        gx.coordinate_descent, SECTION, {"order": "greedy", "block": "leaf"}, needs_value_fn=True
+    ),
+    "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),
+}
+
+
+def nested_params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Nested, with a scalar leaf, an empty subtree, a missing one and a leaf without entries."""
+    return {
+        "dense": {"kernel": jnp.asarray([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], dtype)},
+        "scale": jnp.asarray(1.5, dtype),
+        "empty": {},
+        "missing": None,
+        "pair": (jnp.asarray([0.75, -0.5], dtype), jnp.zeros((0, 3), dtype)),
+    }
+
+
+def objective(params: Any) -> jax.Array:
+    """A convex function that is not quadratic, with its minimum away from the axes."""
+    leaves = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(params)]
+    return sum(
+        jnp.sum((i + 1.0) * jnp.square(x - 0.3) + 0.05 * (x - 0.3) ** 4)
+        for i, x in enumerate(leaves)
+    ) + 0.1 * jnp.square(sum(jnp.sum(x) for x in leaves))
+
+
+def step(
+    tx: optax.GradientTransformation,
+    params: Any,
+    state: Any,
+    value_fn: Callable[[Any], jax.Array] = objective,
+) -> tuple[Any, Any]:
+    """One turn of a stock training loop."""
+    value, grads = jax.value_and_grad(value_fn)(params)
+    updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=value_fn)
+    return optax.apply_updates(params, updates), state
+
+
+def run(tx: optax.GradientTransformation, params: Any, steps: int) -> tuple[Any, Any]:
+    """``steps`` turns in a scan; the last parameters and state."""
+
+    def body(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        return step(tx, *carry), None
+
+    tx = optax.with_extra_args_support(tx)
+    carry, _ = jax.lax.scan(body, (params, tx.init(params)), length=steps)
+    return carry

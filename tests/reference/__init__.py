@@ -1,0 +1,1 @@
+"""The lecture's pseudo-code, line by line, in NumPy float64."""

@@ -1,0 +1,346 @@
+"""What every method promises, over the one table of methods."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import chex
+import flax.serialization
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gradxform as gx
+from tests.methods import METHODS, Method, nested_params, objective, run, step
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+every_number = pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        pytest.param(method, number, id=f"{name}-{number}")
+        for name, method in METHODS.items()
+        for number in method.numbers
+    ],
+)
+with_rate = pytest.mark.parametrize(
+    "method",
+    [method for method in METHODS.values() if method.has_rate],
+    ids=[name for name, method in METHODS.items() if method.has_rate],
+)
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
+
+
+def described(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes_and_structure_never_change(method: Method, dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        params = nested_params(jnp.dtype(dtype))
+        tx = method.build()
+        state = tx.init(params)
+        grads = jax.grad(objective)(params)
+        update = jax.jit(functools.partial(tx.update, value_fn=objective))
+        updates, new_state = update(grads, state, params)
+
+        assert described(new_state) == described(state)
+        assert described(updates) == described(grads)
+        for leaf in jax.tree.leaves(state):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                assert leaf.dtype == jnp.promote_types(dtype, jnp.float32)
+        # on the path θ itself keeps its dtype, too
+        params = optax.apply_updates(params, updates)
+        assert described(gx.eval_params(new_state, params)) == described(params)
+
+
+@every_method
+def test_descends(method: Method) -> None:
+    tx = method.build()
+    start = nested_params()
+    params, state = jax.jit(lambda p: run(tx, p, 60))(start)
+    before, after = objective(start), objective(gx.eval_params(state, params))
+    assert after < 0.7 * before
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_follows_float32(method: Method, dtype: str) -> None:
+    tx = method.build()
+    half = nested_params(jnp.dtype(dtype))
+    low, low_state = jax.jit(lambda p: run(tx, p, 30))(half)
+    full, full_state = jax.jit(lambda p: run(tx, p, 30))(nested_params())
+    low_value = objective(gx.eval_params(low_state, low))
+    full_value = objective(gx.eval_params(full_state, full))
+    assert low_value < full_value + 0.05 * objective(half)
+
+
+@every_method
+def test_jit_equals_eager(method: Method) -> None:
+    tx = method.build()
+    params = nested_params()
+    eager_params, eager_state = params, tx.init(params)
+    for _ in range(2):
+        eager_params, eager_state = step(tx, eager_params, eager_state)
+    close(jax.jit(lambda p: run(tx, p, 2))(params), (eager_params, eager_state))
+
+
+@every_method
+def test_vmap_equals_loop(method: Method) -> None:
+    tx = method.build()
+    batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), nested_params())
+    solve = jax.jit(lambda p: run(tx, p, 5))
+    together = jax.jit(jax.vmap(lambda p: run(tx, p, 5)))(batch)
+    for i in range(3):
+        lane = jax.tree.map(lambda x, i=i: x[i], batch)
+        close(jax.tree.map(lambda x, i=i: x[i], together), solve(lane))
+
+
+@every_number
+def test_every_number_can_be_traced_and_vmapped(method: Method, number: str) -> None:
+    params = nested_params()
+    values = method.numbers[number]
+
+    @jax.jit
+    @jax.vmap
+    def sweep(value: jax.Array) -> Any:
+        return run(method.build(**{number: value}), params, 5)[0]
+
+    swept = sweep(jnp.asarray(values, jnp.float32))
+    for i, value in enumerate(values):
+        one, _ = jax.jit(lambda p, value=value: run(method.build(**{number: value}), p, 5))(params)
+        close(jax.tree.map(lambda x, i=i: x[i], swept), one)
+
+
+@with_rate
+def test_learning_rate_may_be_a_schedule(method: Method) -> None:
+    params = nested_params()
+    rate, _ = method.numbers["learning_rate"]
+    constant, _ = run(method.build(learning_rate=lambda count: rate), params, 4)
+    close(constant, run(method.build(), params, 4)[0])
+    halving = method.build(learning_rate=gx.inverse_time_decay(rate, 1.0))
+    decayed, _ = run(halving, params, 4)
+    assert not np.allclose(decayed["dense"]["kernel"], constant["dense"]["kernel"], atol=1e-4)
+
+
+@every_method
+def test_inject_hyperparams(method: Method) -> None:
+    params = nested_params()
+    tx = optax.inject_hyperparams(method.factory)(**method.arguments)
+    injected, state = run(tx, params, 5)
+    plain, plain_state = run(method.build(), params, 5)
+    close(injected, plain)
+    close(gx.eval_params(state, injected), gx.eval_params(plain_state, plain))
+
+
+@every_method
+def test_masked(method: Method) -> None:
+    params = {"on": nested_params()["dense"], "off": jnp.asarray([1.0, 2.0])}
+    tx = optax.masked(method.build(), {"on": True, "off": False})
+    state = tx.init(params)
+    if method.needs_value_fn:
+        with pytest.raises(ValueError, match=r"optax\.masked.*hides"):
+            step(tx, params, state)
+        return
+    grads = jax.grad(objective)(params)
+    inner = method.build()
+    inner_state = inner.init(params["on"])
+    for _ in range(3):
+        updates, state = tx.update(grads, state, params)
+        alone, inner_state = inner.update(grads["on"], inner_state, params["on"])
+        close(updates["on"], alone)
+        close(updates["off"], grads["off"])
+    evaluated = gx.eval_params(state, params)
+    close(evaluated["on"], gx.eval_params(inner_state, params["on"]))
+    close(evaluated["off"], params["off"])
+
+
+@every_method
+def test_partition(method: Method) -> None:
+    params = {"a": nested_params()["dense"], "b": jnp.asarray([1.0, 2.0])}
+    tx = optax.partition({"ours": method.build(), "sgd": optax.sgd(0.1)}, {"a": "ours", "b": "sgd"})
+    state = tx.init(params)
+    if method.needs_value_fn:
+        with pytest.raises(ValueError, match="hides"):
+            step(tx, params, state)
+        return
+    grads = jax.grad(objective)(params)
+    inner = method.build()
+    updates, state = tx.update(grads, state, params)
+    alone, inner_state = inner.update(grads["a"], inner.init(params["a"]), params["a"])
+    close(updates, {"a": alone, "b": -0.1 * grads["b"]})
+    close(gx.eval_params(state, params)["a"], gx.eval_params(inner_state, params["a"]))
+
+
+@every_method
+def test_multi_steps_averages_gradients(method: Method) -> None:
+    params = nested_params()
+    tx = optax.MultiSteps(method.build(), every_k_schedule=2).gradient_transformation()
+    grads = jax.grad(objective)(params)
+    state = tx.init(params)
+    for factor in (0.5, 1.5):
+        scaled = jax.tree.map(lambda g, factor=factor: factor * g, grads)
+        updates, state = tx.update(scaled, state, params, value_fn=objective)
+    inner = method.build()
+    expected, inner_state = inner.update(grads, inner.init(params), params, value_fn=objective)
+    close(updates, expected)
+    close(gx.eval_params(state, params), gx.eval_params(inner_state, params))
+
+
+@every_method
+def test_apply_if_finite_skips_a_bad_gradient(method: Method) -> None:
+    params = nested_params()
+    tx = optax.apply_if_finite(method.build(), max_consecutive_errors=5)
+    params, state = step(tx, params, tx.init(params))
+    bad = jax.tree.map(lambda g: g * jnp.nan, jax.grad(objective)(params))
+    updates, after = tx.update(bad, state, params, value_fn=objective)
+    close(updates, jax.tree.map(jnp.zeros_like, params))
+    close(after.inner_state, state.inner_state)
+    resumed, _ = step(tx, params, after)
+    unharmed, _ = step(tx, params, state)
+    close(resumed, unharmed)
+
+
+@every_method
+def test_chain_and_unknown_arguments(method: Method) -> None:
+    params = nested_params()
+    tx = optax.chain(optax.clip_by_global_norm(0.5), method.build())
+    grads = jax.grad(objective)(params)
+    arguments = {"value": objective(params), "value_fn": objective, "loss_scale": 3.0}
+    updates, state = tx.update(grads, tx.init(params), params, **arguments)
+    inner = method.build()
+    clipped, _ = optax.clip_by_global_norm(0.5).update(grads, optax.EmptyState())
+    expected, inner_state = inner.update(clipped, inner.init(params), params, **arguments)
+    close(updates, expected)
+    close(gx.eval_params(state, params), gx.eval_params(inner_state, params))
+
+
+@every_method
+def test_lowers_for_every_platform(method: Method) -> None:
+    tx = method.build()
+    params = nested_params()
+    one_step = jax.jit(lambda params, state: step(tx, params, state))
+    exported = jax.export.export(one_step, platforms=("cpu", "cuda", "tpu"))(
+        params, tx.init(params)
+    )
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    close(jax.jit(exported.call)(params, tx.init(params)), one_step(params, tx.init(params)))
+
+
+@every_method
+def test_state_survives_flax_and_orbax(method: Method, tmp_path: Path) -> None:
+    tx = method.build()
+    start = {**nested_params(), "pair": jnp.asarray([0.75, -0.5])}  # orbax takes no empty arrays
+    params, state = run(tx, start, 3)
+    blank = tx.init(start)
+
+    restored = flax.serialization.from_bytes(blank, flax.serialization.to_bytes(state))
+    chex.assert_trees_all_equal(restored, state)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", blank)
+    chex.assert_trees_all_equal(restored, state)
+    assert described(restored) == described(state)
+    close(step(tx, params, restored), step(tx, params, state))
+
+
+@every_method
+def test_abstract_init_and_map_params(method: Method) -> None:
+    params = nested_params()
+    tx = method.build()
+    state = tx.init(params)
+    abstract = jax.eval_shape(tx.init, jax.eval_shape(lambda: nested_params()))
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    doubled = optax.tree.map_params(tx, lambda x: 2 * x, state)
+    assert jax.tree.structure(doubled) == jax.tree.structure(state)
+
+
+@every_method
+def test_state_is_sharded_like_the_parameters(method: Method) -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    params = {"kernel": jnp.arange(32.0).reshape(16, 2) / 16, "bias": jnp.arange(8.0) / 8}
+    sharded = jax.device_put(params, rows)
+    tx = method.build()
+    run_three = jax.jit(lambda p: run(tx, p, 3))
+    result, state = run_three(sharded)
+    close((result, state), run_three(params))
+    for states in (tx.init(sharded), state):
+        trees = [x for x in jax.tree.leaves(states) if x.ndim and x.shape[0] >= 8]
+        assert all(leaf.sharding.is_equivalent_to(rows, leaf.ndim) for leaf in trees)
+
+
+@every_method
+def test_is_traced_once(method: Method) -> None:
+    params = nested_params()
+    tx = method.build()
+    traces = []
+
+    @jax.jit
+    def one_step(params: Any, state: Any) -> tuple[Any, Any]:
+        traces.append(None)
+        return step(tx, params, state)
+
+    state = tx.init(params)
+    for _ in range(3):
+        params, state = one_step(params, state)
+    assert len(traces) == 1
+
+
+@every_method
+def test_parameters_and_state_can_be_donated(method: Method) -> None:
+    tx = method.build()
+    params = nested_params()
+    expected = step(tx, params, tx.init(params))
+    state = tx.init(params)
+    close(jax.jit(lambda p, s: step(tx, p, s), donate_argnums=(0, 1))(params, state), expected)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_zero_gradient_moves_nothing(method: Method, dtype: str) -> None:
+    params = {"w": jnp.asarray([1.0, -2.0], dtype)}
+    tx = method.build()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    arguments = {"value_fn": lambda p: jnp.sum(p["w"].astype(jnp.float32) * 0)}
+    updates, state = tx.update(zero, tx.init(params), params, **arguments)
+    close(updates, zero)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state) if x.dtype != jnp.uint32)
+
+
+@every_method
+def test_gradient_through_updates_is_finite_at_a_zero_gradient(method: Method) -> None:
+    if method.needs_value_fn:
+        pytest.skip("the section's minimum is found by a while loop, which has no reverse mode")
+    tx = method.build()
+
+    def after_two_steps(params: Any) -> jax.Array:
+        value_fn = lambda p: jnp.sum(jnp.square(p))
+        state = tx.init(params)
+        for _ in range(2):
+            params, state = step(tx, params, state, value_fn)
+        return jnp.sum(gx.eval_params(state, params) * jnp.asarray([1.0, 2.0]))
+
+    assert jnp.isfinite(jax.grad(after_two_steps)(jnp.asarray([0.0, 1.0]))).all()
+
+
+@every_method
+def test_integer_parameters_are_refused_by_name(method: Method) -> None:
+    with pytest.raises(TypeError, match=r"params\['steps'\] has dtype int32.*convert"):
+        method.build().init({"steps": jnp.asarray(3)})
+
+
+@every_number
+@pytest.mark.parametrize("bad", [float("nan"), -1.0, "0.1", None, True])
+def test_bad_numbers_are_refused_by_name(method: Method, number: str, bad: Any) -> None:
+    if bad is None and number in ("momentum", "decay"):
+        pytest.skip("None is a choice there")
+    with pytest.raises((TypeError, ValueError), match=rf"\({number}="):
+        method.build(**{number: bad})

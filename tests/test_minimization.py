@@ -1,0 +1,244 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradxform as gx
+from tests.methods import METHODS, Method, nested_params, objective
+
+
+def bowl(x: Any) -> jax.Array:
+    return jnp.sum(jnp.asarray([1.0, 10.0]) * (x - 1) ** 2)
+
+
+def rosenbrock(x: jax.Array) -> jax.Array:
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_every_method_minimises(method: Method) -> None:
+    solution = gx.minimize(objective, nested_params(), method.build(), max_steps=300)
+    assert solution.value < 0.6 * objective(nested_params())
+    assert solution.value == pytest.approx(float(objective(solution.params)), rel=1e-5)
+    grads = jax.grad(objective)(solution.params)
+    largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grads) if g.size)
+    assert float(solution.grad_norm) == pytest.approx(largest, rel=1e-3, abs=1e-5)
+
+
+def test_converges_to_tol() -> None:
+    solution = gx.minimize(bowl, jnp.zeros(2), gx.momentum(0.04), tol=1e-5)
+    assert solution.status == gx.Status.converged
+    assert solution.grad_norm <= 1e-5
+    np.testing.assert_allclose(solution.params, 1.0, atol=1e-5)
+    assert solution.evaluations == solution.steps + 1
+    assert solution.curvature_products == 0
+
+
+def test_starts_at_the_minimum() -> None:
+    solution = gx.minimize(bowl, jnp.ones(2), gx.sgd(0.01))
+    assert (solution.status, solution.steps, solution.evaluations) == (gx.Status.converged, 0, 1)
+
+
+@pytest.mark.parametrize("max_steps", [0, 1, 7])
+def test_stops_at_max_steps(max_steps: int) -> None:
+    solution = gx.minimize(bowl, jnp.zeros(2), gx.sgd(0.01), max_steps=max_steps)
+    assert solution.status == gx.Status.max_steps
+    assert (solution.steps, solution.evaluations) == (max_steps, max_steps + 1)
+
+
+def test_divergence_returns_the_best_point() -> None:
+    solution = gx.minimize(bowl, jnp.asarray([0.0, 0.9]), gx.sgd(0.3))
+    assert solution.status == gx.Status.non_finite
+    assert jnp.isfinite(solution.params).all()
+    assert solution.value <= bowl(jnp.asarray([0.0, 0.9]))
+
+
+def test_a_start_that_is_not_finite_is_reported() -> None:
+    solution = gx.minimize(lambda x: jnp.log(x), -1.0, gx.sgd(0.1))
+    assert (solution.status, solution.steps) == (gx.Status.non_finite, 0)
+    assert solution.params == -1.0
+
+
+def test_an_edge_of_the_domain() -> None:
+    solution = gx.minimize(lambda x: jnp.sqrt(x) + jnp.exp(-x), 0.5, gx.sgd(0.9))
+    assert solution.status == gx.Status.non_finite
+    assert solution.value <= np.sqrt(0.5) + np.exp(-0.5)
+
+
+def test_a_worse_stationary_point_is_not_called_converged() -> None:
+    """A step too long for the narrow deep well at 0 ends in the wide shallow one at -3."""
+
+    def wells(x: jax.Array) -> jax.Array:
+        return -2 * jnp.exp(-(x**2) / 0.02) - jnp.exp(-((x + 3) ** 2) / 2)
+
+    from_the_shallow = gx.minimize(wells, -2.5, gx.sgd(0.3), tol=1e-4)
+    from_the_deep = gx.minimize(wells, 0.06, gx.sgd(0.3), tol=1e-4)
+    assert from_the_shallow.status == gx.Status.converged
+    assert from_the_deep.status == gx.Status.stalled
+    assert from_the_deep.params == jnp.float32(0.06)
+    assert from_the_deep.value < from_the_shallow.value
+
+
+def test_counts_the_evaluations_of_an_inner_search() -> None:
+    calls = []
+
+    def counted(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: calls.append(None))
+        return bowl(x)
+
+    solution = gx.minimize(counted, jnp.zeros(2), gx.coordinate_descent())
+    jax.effects_barrier()
+    assert solution.status == gx.Status.converged
+    assert int(solution.evaluations) == len(calls)
+
+
+def test_default_method_is_quick_on_rosenbrock() -> None:
+    solution = gx.minimize(rosenbrock, jnp.asarray([-1.2, 1.0]), tol=1e-3)
+    assert solution.status == gx.Status.converged
+    assert solution.steps < 60
+    assert solution.evaluations >= solution.steps + 1
+    np.testing.assert_allclose(solution.params, 1.0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: gx.momentum(0.05),
+        lambda: gx.rmsprop(0.01, momentum=0.9, nesterov=True),
+        lambda: gx.coordinate_descent("random", seed=3),
+        lambda: gx.polyak_average(gx.adam(gx.linear_decay(0.1, 0.01, 50)), decay=0.9),
+        lambda: gx.sgd(jnp.asarray(0.05)),
+        lambda: optax.chain(optax.clip(1.0), gx.nesterov(0.05)),
+        lambda: optax.inject_hyperparams(gx.momentum)(learning_rate=0.05),
+        lambda: optax.masked(gx.sgd(0.05), True),
+        lambda: None,
+    ],
+)
+def test_equally_configured_methods_compile_once(build: Any) -> None:
+    traces = []
+
+    def traced(x: jax.Array) -> jax.Array:
+        traces.append(None)
+        return bowl(x)
+
+    first = gx.minimize(traced, jnp.zeros(2), build(), max_steps=20)
+    count = len(traces)
+    second = gx.minimize(traced, jnp.ones(2) / 2, build(), max_steps=30, tol=1e-5)
+    assert count >= 1
+    assert len(traces) == count
+    assert first.value < bowl(jnp.zeros(2))
+    assert second.value < bowl(jnp.ones(2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (gx.momentum(0.05), gx.momentum(0.02)),
+        (gx.momentum(0.05, 0.9), gx.momentum(0.05, 0.5)),
+        (gx.rmsprop(0.05, momentum=0.9), gx.rmsprop(0.05, momentum=0.9, nesterov=True)),
+        (gx.sgd(0.05), gx.adam(0.05)),
+        (gx.sgd(gx.linear_decay(0.05, 0.01, 5)), gx.sgd(gx.linear_decay(0.05, 0.02, 5))),
+        (gx.sgd(jnp.asarray(0.05)), gx.sgd(jnp.asarray(0.02))),
+        (optax.sgd(0.05), optax.sgd(0.02)),
+    ],
+)
+def test_other_configurations_are_told_apart(one: Any, other: Any) -> None:
+    a = gx.minimize(bowl, jnp.zeros(2), one, max_steps=5)
+    b = gx.minimize(bowl, jnp.zeros(2), other, max_steps=5)
+    assert not np.allclose(a.params, b.params)
+
+
+def test_one_trace_of_the_objective_in_a_solve() -> None:
+    traces = []
+
+    def traced(x: jax.Array) -> jax.Array:
+        traces.append(None)
+        return bowl(x)
+
+    gx.minimize(traced, jnp.zeros(2), gx.adam(0.1), max_steps=5)
+    assert len(traces) == 1
+
+
+def test_jit_and_vmap_over_starts_and_hyperparameters() -> None:
+    starts = jnp.asarray([[0.0, 0.0], [3.0, -1.0], [1.0, 1.0]])
+    solve = lambda x: gx.minimize(bowl, x, gx.momentum(0.04), tol=1e-4)
+    together = jax.jit(jax.vmap(solve))(starts)
+    for i, start in enumerate(starts):
+        alone = solve(start)
+        np.testing.assert_allclose(together.params[i], alone.params, atol=1e-5)
+        assert (together.steps[i], together.status[i]) == (alone.steps, alone.status)
+
+    rates = jnp.asarray([0.01, 0.04, 0.3])
+    swept = jax.vmap(lambda rate: gx.minimize(bowl, jnp.zeros(2), gx.sgd(rate), tol=1e-4))(rates)
+    names = [gx.Status(int(status)).name for status in swept.status]
+    assert names == ["converged", "converged", "non_finite"]
+    assert swept.steps[1] < swept.steps[0]
+    tols = jax.vmap(lambda tol: gx.minimize(bowl, jnp.zeros(2), gx.sgd(0.04), tol=tol).steps)(
+        jnp.asarray([1e-1, 1e-3])
+    )
+    assert tols[0] < tols[1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtypes(dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        start = jnp.zeros(2, dtype)
+        solution = gx.minimize(bowl, start, gx.momentum(0.02), tol=0.1, max_steps=500)
+        assert solution.params.dtype == dtype
+        assert solution.value < 0.1
+
+
+def test_python_floats_and_nested_parameters() -> None:
+    solution = gx.minimize(
+        lambda p: (p["a"] - 2) ** 2 + jnp.sum((p["b"][0] + 1) ** 2),
+        {"a": 0.0, "b": [jnp.zeros((2, 2))]},
+        gx.sgd(0.3),
+    )
+    assert solution.params["a"] == pytest.approx(2.0, abs=1e-5)
+    np.testing.assert_allclose(solution.params["b"][0], -1.0, atol=1e-5)
+
+
+def test_an_objective_that_cannot_be_hashed() -> None:
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return bowl(x)
+
+    assert gx.minimize(Loss(), jnp.zeros(2), gx.sgd(0.04)).status == gx.Status.converged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((lambda x: x, jnp.zeros(2)), r"fn must return one real number.*shape \(2,\)"),
+        ((lambda x: (jnp.sum(x), x), jnp.zeros(2)), r"fn must return one real number.*tuple"),
+        ((lambda x: jnp.sum(x) * 1j, jnp.zeros(2)), r"fn must return one real number.*complex"),
+        ((bowl, jnp.zeros(2, int)), r"params has dtype int32"),
+        ((bowl, {"x": 3}), r"params\['x'\] has dtype int32"),
+        ((bowl, jnp.zeros(2), "adam"), r"tx='adam'.*gx\.momentum"),
+        ((bowl, jnp.zeros(2), gx.adam), r"tx=.*gx\.momentum"),
+    ],
+)
+def test_bad_input_is_named(arguments: Any, message: str) -> None:
+    fn, start, *tx = arguments
+    with pytest.raises((TypeError, ValueError), match=message):
+        gx.minimize(fn, start, *(tx or [gx.sgd(0.1)]))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"tol": 0}, "tol must be positive"),
+        ({"tol": -1.0}, "tol"),
+        ({"tol": float("nan")}, "tol"),
+        ({"max_steps": -1}, "max_steps"),
+        ({"max_steps": "many"}, "max_steps"),
+    ],
+)
+def test_bad_options_are_named(option: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        gx.minimize(bowl, jnp.zeros(2), gx.sgd(0.1), **option)

@@ -1,0 +1,41 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradxform import tree
+
+
+def test_map_computes_in_float32_and_keeps_the_first_dtype() -> None:
+    small = jnp.asarray(1e-3, jnp.bfloat16)
+    one = jnp.asarray(1.0, jnp.bfloat16)
+    total = tree.map(lambda a, x, y: a + x + y, jnp.zeros((), jnp.float32), one, small)
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, 1 + np.float32(small), rtol=1e-7)
+
+
+def test_max_abs() -> None:
+    assert tree.max_abs({"a": jnp.asarray([-3.0, 2.0]), "b": jnp.zeros((0,))}) == 3.0
+    assert tree.max_abs({}) == 0.0
+    assert jnp.isnan(tree.max_abs([jnp.asarray([1.0]), jnp.asarray(jnp.nan)]))
+
+
+def test_sqrt_and_divide_at_zero() -> None:
+    assert jax.grad(lambda x: tree.sqrt(x * x))(0.0) == 0.0
+    assert jax.grad(tree.sqrt)(4.0) == pytest.approx(0.25)
+    assert jnp.isnan(tree.sqrt(jnp.asarray(jnp.nan)))
+    np.testing.assert_array_equal(
+        tree.divide(jnp.asarray([0.0, 1.0, 6.0]), jnp.asarray([0.0, 0.0, 3.0])), [0, 0, 2]
+    )
+    assert jnp.isnan(tree.divide(jnp.asarray(1.0), jnp.asarray(jnp.nan)))
+
+
+def test_count_stops_at_the_largest_integer() -> None:
+    largest = jnp.asarray(2**31 - 1, jnp.int32)
+    assert tree.add_count(largest, 5) == largest
+    assert tree.add_count(jnp.asarray(3, jnp.int32), 5) == 8
+
+
+def test_copy_has_buffers_of_its_own() -> None:
+    x = jnp.ones(3)
+    assert tree.copy(x).unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
