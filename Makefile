@@ -1,0 +1,48 @@
+# Every target makes the virtual environment it needs: `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint bench notebooks figures smoke clean
+
+# the main job: all first-order methods race on real data
+demo: $(INSTALLED)
+	$(BIN)/gradxform run digits_race
+
+# tests with doctests, then the linters and the type checker
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+	$(MAKE) lint
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/lab.py
+
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/execute.py
+
+figures: $(INSTALLED)
+	$(BIN)/python notebooks/figures.py
+
+# import, a step of every method and the command line's help, on any interpreter: make smoke PYTHON=python3.13 VENV=.venv313
+smoke:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable ".[lab]"
+	$(BIN)/python -W error tests/smoke.py
+	$(BIN)/gradxform --help
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
