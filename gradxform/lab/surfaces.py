@@ -1,0 +1,109 @@
+"""Analytic surfaces to walk on: each a function of a vector, made of smooth formulas."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Surface(NamedTuple):
+    """A function of two variables with what is needed to start on it and to draw it."""
+
+    name: str
+    fn: Callable[[jax.Array], jax.Array]  #: vector of length 2 -> scalar
+    start: tuple[float, float]
+    minima: tuple[tuple[float, float], ...]  #: all global minima; the one nearest the start first
+    bounds: tuple[tuple[float, float], tuple[float, float]]  #: of x and of y in a plot
+    formula: str  #: LaTeX, without dollar signs
+
+    @property
+    def minimum(self) -> tuple[float, float] | None:
+        """The global minimum nearest the start."""
+        return self.minima[0] if self.minima else None
+
+
+def quadratic(x: jax.Array) -> jax.Array:
+    """A long narrow valley: curvature 1 along (0.8, 0.6) and 100 across it.
+
+    It is turned out of the axes, so that no method that treats coordinates apart has it easy.
+
+    >>> float(quadratic(jnp.array([0.8, 0.6]))), float(quadratic(jnp.array([-0.6, 0.8])))
+    (0.5, 50.0)
+    """
+    along = 0.8 * x[0] + 0.6 * x[1]
+    across = 0.8 * x[1] - 0.6 * x[0]
+    return 0.5 * (along**2 + 100.0 * across**2)
+
+
+def rosenbrock(x: jax.Array) -> jax.Array:
+    """Rosenbrock's curved valley, of a vector of any length n >= 2; the minimum 0 is at ones.
+
+    >>> rosenbrock(jnp.ones(5))
+    Array(0., dtype=float32)
+    """
+    return jnp.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
+
+
+def beale(x: jax.Array) -> jax.Array:
+    """Beale's function: flat far out, with steep edges; the minimum 0 is at (3, 0.5).
+
+    >>> beale(jnp.array([3.0, 0.5]))
+    Array(0., dtype=float32)
+    """
+    residuals = (
+        1.5 - x[0] * (1.0 - x[1]),
+        2.25 - x[0] * (1.0 - x[1] ** 2),
+        2.625 - x[0] * (1.0 - x[1] ** 3),
+    )
+    return jnp.sum(jnp.stack(residuals) ** 2)
+
+
+def saddle(x: jax.Array) -> jax.Array:
+    """A saddle at the origin between two minima of -1 at (0, ±√2).
+
+    >>> saddle(jnp.array([1.0, 0.0]))
+    Array(1., dtype=float32)
+    """
+    return x[0] ** 2 - x[1] ** 2 + 0.25 * x[1] ** 4
+
+
+SURFACES: dict[str, Surface] = {
+    surface.name: surface
+    for surface in (
+        Surface(
+            name="quadratic",
+            fn=quadratic,
+            start=(-4.6, -2.2),
+            minima=((0.0, 0.0),),
+            bounds=((-6.0, 6.0), (-5.0, 5.0)),
+            formula=r"\frac{1}{2}\,[(0.8x + 0.6y)^2 + 100\,(0.8y - 0.6x)^2]",
+        ),
+        Surface(
+            name="rosenbrock",
+            fn=rosenbrock,
+            start=(-1.2, 1.0),
+            minima=((1.0, 1.0),),
+            bounds=((-2.0, 2.0), (-1.0, 3.0)),
+            formula=r"100\,(y - x^2)^2 + (1 - x)^2",
+        ),
+        Surface(
+            name="beale",
+            fn=beale,
+            start=(1.0, 1.0),
+            minima=((3.0, 0.5),),
+            bounds=((-4.5, 4.5), (-4.5, 4.5)),
+            formula=r"(1.5 - x + xy)^2 + (2.25 - x + xy^2)^2 + (2.625 - x + xy^3)^2",
+        ),
+        Surface(
+            name="saddle",
+            fn=saddle,
+            # Beside the ridge: on it, the gradient leads into the saddle and nowhere else.
+            start=(1.5, 0.01),
+            minima=((0.0, math.sqrt(2.0)), (0.0, -math.sqrt(2.0))),
+            bounds=((-2.0, 2.0), (-2.0, 2.0)),
+            formula=r"x^2 - y^2 + \frac{1}{4}\,y^4",
+        ),
+    )
+}

@@ -1,0 +1,194 @@
+"""Tasks: a data set and a model, as the pure functions that a training loop needs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from gradxform.lab.data import Dataset, Split, hold_out
+from gradxform.lab.models import Autoencoder, ModelError, build
+from gradxform.tree import PyTree
+
+__all__ = ["Batch", "ModelError", "Task", "kernel_penalty", "make_task", "shift_images"]
+
+
+class Batch(NamedTuple):
+    """Examples as they are stored, with a weight each."""
+
+    x: jax.Array  #: uint8 (n, *image)
+    y: jax.Array  #: int32 (n,)
+    weight: jax.Array  #: float32 (n,), 0 for an example that only fills the batch up
+
+
+class Task(NamedTuple):
+    """What is to be minimised, and on what. The functions are pure and jittable."""
+
+    name: str
+    init: Callable[[jax.Array], PyTree]  #: key -> parameters, float32
+    loss: Callable[[PyTree, Batch, jax.Array], jax.Array]
+    """(params, batch, key) -> the weighted mean loss with dropout on, plus the penalty"""
+    metrics: Callable[[PyTree, Batch], dict[str, jax.Array]]
+    """(params, batch) -> weighted sums over the batch, dropout off, no penalty: ``loss`` and
+    ``accuracy``; of an autoencoder ``loss`` alone, the squared error summed over the pixels"""
+    draw: Callable[[jax.Array, Batch], Batch]
+    """(key, batch) -> a new sample of each example, for an online stream: :func:`shift_images`"""
+    train: Split
+    validation: Split | None
+    test: Split
+
+
+def make_task(
+    data: Dataset,
+    model: str,
+    *,
+    model_options: Mapping[str, Any] | None = None,
+    validation_split: float = 0.0,
+    l1: float = 0.0,
+    l2: float = 0.0,
+) -> Task:
+    """Sets a model on a data set.
+
+    Images stay bytes until they are in the compiled program, which divides them by the data set's
+    scale; for ``cnn`` it then standardises each channel with the mean and standard deviation of the
+    training part. The loss of a classifier is the cross-entropy in nats; of an autoencoder, the
+    squared error of an image summed over its pixels.
+
+    Args:
+      data: the data set.
+      model: a name of :data:`gradxform.lab.models.MODELS`.
+      model_options: the model's own options.
+      validation_split: the last fraction of the training part, held out; 0 for none.
+      l1: factor of the sum of the kernels' absolute values, added to the training loss.
+      l2: factor of the sum of their squares.
+
+    Raises:
+      ModelError: no such model or option, the model does not fit the images, or a negative factor.
+      DataError: the validation split is out of range.
+
+    >>> from gradxform.lab.data import load
+    >>> task = make_task(load("digits"), "logistic")
+    >>> batch = Batch(jnp.array(task.train.x[:3]), jnp.array(task.train.y[:3]), jnp.ones(3))
+    >>> loss = task.loss(task.init(jax.random.key(0)), batch, jax.random.key(1))
+    >>> round(float(loss), 4)  # all classes equally likely: log 10
+    2.3026
+    """
+    for name, value in (("l1", l1), ("l2", l2)):
+        if not value >= 0:
+            raise ModelError(f"{name}={value}: expected a factor of at least 0")
+    module = build(model, data.num_classes, **(model_options or {}))
+    train, validation = data.train, None
+    if validation_split:
+        train, validation = hold_out(data.train, validation_split)
+    shape = train.x.shape[1:]
+    mean, deviation = _channel_statistics(train.x, data.scale) if model == "cnn" else (0.0, 1.0)
+
+    def scaled(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32) / data.scale
+
+    def init(key: jax.Array) -> PyTree:
+        return module.init(key, jnp.zeros((1, *shape), jnp.float32), train=False)["params"]
+
+    def logits(params: PyTree, x: jax.Array, **options: Any) -> jax.Array:
+        inputs = (scaled(x) - mean) / deviation
+        return cast(jax.Array, module.apply({"params": params}, inputs, **options))
+
+    losses = _reconstruction_losses if isinstance(module, Autoencoder) else _class_losses
+
+    def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
+        outputs = logits(params, batch.x, train=True, rngs={"dropout": key})
+        each = losses(outputs, scaled(batch.x), batch.y)["loss"]
+        fit = jnp.sum(batch.weight * each) / jnp.sum(batch.weight)
+        return fit + kernel_penalty(params, l1, l2) if l1 or l2 else fit
+
+    def metrics(params: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        outputs = logits(params, batch.x, train=False)
+        each = losses(outputs, scaled(batch.x), batch.y)
+        return {name: jnp.sum(batch.weight * values) for name, values in each.items()}
+
+    jax.eval_shape(init, jax.random.key(0))  # a model that does not fit the images says so now
+    return Task(
+        f"{data.name}/{model}", init, loss, metrics, shift_images, train, validation, data.test
+    )
+
+
+def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
+    """L1 and L2 regularisation: ``l1 Σ|w| + l2 Σw²`` over the kernels, biases left free.
+
+    It is composed with any loss by adding it, as :func:`make_task` does; an L2 term has the
+    gradient ``2 l2 w`` (there is no half in it, as in Keras).
+
+    Args:
+      params: a parameter tree of nested dicts; its leaves named ``kernel`` count.
+      l1: factor of the absolute values.
+      l2: factor of the squares.
+
+    >>> kernel_penalty({"kernel": jnp.array([1.0, -2.0]), "bias": jnp.ones(3)}, l1=0.5, l2=0.25)
+    Array(2.75, dtype=float32)
+    """
+    named, _ = jax.tree_util.tree_flatten_with_path(params)
+    kernels = [leaf for path, leaf in named if jax.tree_util.keystr(path).endswith("['kernel']")]
+    terms = [l1 * jnp.sum(jnp.abs(w)) + l2 * jnp.sum(jnp.square(w)) for w in kernels]
+    return sum(terms, start=jnp.zeros((), jnp.float32))
+
+
+def shift_images(key: jax.Array, batch: Batch, extent: float = 1 / 14) -> Batch:
+    """Makes a new sample of each image by a small random shift, a part of a pixel included.
+
+    The shifts are independent and uniform, down or up and right or left; what enters at a border
+    repeats the border. Pixels between the stored ones are interpolated bilinearly.
+
+    Args:
+      key: the random key.
+      batch: images of shape (n, height, width) or (n, height, width, channels).
+      extent: the largest shift, as a part of the height and width: 2 pixels in 28.
+    """
+    height, width = batch.x.shape[1:3]
+    limits = extent * jnp.array([height, width])
+    shifts = limits * jax.random.uniform(key, (len(batch.x), 2), minval=-1.0, maxval=1.0)
+    images = batch.x.reshape(*batch.x.shape[:3], -1).astype(jnp.float32)
+    moved = jnp.einsum(
+        "nij,njkc,nlk->nilc",
+        _interpolation(height, shifts[:, 0]),
+        images,
+        _interpolation(width, shifts[:, 1]),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return batch._replace(x=jnp.round(moved).astype(batch.x.dtype).reshape(batch.x.shape))
+
+
+def _interpolation(size: int, shifts: jax.Array) -> jax.Array:
+    """Matrices (n, size, size) that shift a line of pixels by linear interpolation."""
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    sources = jnp.clip(pixels - shifts[:, None], 0, size - 1)
+    return jnp.maximum(0, 1 - jnp.abs(sources[..., None] - pixels))
+
+
+def _class_losses(logits: jax.Array, _: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), labels
+    )
+    correct = jnp.argmax(logits, axis=-1) == labels
+    return {"loss": cross_entropy, "accuracy": correct.astype(jnp.float32)}
+
+
+def _reconstruction_losses(
+    logits: jax.Array, images: jax.Array, _: jax.Array
+) -> dict[str, jax.Array]:
+    errors = jnp.square(nn.sigmoid(logits.astype(jnp.float32)) - images)
+    return {"loss": jnp.sum(errors.reshape(len(images), -1), axis=-1)}
+
+
+def _channel_statistics(x: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel of the scaled images; 1 for a constant one."""
+    pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
+    # Integer sums are exact, and einsum converts in blocks: no copy of the set eight times as big.
+    mean = pixels.sum(axis=0, dtype=np.int64) / len(pixels)
+    square = np.einsum("nc,nc->c", pixels, pixels, dtype=np.int64) / len(pixels)
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    deviation[deviation == 0] = scale
+    shape = (-1,) if x.ndim == 4 else ()  # a number where there is no channel axis
+    return tuple((s / scale).astype(np.float32).reshape(shape) for s in (mean, deviation))
