@@ -1,0 +1,442 @@
+"""Experiments as TOML files: read, overridden, checked, and written back.
+
+Nothing here imports JAX, so that a mistake in a config is told at once.
+"""
+
+import functools
+import importlib.resources
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from gradxform.lab import optimizers
+from gradxform.lab.optimizers import ConfigError, Problem, suggest
+
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _batch_size(value: Any) -> int | Literal["full"]:
+    if value == "full" or (type(value) is int and value >= 1):
+        return value
+    raise PydanticCustomError("batch_size", 'a whole number of at least 1, or "full"')
+
+
+def _point(value: Any) -> tuple[float, float]:
+    match value:
+        case [int() | float() as x, int() | float() as y] if math.isfinite(x + y):
+            return float(x), float(y)
+    raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _DataTask(_Table):
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    model_options: dict[str, Any] = {}  #: arguments of the model, like ``hidden = 32``
+    validation_split: Fraction = 0.0  #: the last part of the training examples, held out
+    l1: Coefficient = 0.0  #: weight of the sum of absolute values of the kernels
+    l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
+
+
+class Classification(_DataTask):
+    """``[task]`` with ``kind = "classification"``: cross-entropy of labelled images."""
+
+    kind: Literal["classification"]
+    model: Literal["keras_mlp", "logistic", "mlp", "cnn"]
+
+
+class Autoencoder(_DataTask):
+    """``[task]`` with ``kind = "autoencoder"``: squared error of reconstructed images."""
+
+    kind: Literal["autoencoder"]
+    model: Literal["autoencoder"] = "autoencoder"
+
+
+class SurfaceTask(_Table):
+    """``[task]`` with ``kind = "surface"``: a function of two variables."""
+
+    kind: Literal["surface"]
+    surface: Literal["quadratic", "rosenbrock", "beale", "saddle"]
+    start: Annotated[tuple[float, float] | None, PlainValidator(_point)] = (
+        None  #: the surface's own start if not given
+    )
+
+
+class Training(_Table):
+    """``[training]`` of a task on data."""
+
+    epochs: Count  #: passes over the training examples
+    batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
+    order: Literal["reshuffle", "shuffle_once", "sequential", "online"] = "reshuffle"
+
+
+class SurfaceTraining(_Table):
+    """``[training]`` of a surface."""
+
+    steps: Count  #: updates
+
+
+class Output(_Table):
+    """``[output]``: where runs are kept."""
+
+    folder: str = "runs"  #: a run makes its own folder inside
+
+
+class _Experiment(_Table):
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    title: str = ""  #: of the plot; the name if empty
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    output: Output = Output()
+
+
+# A class for each kind of task, so that every problem has one path and one list of valid keys.
+class ClassificationConfig(_Experiment):
+    """An experiment with ``task.kind = "classification"``."""
+
+    task: Classification
+    training: Training
+
+
+class AutoencoderConfig(_Experiment):
+    """An experiment with ``task.kind = "autoencoder"``."""
+
+    task: Autoencoder
+    training: Training
+
+
+class SurfaceConfig(_Experiment):
+    """An experiment with ``task.kind = "surface"``."""
+
+    task: SurfaceTask
+    training: SurfaceTraining
+
+
+Config: TypeAlias = ClassificationConfig | AutoencoderConfig | SurfaceConfig
+
+_SECTIONS = ("name", "title", "seed", "task", "training", "optimizers", "output")
+_KINDS: dict[str, type[Config]] = {
+    "classification": ClassificationConfig,
+    "autoencoder": AutoencoderConfig,
+    "surface": SurfaceConfig,
+}
+
+
+class _Option(NamedTuple):
+    wanted: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+_WIDTH = _Option("a whole number of at least 1", _is_width)
+_WIDTHS = _Option(
+    "a list of whole numbers of at least 1",
+    lambda value: isinstance(value, list) and bool(value) and all(map(_is_width, value)),
+)
+_RATE = _Option(
+    "a rate of at least 0 and below 1", lambda value: type(value) in (int, float) and 0 <= value < 1
+)
+_MODEL_OPTIONS: dict[str, dict[str, _Option]] = {
+    "logistic": {},
+    "keras_mlp": {"hidden": _WIDTH},
+    "mlp": {"hidden": _WIDTHS, "input_dropout": _RATE, "dropout": _RATE},
+    "cnn": {"channels": _WIDTHS, "hidden": _WIDTH, "input_dropout": _RATE, "dropout": _RATE},
+    "autoencoder": {"widths": _WIDTHS},
+}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads and checks an experiment.
+
+    Args:
+      path: a TOML file, or the name of a shipped config.
+      overrides: ``"key=value"`` settings with dotted keys, as in ``training.epochs=3``; a value
+        that is not TOML is taken as text.
+
+    Raises:
+      ConfigError: no such file, TOML that does not parse, or values that do not fit; it lists all
+        problems at once.
+
+    >>> load_config("keras_mnist", ["training.epochs=3"]).training.epochs
+    3
+    """
+    file = find_config(path)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(file), [f"not valid TOML: {error}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), [f"cannot be read: {error}"]) from None
+    problems = [problem for text in overrides for problem in _override(table, text)]
+    return parse_config(table, str(file), problems)
+
+
+def parse_config(
+    table: Mapping[str, Any], source: str = "config", problems: Sequence[Problem | str] = ()
+) -> Config:
+    """Checks an experiment given as nested tables.
+
+    Args:
+      table: what ``tomllib`` makes of a config file.
+      source: what to call it in messages.
+      problems: mistakes already found, to report with the others.
+
+    Raises:
+      ConfigError: with every problem found.
+    """
+    found = list(problems)
+    task = table.get("task")
+    kind = task.get("kind") if isinstance(task, Mapping) else None
+    schema = _KINDS.get(kind) if isinstance(kind, str) else None
+    if isinstance(task, Mapping) and schema is None:
+        hint = suggest(kind, _KINDS) if isinstance(kind, str) else ""
+        given = f"found {kind!r}{hint}" if "kind" in task else "but is missing"
+        found.append(Problem("task.kind", f"should be {_either(_KINDS)}, {given}"))
+    config = None
+    try:
+        config = (schema or ClassificationConfig).model_validate(table)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            # what else a task holds depends on its kind
+            if schema or detail["loc"][0] != "task" or len(detail["loc"]) == 1:
+                found.append(_describe(detail, schema or ClassificationConfig))
+    if isinstance(task, Mapping):
+        found += _check_model_options(task, "autoencoder" if kind == "autoencoder" else None)
+    found += _check_optimizers(table)
+    if found or config is None:
+        raise ConfigError(source, found)
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The config as TOML text, every default written out, that :func:`load_config` accepts."""
+    table = config.model_dump(exclude_none=True)
+    return _toml_table({section: table[section] for section in _SECTIONS})
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with gradxform, by name."""
+    return {file.stem: file for file in sorted(_config_folder().glob("*.toml"))}
+
+
+def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
+    """For each kind of task, the keys with a fixed choice of values.
+
+    >>> task_choices()["surface"]
+    {'surface': ('quadratic', 'rosenbrock', 'beale', 'saddle')}
+    """
+    choices: dict[str, dict[str, tuple[str, ...]]] = {}
+    for task in (Classification, Autoencoder, SurfaceTask):
+        found = {
+            key: get_args(field.annotation)
+            for key, field in task.model_fields.items()
+            if get_origin(field.annotation) is Literal
+        }
+        (kind,) = found.pop("kind")
+        choices[kind] = found
+    return choices
+
+
+def find_config(path: str | Path) -> Path:
+    """The file of a path or of a shipped config's name.
+
+    Raises:
+      ConfigError: neither is there.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file
+    shipped = shipped_configs()
+    name = str(path)
+    if name in shipped:
+        return shipped[name]
+    if file.is_dir():
+        raise ConfigError(name, ["is a folder: name the TOML file in it"])
+    hint = suggest(name.removesuffix(".toml"), shipped)
+    listed = ", ".join(shipped)
+    raise ConfigError(name, [f"no such file, nor a shipped config{hint} (shipped: {listed})"])
+
+
+@functools.cache
+def _config_folder() -> Path:
+    """In a wheel the configs lie in the package, in a checkout beside it."""
+    package = importlib.resources.files("gradxform.lab")
+    installed = Path(str(package / "configs"))
+    return installed if installed.is_dir() else Path(str(package)).parents[1] / "configs"
+
+
+def _override(table: dict[str, Any], text: str) -> Iterator[Problem]:
+    """Applies one ``key=value`` to ``table``, in place."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    try:
+        keys = _key_path(key)
+    except tomllib.TOMLDecodeError:
+        keys = []
+    if not equals or not keys:
+        yield Problem("--set", f"should be key=value with a dotted key, found {text!r}")
+        return
+    target: Any = table
+    for depth, part in enumerate(keys[:-1], start=1):
+        target = target.setdefault(part, {}) if isinstance(target, dict) else _item(target, part)
+        if not isinstance(target, dict | list):
+            where = ".".join(keys[:depth])
+            yield Problem(f"--set {key}", f"{where} is no table in this config")
+            return
+    if isinstance(target, dict):
+        target[keys[-1]] = _value(value)
+    elif _item(target, keys[-1]) is not None:
+        target[int(keys[-1])] = _value(value)
+    else:
+        yield Problem(f"--set {key}", f"{'.'.join(keys[:-1])} has no item {keys[-1]!r}")
+
+
+def _key_path(key: str) -> list[str]:
+    table, path = tomllib.loads(f"{key} = 0"), []
+    while isinstance(table, dict):
+        if len(table) != 1:
+            return []
+        ((part, table),) = table.items()
+        path.append(part)
+    return path
+
+
+def _item(items: list[Any], index: str) -> Any:
+    return items[int(index)] if index.isdecimal() and int(index) < len(items) else None
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _check_model_options(task: Mapping[str, Any], default: str | None) -> Iterator[Problem]:
+    model, given = task.get("model", default), task.get("model_options")
+    if not isinstance(given, Mapping) or not isinstance(model, str) or model not in _MODEL_OPTIONS:
+        return
+    options = _MODEL_OPTIONS[model]
+    for key, value in given.items():
+        path = f"task.model_options.{key}"
+        if key not in options:
+            hint = suggest(key, options) or f"; it has {', '.join(options) or 'none'}"
+            yield Problem(path, f"unknown option of {model}{hint}")
+        elif not options[key].accepts(value):
+            yield Problem(path, f"should be {options[key].wanted}, found {value!r}")
+
+
+def _check_optimizers(table: Mapping[str, Any]) -> Iterator[Problem]:
+    entries = table.get("optimizers")
+    for label, entry in entries.items() if isinstance(entries, Mapping) else ():
+        if isinstance(entry, Mapping):
+            yield from optimizers.check(entry, f"optimizers.{label}")
+
+
+def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
+    """A pydantic error in the config's own words."""
+    *parents, key = error["loc"]
+    path, value = ".".join(map(str, error["loc"])), error["input"]
+    owner: Any = schema
+    for part in parents:
+        owner = owner.model_fields[part].annotation if part in _fields(owner) else None
+    match error["type"]:
+        case "extra_forbidden":
+            keys = _fields(owner)
+            hint = suggest(str(key), keys) or f"; the keys here are {', '.join(keys)}"
+            return Problem(path, f"unknown key{hint}")
+        case "missing":
+            example = _EXAMPLES.get(path)
+            return Problem(path, f"missing{f', for instance {example}' if example else ''}")
+        case "literal_error":
+            choices = get_args(owner.model_fields[key].annotation)
+            hint = suggest(value, choices) if isinstance(value, str) else ""
+            return Problem(path, f"should be {_either(choices)}, found {value!r}{hint}")
+        case "string_pattern_mismatch":
+            wanted = "letters, digits, '.', '_' and '-', a letter or digit first"
+            return Problem(path, f"should be made of {wanted}, found {value!r}")
+        case "dict_type" | "model_type":
+            return Problem(path, f"should be a table, found {value!r}")
+        case "too_short":
+            return Problem(path, 'should have an entry, like [optimizers.sgd] with method = "sgd"')
+    expected = error["msg"].removeprefix("Input should be ").replace("integer", "whole number")
+    return Problem(path, f"should be {expected}, found {value!r}")
+
+
+_EXAMPLES = {
+    "name": 'name = "my_race"',
+    "task": '[task] with kind = "classification"',
+    "task.dataset": 'dataset = "digits"',
+    "task.model": 'model = "keras_mlp"',
+    "task.surface": 'surface = "rosenbrock"',
+    "training": "[training] with epochs = 10",
+    "training.epochs": "epochs = 10",
+    "training.steps": "steps = 200",
+    "optimizers": '[optimizers.sgd] with method = "sgd" and learning_rate = 0.1',
+}
+
+
+def _fields(owner: Any) -> list[str]:
+    is_table = isinstance(owner, type) and issubclass(owner, _Table)
+    return list(owner.model_fields) if is_table else []
+
+
+def _either(choices: Iterable[str]) -> str:
+    *most, last = (repr(choice) for choice in choices)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _toml_table(table: Mapping[str, Any], path: str = "") -> str:
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = [f"{_toml_key(key)} = {_toml_value(value)}\n" for key, value in values.items()]
+    if path and (lines or not tables):
+        lines.insert(0, f"\n[{path}]\n")
+    for key, value in tables.items():
+        # an argument that is a table, like a schedule, reads better beside its neighbours
+        if path.startswith("optimizers."):
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
+        else:
+            lines.append(_toml_table(value, f"{path}.{_toml_key(key)}".lstrip(".")))
+    return "".join(lines)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():  # JSON's escapes are TOML's, but for DEL
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case Mapping():
+            items = (f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items())
+            return f"{{{', '.join(items)}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(_toml_value, value))}]"
+        case _:
+            return str(value)

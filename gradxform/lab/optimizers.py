@@ -1,0 +1,301 @@
+"""Optimisers named in a config: tables in, gradient transformations out.
+
+A table names its function: ``{method = "adam", learning_rate = 1e-3}``, a list of links
+``{chain = [...]}``, or, where a rate or another number may change in time, ``{schedule =
+"linear_decay", ...}``. The functions a config can name are the public ones of gradxform, optax and
+optax.contrib whose declared result is a gradient transformation or a schedule, and no others.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gradxform.lab.signatures import Argument, Signature, public_names, signature
+
+if TYPE_CHECKING:
+    import optax
+
+Table = Mapping[str, Any]
+
+PACKAGES = ("gradxform", "optax", "optax.contrib")
+RETURNS = {
+    "method": ("GradientTransformation", "GradientTransformationExtraArgs"),
+    "schedule": ("Schedule",),
+}
+METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
+
+
+class Problem(NamedTuple):
+    """What is wrong at one place of a config."""
+
+    path: str  #: dotted, like ``optimizers.adam.learning_rate``
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A config that cannot be used; ``problems`` lists every mistake found in it."""
+
+    def __init__(self, source: str, problems: Iterable[Problem | str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([f"{source}:", *(f"  {problem}" for problem in self.problems)]))
+
+
+def check(table: Table, path: str) -> Iterator[Problem]:
+    """Everything wrong with an optimiser's table that its functions' signatures tell.
+
+    Imports neither JAX nor Optax.
+
+    >>> [str(p) for p in check({"method": "adam", "learning_rat": 0.1}, "optimizers.a")]
+    ["optimizers.a.learning_rat: unknown argument of gradxform.adam, did you mean 'learning_rate'?"]
+    """
+    tags = [tag for tag in ("method", "chain") if tag in table]
+    if len(tags) != 1:
+        yield Problem(path, 'needs either method = "NAME" or chain = [{method = "NAME", ...}, ...]')
+    elif tags == ["method"]:
+        yield from _check_call(table, path, "method")
+    else:
+        for key in table.keys() - {"chain"}:
+            yield Problem(f"{path}.{key}", "a chain takes no arguments: give them to its links")
+        links = table["chain"]
+        if not isinstance(links, list) or not links:
+            yield Problem(f"{path}.chain", f"should be a list of links, found {links!r}")
+            return
+        for i, link in enumerate(links):
+            where = f"{path}.chain[{i}]"
+            if isinstance(link, Mapping):
+                yield from check(link, where)
+            else:
+                yield Problem(where, f"should be {METHOD}, found {link!r}")
+
+
+def build(table: Table, path: str) -> "optax.GradientTransformationExtraArgs":
+    """The gradient transformation of a table that :func:`check` passed.
+
+    Raises:
+      ConfigError: a function refuses its arguments.
+
+    >>> tx = build({"chain": [{"method": "optax.clip", "max_delta": 1.0}, {"method": "sgd",
+    ...     "learning_rate": 0.1}]}, "optimizers.clipped")
+    >>> tx.update([2.0], tx.init([0.0]))[0]
+    [Array(-0.1, dtype=float32)]
+    """
+    import optax
+
+    return optax.with_extra_args_support(_build(table, path))
+
+
+@functools.cache
+def methods(package: str, kind: str = "method") -> tuple[Signature, ...]:
+    """The functions of ``package`` that a table can call as a ``"method"`` or a ``"schedule"``.
+
+    Those that need what TOML cannot write, such as a function, are left out.
+    """
+    found = (signature(package, name) for name in public_names(package))
+    return tuple(
+        f
+        for f in found
+        if f is not None
+        and f.returns in RETURNS[kind]
+        and not f.variadic
+        and all(_admitted(a.annotation) for a in f.arguments.values() if a.required)
+    )
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` with the nearest valid name, or the empty string.
+
+    >>> suggest("epoch", ["epochs", "steps"])
+    ", did you mean 'epochs'?"
+    """
+    nearest = difflib.get_close_matches(name, list(valid), n=1)
+    return f", did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _split(name: str) -> tuple[str, str]:
+    package, dot, function = name.rpartition(".")
+    return package if dot else "gradxform", function
+
+
+def _find(name: str, kind: str) -> Signature | None:
+    package, function = _split(name)
+    if package not in PACKAGES or function not in public_names(package):
+        return None
+    found = signature(package, function)
+    return found if found is not None and found.returns in RETURNS[kind] else None
+
+
+def _unknown(name: str, kind: str) -> str:
+    package, function = _split(name)
+    same_name = [f"{p}.{function}" for p in PACKAGES if _find(f"{p}.{function}", kind)]
+    if same_name:
+        hint = f", did you mean {same_name[0]!r}?"
+    elif package in PACKAGES:
+        valid = [f.name.rpartition(".")[2] for f in methods(package, kind)]
+        near = difflib.get_close_matches(function, valid, n=1)
+        prefix = f"{package}." if "." in name else ""
+        hint = f", did you mean {prefix + near[0]!r}?" if near else ""
+    else:
+        hint = ""
+    return f"no {kind} named {name!r} in {', '.join(PACKAGES[:-1])} or {PACKAGES[-1]}{hint}"
+
+
+def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
+    name = table[kind]
+    if not isinstance(name, str):
+        yield Problem(f"{path}.{kind}", f"should be a name, found {name!r}")
+        return
+    function = _find(name, kind)
+    if function is None:
+        yield Problem(f"{path}.{kind}", _unknown(name, kind))
+        return
+    if function.variadic:
+        yield Problem(f"{path}.{kind}", f"{function.name}: write chain = [...] instead")
+        return
+    for key, value in table.items():
+        if key == kind:
+            continue
+        argument = function.arguments.get(key)
+        if argument is None:
+            hint = suggest(key, function.arguments)
+            takes = "" if hint else f"; it takes {', '.join(function.arguments) or 'none'}"
+            message = f"unknown argument of {function.name}{hint}{takes}"
+            yield Problem(f"{path}.{key}", message)
+        else:
+            yield from _check_value(value, argument, f"{path}.{key}")
+    for key, argument in function.arguments.items():
+        if argument.required and key not in table:
+            expected = _expected(argument)
+            message = f"missing: {function.name} needs it" + (f" ({expected})" if expected else "")
+            yield Problem(f"{path}.{key}", message)
+
+
+# What a type in a signature admits, by its last word.
+_ADMITS = {
+    "bool": ("true or false",),
+    "int": ("a whole number",),
+    "str": ("a text",),
+    "float": ("a number",),
+    "Scalar": ("a number",),
+    "ArrayLike": ("a number",),
+    "Array": ("a number",),
+    "LearningRate": ("a number", SCHEDULE),
+    "ScalarOrSchedule": ("a number", SCHEDULE),
+    "Schedule": (SCHEDULE,),
+    "GradientTransformation": (METHOD,),
+    "GradientTransformationExtraArgs": (METHOD,),
+    "Sequence": ("a list",),
+    "tuple": ("a list",),
+    "dict": ("a table",),
+    "None": (),
+}
+
+
+def _admitted(annotation: ast.expr | None) -> tuple[str, ...] | None:
+    """What TOML value an argument takes, in words; ``None`` if its type does not tell."""
+    match annotation:
+        case None:
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            parts = [left, right]
+        case ast.Subscript(value=ast.Name("Optional"), slice=inner):
+            parts = [inner]
+        case ast.Subscript(value=ast.Name("Union"), slice=ast.Tuple(elts=inner)):
+            parts = inner
+        case ast.Subscript(value=ast.Name("Literal")):
+            choices = ast.literal_eval(annotation.slice)
+            choices = choices if isinstance(choices, tuple) else (choices,)
+            return tuple(repr(choice) for choice in choices)
+        case ast.Constant(value=str(text)):
+            parts = [ast.parse(text, mode="eval").body]
+        case ast.Subscript(value=generic):
+            return _ADMITS.get(ast.unparse(generic).rpartition(".")[2])
+        case _:
+            return _ADMITS.get(ast.unparse(annotation).rpartition(".")[2])
+    admitted = [_admitted(part) for part in parts]
+    if any(part is None for part in admitted):
+        return None
+    return tuple(dict.fromkeys(words for part in admitted if part for words in part))
+
+
+def _expected(argument: Argument) -> str:
+    *most, last = _admitted(argument.annotation) or ("",)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]:
+    admitted = _admitted(argument.annotation)
+    found = _described(value)
+    if admitted is not None and not set(found) & set(admitted):
+        texts = [words.strip("'") for words in admitted if words.startswith("'")]
+        hint = suggest(value, texts) if isinstance(value, str) else ""
+        yield Problem(path, f"should be {_expected(argument)}, found {value!r}{hint}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if isinstance(item, Mapping):
+                yield from _check_table(item, f"{path}[{i}]")
+    elif isinstance(value, Mapping):
+        yield from _check_table(value, path)
+
+
+def _check_table(table: Table, path: str) -> Iterator[Problem]:
+    if "schedule" in table:
+        yield from _check_call(table, path, "schedule")
+    elif "method" in table or "chain" in table:
+        yield from check(table, path)
+
+
+def _described(value: Any) -> tuple[str, ...]:
+    match value:
+        case bool():
+            return ("true or false",)
+        case int():
+            return ("a whole number", "a number")
+        case float():
+            return ("a number",)
+        case str():
+            return (repr(value), "a text")
+        case {"schedule": _}:
+            return (SCHEDULE,)
+        case {"method": _} | {"chain": _}:
+            return (METHOD,)
+        case list():
+            return ("a list",)
+        case Mapping():
+            return ("a table",)
+        case _:
+            return ()
+
+
+def _build(value: Any, path: str) -> Any:
+    match value:
+        case {"chain": links}:
+            import optax
+
+            return optax.chain(
+                *(_build(link, f"{path}.chain[{i}]") for i, link in enumerate(links))
+            )
+        case {"method": name, **arguments}:
+            return _call(name, arguments, path)
+        case {"schedule": name, **arguments}:
+            return _call(name, arguments, path)
+        case list():
+            return [_build(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        case Mapping():  # TOML's keys are text, Optax's tables of boundaries have whole numbers
+            return {int(k) if k.isdigit() else k: _build(v, path) for k, v in value.items()}
+        case _:
+            return value
+
+
+def _call(name: str, arguments: Table, path: str) -> Any:
+    package, function = _split(name)
+    values = {key: _build(value, f"{path}.{key}") for key, value in arguments.items()}
+    try:
+        return getattr(importlib.import_module(package), function)(**values)
+    except Exception as error:  # another package's function may raise anything at a bad value
+        raise ConfigError("optimiser", [Problem(path, str(error))]) from error

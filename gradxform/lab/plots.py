@@ -1,0 +1,172 @@
+"""Figures: training cost against epochs, and paths on a surface.
+
+Line styles and markers tell the optimisers apart without colour. Figures are made without pyplot:
+nothing is left open, and no display is needed.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from gradxform.lab.surfaces import Surface
+from gradxform.lab.train import RaceResult, ranked
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, less the yellow; dark and light
+# ones take turns, so that neighbours differ in grey as well. Numbers of colours, dashes and markers
+# without a common factor make the combinations last.
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)))
+MARKERS = "os^Dv<>PXp*"
+
+
+class Style(NamedTuple):
+    """How one optimiser is drawn."""
+
+    color: str
+    linestyle: Any
+    marker: str
+
+
+def styles(count: int) -> list[Style]:
+    """``count`` styles, no two alike."""
+    cycle = zip(
+        itertools.cycle(COLOURS), itertools.cycle(DASHES), itertools.cycle(MARKERS), strict=False
+    )
+    return [Style(*style) for style in itertools.islice(cycle, count)]
+
+
+def plot_cost(result: RaceResult, title: str = "") -> Figure:
+    """Training cost of every optimiser, on a logarithmic scale, against epochs.
+
+    On a surface it is the height above the lowest value reached by any of them, against updates.
+    The legend is in the order of the ranking; a curve that ends early is one that diverged.
+
+    Args:
+      result: of a race.
+      title: over the plot; the name of the task if empty.
+
+    Returns:
+      The figure; save it by ``figure.savefig(path)``.
+    """
+    on_surface = result.measure == "value"
+    x_key, y_key = ("step", "value") if on_surface else ("epoch", "cost")
+    given = [history.label for history in result.histories]
+    curves = {history.label: _finite(history.rows, x_key, y_key) for history in result.histories}
+    if on_surface:
+        lowest = min(y.min(initial=np.inf) for _, y in curves.values())
+        curves = {label: (x, np.maximum(y - lowest, 0)) for label, (x, y) in curves.items()}
+
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    style_of = dict(zip(given, styles(len(given)), strict=True))
+    for place, history in enumerate(ranked(result)):
+        x, y = curves[history.label]
+        every = max(1, len(x) // 8)
+        shift = min(place * every // max(1, len(given)), len(x) - 1) if len(x) > 8 else 0
+        axes.plot(
+            x,
+            np.where(y > 0, y, np.nan),  # a zero has no place on a logarithmic scale
+            **style_of[history.label]._asdict(),
+            label=history.label + (" (diverged)" if history.diverged else ""),
+            linewidth=1.5,
+            markersize=5,
+            markevery=(shift, every),
+        )
+    axes.set_yscale("log")
+    if len(curves) > 1:  # one that ran away must not flatten the others
+        firsts = [y[0] for _, y in curves.values() if len(y)]
+        axes.set_ylim(top=min(axes.get_ylim()[1], 10 * float(np.median(firsts))))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if on_surface:
+        axes.set_xlabel("updates")
+        axes.set_ylabel("value above the lowest reached")
+    else:
+        axes.set_xlabel("epochs (passes over the training examples)")
+        axes.set_ylabel(f"training cost ({_unit(result)})")
+    figure.suptitle(title or result.name)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=4, frameon=False)
+    return figure
+
+
+def plot_paths(
+    surface: Surface,
+    paths: Mapping[str, np.ndarray],
+    *,
+    title: str = "",
+    axes: Axes | None = None,
+) -> Figure:
+    """Paths of optimisers over the contours of a surface.
+
+    Args:
+      surface: the function; its ``bounds`` are drawn.
+      paths: points of shape (steps + 1, 2), by label, such as the first result of
+        :func:`gradxform.lab.train.make_walk`.
+      title: over the plot; the surface's name and formula if empty.
+      axes: where to draw; a figure of its own if not given.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: a path of another shape.
+    """
+    for label, path in paths.items():
+        if np.ndim(path) != 2 or np.shape(path)[1] != 2:
+            shape = np.shape(path)
+            raise ValueError(f"paths[{label!r}] should be of shape (steps + 1, 2), has {shape}")
+    if axes is None:
+        axes = Figure(figsize=(6.4, 5.2), layout="constrained").add_subplot()
+    _contours(surface, axes)
+    for style, (label, path) in zip(styles(len(paths)), paths.items(), strict=True):
+        x, y = np.asarray(path, float).T
+        every = max(1, len(x) // 20)
+        options = style._asdict() | {"markersize": 4, "markevery": every, "linewidth": 1.5}
+        axes.plot(x, y, **options, label=label)
+    if paths:
+        x, y = np.asarray(next(iter(paths.values())), float)[0]
+        axes.plot(x, y, "ko", markersize=8, fillstyle="none", label="start")
+    for i, (x, y) in enumerate(surface.minima):
+        label = "minimum" if i == 0 else None
+        axes.plot(x, y, "k*", markersize=12, markerfacecolor="white", label=label)
+    (left, right), (bottom, top) = surface.bounds
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x$", ylabel="$y$")
+    axes.set_title(title or f"{surface.name}: ${surface.formula}$", fontsize="medium")
+    axes.legend(loc="best", fontsize="small", handlelength=3.5, framealpha=0.9)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _contours(surface: Surface, axes: Axes) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    x, y = np.meshgrid(*(np.linspace(*bound, 201) for bound in surface.bounds))
+    points = jnp.asarray(np.stack([x, y], axis=-1).reshape(-1, 2), jnp.float32)
+    z = np.asarray(jax.vmap(surface.fn)(points), float).reshape(x.shape)
+    # equal steps of height would crowd at the steep rim and leave the valley empty
+    height = z - z.min()
+    field = np.log(height + 1e-3 * np.median(height))
+    axes.contourf(x, y, field, 18, cmap="Greys", alpha=0.3)
+    axes.contour(x, y, field, 18, colors="0.65", linewidths=0.6, linestyles="solid")
+
+
+def _finite(rows: Sequence[Mapping[str, float]], *keys: str) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (np.asarray([row[key] for row in rows], float) for key in keys)
+    kept = np.isfinite(y)
+    return x[kept], y[kept]
+
+
+def _unit(result: RaceResult) -> str:
+    has_labels = any("train_accuracy" in history.rows[-1] for history in result.histories)
+    return "cross-entropy, nats" if has_labels else "squared error per image"

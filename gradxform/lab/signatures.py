@@ -1,0 +1,117 @@
+"""What a function takes, read from its source text.
+
+A config is checked against the real signatures of Optax and gradxform, and importing those means
+importing JAX. Reading their source instead answers a misspelt argument at once.
+"""
+
+import ast
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Argument(NamedTuple):
+    """One argument of a function that a caller may name."""
+
+    annotation: ast.expr | None
+    required: bool
+
+
+class Signature(NamedTuple):
+    """A function of a package."""
+
+    name: str  #: with its package, like ``optax.adamw``
+    arguments: dict[str, Argument]
+    variadic: bool  #: takes ``*args``
+    returns: str  #: the last word of the return annotation, "" if there is none
+    summary: str  #: first line of the docstring, without its markup
+
+
+def public_names(package: str) -> tuple[str, ...]:
+    """The public names that ``package/__init__.py`` binds, sorted.
+
+    >>> {"adam", "sgd", "linear_decay"} <= set(public_names("gradxform"))
+    True
+    """
+    names = {name for name, _ in _bindings(package) if not name.startswith("_")}
+    return tuple(sorted(names))
+
+
+@functools.cache
+def signature(module: str, name: str) -> Signature | None:
+    """The function that ``module`` calls ``name``, followed through its imports.
+
+    Args:
+      module: dotted name of an installed module.
+      name: what it defines, imports or assigns.
+
+    Returns:
+      The signature, or ``None`` where that is no function defined by ``def``.
+
+    >>> list(signature("gradxform", "momentum").arguments)
+    ['learning_rate', 'momentum']
+    """
+    node = dict(_bindings(module)).get(name)
+    if isinstance(node, ast.FunctionDef):
+        return _read(f"{module}.{name}", node)
+    if isinstance(node, str) and node != f"{module}.{name}":  # not a package's own submodule
+        owner, _, attribute = node.rpartition(".")
+        found = signature(owner, attribute) if _file(owner) else None
+        return found and found._replace(name=f"{module}.{name}")
+    return None
+
+
+def _read(name: str, node: ast.FunctionDef) -> Signature:
+    args = node.args
+    positional = args.posonlyargs + args.args
+    optional = {id(a) for a in positional[len(positional) - len(args.defaults) :]}
+    optional |= {id(a) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d}
+    arguments = {
+        a.arg: Argument(a.annotation, id(a) not in optional) for a in args.args + args.kwonlyargs
+    }
+    returns = ast.unparse(node.returns).rpartition(".")[2] if node.returns else ""
+    summary = (ast.get_docstring(node) or "").partition("\n")[0]
+    summary = re.sub(r":\w+:`([^`]*)`", r"\1", summary).replace("``", "")
+    return Signature(name, arguments, args.vararg is not None, returns, summary)
+
+
+@functools.cache
+def _bindings(module: str) -> tuple[tuple[str, ast.FunctionDef | str], ...]:
+    """Names of ``module``: functions, and for what it only passes on, where that comes from."""
+    file = _file(module)
+    found: dict[str, ast.FunctionDef | str] = {}
+    for node in _statements(ast.parse(file.read_bytes()).body if file else []):
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute):
+            first, _, rest = ast.unparse(node.value).partition(".")
+            source = found.get(first)
+            if isinstance(source, str) or not rest:
+                source = source if isinstance(source, str) else f"{module}.{first}"
+                target = f"{source}.{rest}" if rest else source
+                found |= {t.id: target for t in node.targets if isinstance(t, ast.Name)}
+    return tuple(found.items())
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Top-level statements, those under ``if TYPE_CHECKING`` and the like included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            yield from _statements(node.body)
+
+
+@functools.cache
+def _file(module: str) -> Path | None:
+    top, *parts = module.split(".")
+    spec = importlib.util.find_spec(top)  # of a submodule it would import the package
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*parts)
+    candidates = (path / "__init__.py", path.with_suffix(".py"))
+    return next((file for file in candidates if file.is_file()), None)

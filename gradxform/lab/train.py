@@ -1,0 +1,416 @@
+"""The race: every optimiser from the same start, over the same batches, one program an epoch."""
+
+import contextlib
+import functools
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform.evaluation import eval_params
+from gradxform.lab import optimizers
+from gradxform.lab.batching import Order, epoch_batches, steps_per_epoch
+from gradxform.lab.config import Config, SurfaceConfig
+from gradxform.lab.data import Dataset, Split
+from gradxform.lab.optimizers import ConfigError, Problem
+from gradxform.lab.surfaces import SURFACES, Surface
+from gradxform.lab.tasks import Batch, Task, make_task
+from gradxform.tree import PyTree
+
+Row = dict[str, float]
+OnRow = Callable[[str, Row], None]
+Transformations = Mapping[str, optax.GradientTransformation]
+
+METRICS = ("loss", "accuracy")
+EVALUATION_BLOCK = 512  # examples evaluated at once: bounds the memory of a large net's activations
+
+
+class TrainState(NamedTuple):
+    """All that changes in a run, and all that it takes to continue one: arrays only."""
+
+    params: PyTree
+    opt_state: optax.OptState
+    epoch: jax.Array  #: int32, epochs done
+    key: jax.Array  #: raw data of the run's random key; batches and dropout follow from it
+
+
+class Examples(NamedTuple):
+    """A part of a data set on the device."""
+
+    x: jax.Array  #: uint8 (n, *image)
+    y: jax.Array  #: int32 (n,)
+
+
+class Epoch(NamedTuple):
+    """What an epoch reports."""
+
+    cost: jax.Array  #: training loss, each batch taken before its update; mean over the examples
+    params: PyTree  #: the parameters to evaluate
+    finite: jax.Array  #: whether cost and parameters are
+
+
+class History(NamedTuple):
+    """How one optimiser did."""
+
+    label: str
+    rows: tuple[Row, ...]  #: metrics after each epoch, or at each step on a surface
+    diverged: bool  #: stopped because its loss or its parameters were not finite
+    steps_per_second: float  #: updates, in the median epoch, compilation and evaluation apart
+    compile_seconds: float
+    params: PyTree  #: the final parameters, those to evaluate
+
+
+class RaceResult(NamedTuple):
+    """How all optimisers of a race did."""
+
+    name: str
+    measure: Literal["train_loss", "value"]  #: what the race is decided on
+    histories: tuple[History, ...]  #: in the order they were given
+
+
+def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = None) -> RaceResult:
+    """Runs a config's optimisers on its task.
+
+    Args:
+      config: the experiment.
+      data: the data set that a task on data names, see :func:`gradxform.lab.data.load`.
+      on_row: called with the optimiser's label and each new row of its metrics.
+
+    Raises:
+      ConfigError: an optimiser cannot be built or does not fit the task; all problems at once.
+      ModelError: the model does not fit the data.
+
+    >>> from gradxform.lab.config import parse_config
+    >>> config = parse_config({
+    ...     "name": "walk", "task": {"kind": "surface", "surface": "saddle", "start": [1, 0]},
+    ...     "training": {"steps": 2}, "optimizers": {"a": {"method": "sgd", "learning_rate": 0.25}},
+    ... })
+    >>> race(config).histories[0].rows[-1]
+    {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
+    """
+    problems: list[Problem | str] = []
+    transformations: dict[str, optax.GradientTransformation] = {}
+    for label, table in config.optimizers.items():
+        with _collecting(problems):
+            transformations[label] = optimizers.build(table, f"optimizers.{label}")
+    if problems:
+        raise ConfigError(config.name, problems)
+    if isinstance(config, SurfaceConfig):
+        surface = SURFACES[config.task.surface]
+        start, steps = config.task.start or surface.start, config.training.steps
+        return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
+    if data is None:
+        raise ValueError(f"race needs data=load({config.task.dataset!r})")
+    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
+    return race_on_task(
+        make_task(data, config.task.model, **options),
+        transformations,
+        seed=config.seed,
+        on_row=on_row,
+        **config.training.model_dump(),
+    )
+
+
+def race_on_task(
+    task: Task,
+    transformations: Transformations,
+    *,
+    epochs: int,
+    batch_size: int | Literal["full"] = 128,
+    order: Order = "reshuffle",
+    seed: int = 0,
+    on_row: OnRow | None = None,
+) -> RaceResult:
+    """Trains a task's model with each transformation, from one start and over the same batches.
+
+    Dropout draws the same units for all, too. A row holds ``epoch``; ``cost``, the training loss
+    averaged over the epoch's batches; loss and accuracy of the training, validation and test part
+    after the epoch (``train_loss``, …, at ``gradxform.eval_params``, without dropout and penalty);
+    and ``steps_per_second``.
+
+    Args:
+      task: model, loss and data.
+      transformations: by label.
+      epochs: passes over the training part.
+      batch_size: examples of a batch, or ``"full"`` for all of them.
+      order: how batches are drawn.
+      seed: of initial parameters, batches and dropout.
+      on_row: called with the label and each row.
+
+    Raises:
+      ConfigError: a transformation fails on this task's parameters.
+    """
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    parts = {name: to_device(split) for name, split in splits.items() if split is not None}
+    train, size = parts["train"], len(task.train.x)
+    batch_size = size if batch_size == "full" else batch_size
+    steps = steps_per_epoch(size, batch_size)
+
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params = jax.jit(task.init)(init_key)
+
+    @jax.jit
+    def evaluation(params: PyTree, parts: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
+        return {name: evaluate(task, params, part) for name, part in parts.items()}
+
+    problems: list[Problem | str] = []
+    programs = {}
+    for label, tx in transformations.items():
+        with _collecting(problems, f"optimizers.{label}"):
+            epoch = jax.jit(
+                make_epoch(task, tx, batch_size=batch_size, order=order), donate_argnums=0
+            )
+            state = jax.eval_shape(lambda tx=tx: init_state(tx, params, key))
+            programs[label] = epoch.trace(state, train)
+    if problems:
+        raise ConfigError(task.name, problems)
+
+    def run(label: str, tx: optax.GradientTransformation) -> History:
+        started = time.perf_counter()
+        epoch = programs[label].lower().compile()
+        compile_seconds = time.perf_counter() - started
+        state, rows, diverged, result = init_state(tx, params, key), [], False, None
+        for number in range(1, epochs + 1):
+            started = time.perf_counter()
+            state, result = jax.block_until_ready(epoch(state, train))
+            elapsed = time.perf_counter() - started
+            means = jax.device_get(evaluation(result.params, parts))
+            row = {"epoch": number, "cost": float(result.cost)}
+            for part, metric in itertools.product(parts, METRICS):
+                if metric in means[part]:
+                    row[f"{part}_{metric}"] = float(means[part][metric])
+            rows.append(row | {"steps_per_second": steps / elapsed})
+            if on_row is not None:
+                on_row(label, rows[-1])
+            diverged = not bool(result.finite) or not math.isfinite(row["train_loss"])
+            if diverged:
+                break
+        assert result is not None
+        rate = statistics.median(row["steps_per_second"] for row in rows)
+        return History(label, tuple(rows), diverged, rate, compile_seconds, result.params)
+
+    histories = tuple(run(label, tx) for label, tx in transformations.items())
+    return RaceResult(task.name, "train_loss", histories)
+
+
+def race_on_surface(
+    surface: Surface,
+    transformations: Transformations,
+    *,
+    start: tuple[float, ...],
+    steps: int,
+    on_row: OnRow | None = None,
+) -> RaceResult:
+    """Walks down a surface with each transformation, from one start.
+
+    A row holds ``step`` (0 is the start), ``value`` and the coordinates ``x0``, ``x1``, … of
+    ``gradxform.eval_params``; the rows of a method that diverged end at its first point that is not
+    finite.
+
+    Args:
+      surface: the function.
+      transformations: by label.
+      start: where all begin.
+      steps: updates.
+      on_row: called with the label and each row.
+
+    Raises:
+      ConfigError: a transformation fails on a point.
+    """
+    point = jnp.asarray(start, jnp.float32)
+    problems: list[Problem | str] = []
+    programs = {}
+    for label, tx in transformations.items():
+        with _collecting(problems, f"optimizers.{label}"):
+            programs[label] = jax.jit(make_walk(surface.fn, tx, steps)).trace(point)
+    if problems:
+        raise ConfigError(surface.name, problems)
+
+    def run(label: str) -> History:
+        started = time.perf_counter()
+        walk = programs[label].lower().compile()
+        compiled = time.perf_counter()
+        points, values = jax.device_get(jax.block_until_ready(walk(point)))
+        seconds = time.perf_counter() - compiled
+        rows: list[Row] = []
+        for step, (x, value) in enumerate(zip(points, values, strict=True)):
+            rows.append({"step": step, "value": float(value)})
+            rows[-1] |= {f"x{i}": float(coordinate) for i, coordinate in enumerate(x)}
+            if on_row is not None:
+                on_row(label, rows[-1])
+            if not all(map(math.isfinite, rows[-1].values())):
+                break
+        diverged = not all(map(math.isfinite, rows[-1].values()))
+        end = points[len(rows) - 1]
+        return History(label, tuple(rows), diverged, steps / seconds, compiled - started, end)
+
+    return RaceResult(surface.name, "value", tuple(run(label) for label in transformations))
+
+
+def ranked(result: RaceResult) -> tuple[History, ...]:
+    """The histories by the last value of ``result.measure``, best first and the diverged last."""
+
+    def place(history: History) -> tuple[bool, float]:
+        return history.diverged, 0.0 if history.diverged else history.rows[-1][result.measure]
+
+    return tuple(sorted(result.histories, key=place))
+
+
+def to_device(split: Split) -> Examples:
+    """A part of a data set, put on the device once for all who use it."""
+    return Examples(jax.device_put(split.x), jax.device_put(split.y))
+
+
+def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array) -> TrainState:
+    """The state before the first epoch, in buffers of its own, so that it can be donated.
+
+    Args:
+      tx: the transformation.
+      params: the initial parameters.
+      key: the run's random key.
+    """
+
+    def own(x: jax.typing.ArrayLike) -> jax.Array:
+        # a weakly typed start would not be the type that the first epoch returns
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jnp.copy(x)
+        return jnp.array(x, dtype=x.dtype, copy=True)
+
+    state = TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), jax.random.key_data(key))
+    return jax.tree.map(own, state)
+
+
+def make_epoch(
+    task: Task, tx: optax.GradientTransformation, *, batch_size: int, order: Order = "reshuffle"
+) -> Callable[[TrainState, Examples], tuple[TrainState, Epoch]]:
+    """One epoch of training as a pure function, to be compiled.
+
+    It scans over minibatches that it draws itself. Hyperparameters of ``tx`` may be traced, so that
+    ``jax.vmap`` of a function that builds ``tx`` and calls this sweeps them in one program.
+
+    Args:
+      task: model and loss.
+      tx: the transformation; it is given ``value``, ``grad`` and, as ``value_fn``, the loss of the
+        batch with the same dropout.
+      batch_size: examples of a batch.
+      order: how batches are drawn.
+
+    Returns:
+      ``(state, training examples) -> (state, Epoch)``.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def epoch(state: TrainState, examples: Examples) -> tuple[TrainState, Epoch]:
+        batch_key, noise_key = jax.random.split(jax.random.wrap_key_data(state.key))
+        batches = epoch_batches(
+            batch_key, state.epoch, size=len(examples.x), batch_size=batch_size, order=order
+        )
+        keys = jax.random.split(jax.random.fold_in(noise_key, state.epoch), len(batches.indices))
+
+        def step(carry: tuple[PyTree, Any], drawn: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+            params, opt_state = carry
+            indices, weights, key = drawn
+            sample_key, dropout_key = jax.random.split(key)
+            batch = Batch(examples.x[indices], examples.y[indices], weights)
+            if order == "online":
+                batch = task.draw(sample_key, batch)
+
+            def value_fn(params: PyTree) -> jax.Array:
+                return task.loss(params, batch, dropout_key)
+
+            value, grads = jax.value_and_grad(value_fn)(params)
+            updates, opt_state = tx.update(
+                grads, opt_state, params, value=value, grad=grads, value_fn=value_fn
+            )
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        (params, opt_state), values = jax.lax.scan(
+            step, (state.params, state.opt_state), (batches.indices, batches.weights, keys)
+        )
+        sizes = jnp.sum(batches.weights, axis=1)
+        cost = jnp.sum(values * sizes) / jnp.sum(sizes)
+        best = eval_params(opt_state, params)
+        finite = functools.reduce(
+            jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((cost, best))]
+        )
+        state = TrainState(params, opt_state, state.epoch + 1, state.key)
+        return state, Epoch(cost, best, finite)
+
+    return epoch
+
+
+def make_walk(
+    fn: Callable[[jax.Array], jax.Array], tx: optax.GradientTransformation, steps: int
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """The path of a transformation down a function, as a pure function of the start.
+
+    Args:
+      fn: the function of a vector of length n.
+      tx: the transformation.
+      steps: updates.
+
+    Returns:
+      ``start -> (points (steps + 1, n), values (steps + 1,))``, the start included.
+
+    >>> import gradxform as gx
+    >>> walk = make_walk(lambda x: jnp.sum(x**2), gx.sgd(0.25), steps=2)
+    >>> walk(jnp.asarray([8.0]))[1]
+    Array([64., 16.,  4.], dtype=float32)
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def walk(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(carry: tuple[jax.Array, Any], _: None) -> tuple[Any, jax.Array]:
+            x, state = carry
+            value, grads = jax.value_and_grad(fn)(x)
+            updates, state = tx.update(grads, state, x, value=value, grad=grads, value_fn=fn)
+            x = optax.apply_updates(x, updates)
+            return (x, state), eval_params(state, x)
+
+        _, points = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        points = jnp.concatenate([start[None], points])
+        return points, jax.vmap(fn)(points)
+
+    return walk
+
+
+def evaluate(task: Task, params: PyTree, examples: Examples) -> dict[str, jax.Array]:
+    """Mean metrics over a whole part of a data set, block by block.
+
+    Args:
+      task: whose metrics.
+      params: the parameters.
+      examples: the part.
+    """
+    size = len(examples.x)
+    block = min(size, EVALUATION_BLOCK)
+
+    def sums(total: dict[str, jax.Array], begin: jax.Array) -> tuple[dict[str, jax.Array], None]:
+        first = jnp.minimum(begin, size - block)  # the last block overlaps the one before
+        x, y = (jax.lax.dynamic_slice_in_dim(a, first, block) for a in examples)
+        weight = (first + jnp.arange(block) >= begin).astype(jnp.float32)
+        return jax.tree.map(jnp.add, total, task.metrics(params, Batch(x, y, weight))), None
+
+    probe = Batch(examples.x[:1], examples.y[:1], jnp.ones(1))
+    shapes = jax.eval_shape(task.metrics, params, probe)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    totals, _ = jax.lax.scan(sums, zeros, jnp.arange(0, size, block))
+    return {metric: total / size for metric, total in totals.items()}
+
+
+@contextlib.contextmanager
+def _collecting(problems: list[Problem | str], path: str = "") -> Iterator[None]:
+    """Adds what goes wrong to ``problems``, so that all optimisers are tried before giving up."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
+    except (TypeError, ValueError) as error:
+        problems.append(Problem(path, str(error)))

@@ -1,0 +1,466 @@
+"""Configs: what is accepted, and how every kind of mistake is reported."""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+import typing
+from dataclasses import fields
+
+import pytest
+
+from gradxform.lab import config as lab_config
+from gradxform.lab import optimizers
+from gradxform.lab.config import (
+    ConfigError,
+    find_config,
+    load_config,
+    parse_config,
+    shipped_configs,
+    task_choices,
+    to_toml,
+)
+from gradxform.lab.signatures import public_names, signature
+
+
+def table(**changes):
+    """A valid experiment, with sections replaced."""
+    base = {
+        "name": "trial",
+        "task": {"kind": "classification", "dataset": "digits", "model": "keras_mlp"},
+        "training": {"epochs": 2, "batch_size": 32},
+        "optimizers": {"sgd": {"method": "sgd", "learning_rate": 0.1}},
+    }
+    return base | changes
+
+
+def with_optimizer(**entry):
+    return table(optimizers={"x": entry})
+
+
+def problems(experiment):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(experiment)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_defaults_are_filled_in():
+    config = parse_config(table())
+    assert (config.seed, config.title, config.output.folder) == (0, "", "runs")
+    assert (config.task.validation_split, config.task.l1, config.task.l2) == (0.0, 0.0, 0.0)
+    assert (config.training.batch_size, config.training.order) == (32, "reshuffle")
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(table()).seed = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"nam": "x"}, "nam: unknown key, did you mean 'name'?"),
+        ({"name": "a/b"}, "name: should be made of letters, digits"),
+        ({"seed": -1}, "seed: should be greater than or equal to 0, found -1"),
+        ({"seed": 1.5}, "seed: should be a valid whole number, found 1.5"),
+        ({"seed": True}, "seed: should be a valid whole number, found True"),
+        ({"training": {}}, "training.epochs: missing, for instance epochs = 10"),
+        ({"training": 3}, "training: should be a table, found 3"),
+        (
+            {"training": {"epochs": 1, "epoch": 3}},
+            "training.epoch: unknown key, did you mean 'epochs'?",
+        ),
+        (
+            {"training": {"epochs": 1, "zzz": 3}},
+            "training.zzz: unknown key; the keys here are epochs, batch_size, order",
+        ),
+        (
+            {"training": {"epochs": 1, "steps": 3}},
+            "training.steps: unknown key; the keys here are epochs, batch_size, order",
+        ),
+        (
+            {"training": {"epochs": 1, "batch_size": 0}},
+            'training.batch_size: should be a whole number of at least 1, or "full", found 0',
+        ),
+        (
+            {"training": {"epochs": 1, "order": "reshufle"}},
+            "training.order: should be 'reshuffle', 'shuffle_once', 'sequential' or 'online', "
+            "found 'reshufle', did you mean 'reshuffle'?",
+        ),
+        ({"optimizers": {}}, "optimizers: should have an entry"),
+        ({"optimizers": {"x": 3}}, "optimizers.x: should be a table, found 3"),
+        ({"output": {"foldr": "x"}}, "output.foldr: unknown key, did you mean 'folder'?"),
+        ({"task": {}}, "task.kind: should be 'classification', 'autoencoder' or 'surface', but is"),
+        (
+            {"task": {"kind": "clasification"}},
+            "task.kind: should be 'classification', 'autoencoder' or 'surface', "
+            "found 'clasification', did you mean 'classification'?",
+        ),
+        ({"task": ["classification"]}, "task: should be a table"),
+    ],
+)
+def test_each_mistake_in_plain_keys_is_named(changes, expected):
+    found = problems(table(**changes))
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": "mnis"}, "task.dataset: should be 'digits', 'mnist', "),
+        ({"model": "autoencoder"}, "task.model: should be 'keras_mlp', 'logistic', 'mlp' or 'cnn'"),
+        ({"validation_split": 1.0}, "task.validation_split: should be less than 1, found 1.0"),
+        ({"validation_split": float("nan")}, "task.validation_split: should be a finite number"),
+        ({"l2": "much"}, "task.l2: should be a valid number, found 'much'"),
+        (
+            {"model_options": {"hiden": 3}},
+            "task.model_options.hiden: unknown option of keras_mlp, did you mean 'hidden'?",
+        ),
+        (
+            {"model_options": {"hidden": 0}},
+            "task.model_options.hidden: should be a whole number of at least 1, found 0",
+        ),
+        (
+            {"model": "logistic", "model_options": {"hidden": 3}},
+            "task.model_options.hidden: unknown option of logistic; it has none",
+        ),
+        ({"model_options": 3}, "task.model_options: should be a table, found 3"),
+    ],
+)
+def test_each_mistake_in_a_task_is_named(changes, expected):
+    found = problems(table(task=table()["task"] | changes))
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({}, 'optimizers.x: needs either method = "NAME" or chain ='),
+        ({"method": 3}, "optimizers.x.method: should be a name, found 3"),
+        (
+            {"method": "adm"},
+            "optimizers.x.method: no method named 'adm' in gradxform, optax or optax.contrib, "
+            "did you mean 'adam'?",
+        ),
+        ({"method": "optax.adm"}, "optimizers.x.method: no method named 'optax.adm' in"),
+        ({"method": "adamw"}, "optimizers.x.method: no method named 'adamw' in"),
+        (
+            {"method": "adam", "learning_rat": 0.1},
+            "optimizers.x.learning_rat: unknown argument of gradxform.adam, "
+            "did you mean 'learning_rate'?",
+        ),
+        (
+            {"method": "sgd", "zzz": 1, "learning_rate": 1},
+            "optimizers.x.zzz: unknown argument of gradxform.sgd; it takes learning_rate",
+        ),
+        (
+            {"method": "sgd"},
+            "optimizers.x.learning_rate: missing: gradxform.sgd needs it (a number or a schedule",
+        ),
+        (
+            {"method": "sgd", "learning_rate": "fast"},
+            "optimizers.x.learning_rate: should be a number or a schedule",
+        ),
+        (
+            {"method": "adam", "b1": True},
+            "optimizers.x.b1: should be a number, found True",
+        ),
+        (
+            {"method": "adam", "b1": {"schedule": "linear_decay"}},
+            "optimizers.x.b1: should be a number, found {",
+        ),
+        (
+            {"method": "coordinate_descent", "order": "cyclc"},
+            "optimizers.x.order: should be 'cyclic', 'random' or 'greedy', found 'cyclc', "
+            "did you mean 'cyclic'?",
+        ),
+        (
+            {"method": "sgd", "learning_rate": {"schedule": "linear_decy"}},
+            "optimizers.x.learning_rate.schedule: no schedule named 'linear_decy' in gradxform, "
+            "optax or optax.contrib, did you mean 'linear_decay'?",
+        ),
+        (
+            {"method": "sgd", "learning_rate": {"schedule": "linear_decay", "init_value": 1}},
+            "optimizers.x.learning_rate.end_value: missing: gradxform.linear_decay needs it",
+        ),
+        (
+            {"method": "polyak_average", "tx": {"method": "sgd"}},
+            "optimizers.x.tx.learning_rate: missing",
+        ),
+        ({"method": "polyak_average", "tx": 3}, "optimizers.x.tx: should be a table {method"),
+        (
+            {"chain": [{"method": "optax.clip", "max_delt": 1.0}]},
+            "optimizers.x.chain[0].max_delt: unknown argument of optax.clip, "
+            "did you mean 'max_delta'?",
+        ),
+        ({"chain": [3]}, "optimizers.x.chain[0]: should be a table {method"),
+        ({"chain": []}, "optimizers.x.chain: should be a list of links, found []"),
+        (
+            {"chain": [{"method": "sgd", "learning_rate": 1.0}], "lr": 3},
+            "optimizers.x.lr: a chain takes no arguments",
+        ),
+        ({"method": "optax.chain"}, "optimizers.x.method: optax.chain: write chain = [...]"),
+    ],
+)
+def test_each_mistake_in_an_optimizer_is_named(entry, expected):
+    found = problems(with_optimizer(**entry))
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+def test_the_same_name_elsewhere_is_suggested():
+    (found,) = problems(with_optimizer(method="adamw"))
+    assert found.endswith("did you mean 'optax.adamw'?")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "optax.apply_updates",  # public, but no transformation
+        "optax.GradientTransformation",
+        "optax.transforms.clip",
+        "optax._src.alias.adam",
+        "gradxform.lab.cli.main",
+        "gradxform.minimize",
+        "gradxform.__init__",
+        "",
+        ".adam",
+    ],
+)
+def test_only_public_methods_can_be_named(name):
+    assert any("no method named" in problem for problem in problems(with_optimizer(method=name)))
+
+
+def test_all_problems_come_at_once_one_a_line():
+    broken = table(seed=-1, nam=1, training={"epochs": 0}, optimizers={"a": {"method": "adm"}})
+    with pytest.raises(ConfigError) as caught:
+        parse_config(broken, "mine.toml")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "mine.toml:"
+    paths = {line.split(":")[0].strip() for line in lines[1:]}
+    assert paths == {"seed", "nam", "training.epochs", "optimizers.a.method"}
+
+
+def test_toml_syntax_errors_have_a_place(tmp_path):
+    file = tmp_path / "broken.toml"
+    file.write_text('name = "x"\nseed = = 3\n')
+    with pytest.raises(ConfigError, match=r"(?s)broken\.toml.*line 2, column 8"):
+        load_config(file)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    file = tmp_path / "binary.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(file)
+
+
+def test_a_missing_file_suggests_a_shipped_config():
+    with pytest.raises(ConfigError, match=r"no such file.*did you mean 'digits_race'"):
+        find_config("digit_race")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder"):
+        find_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.epochs=7", "training", "epochs", 7),
+        ("training.order=sequential", "training", "order", "sequential"),
+        ('training.order="sequential"', "training", "order", "sequential"),
+        ("training.batch_size=full", "training", "batch_size", "full"),
+        ("task.l2 = 1e-4", "task", "l2", 1e-4),
+        ("task.model_options={}", "task", "model_options", {}),
+        ("task.model_options.hidden=8", "task", "model_options", {"hidden": 8}),
+        ("output.folder=elsewhere", "output", "folder", "elsewhere"),
+    ],
+)
+def test_overrides(override, section, key, value):
+    config = load_config("keras_mnist", [override])
+    assert getattr(getattr(config, section), key) == value
+
+
+def test_overrides_reach_into_optimizers():
+    config = load_config(
+        "keras_mnist",
+        [
+            "optimizers.sgd.learning_rate=0.5",
+            'optimizers."a b"={method="adam"}',
+            'optimizers.c={chain=[{method="optax.clip", max_delta=1}, {method="adam"}]}',
+            "optimizers.c.chain.0.max_delta=2.0",
+        ],
+    )
+    assert config.optimizers["sgd"]["learning_rate"] == 0.5
+    assert config.optimizers["a b"] == {"method": "adam"}
+    assert config.optimizers["c"]["chain"][0]["max_delta"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("epochs", "--set: should be key=value with a dotted key, found 'epochs'"),
+        ("=3", "--set: should be key=value"),
+        ("a b=3", "--set: should be key=value"),
+        ("training.epochs=many", "training.epochs: should be a valid whole number, found 'many'"),
+        ("training.epochs=1\nseed=3", "training.epochs: should be a valid whole number"),
+        ("training.epoch=3", "training.epoch: unknown key, did you mean 'epochs'?"),
+        ("name.x=3", "--set name.x: name is no table in this config"),
+        ("name.x.y=3", "--set name.x.y: name is no table in this config"),
+        ("optimizers.sgd.lr=1", "optimizers.sgd.lr: unknown argument of gradxform.sgd"),
+    ],
+)
+def test_overrides_are_checked_like_the_file(override, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config("keras_mnist", [override])
+    assert any(str(p).startswith(expected) for p in caught.value.problems), caught.value.problems
+
+
+def test_an_override_of_a_missing_link_is_refused():
+    chain = 'optimizers.sgd={chain=[{method="sgd", learning_rate=1}]}'
+    with pytest.raises(ConfigError, match=r"optimizers\.sgd\.chain has no item '4'"):
+        load_config("keras_mnist", [chain, "optimizers.sgd.chain.4=1"])
+
+
+@pytest.mark.parametrize("name", list(shipped_configs()))
+def test_shipped_configs_load_and_say_what_they_are(name):
+    config = load_config(name)
+    assert config.name == name
+    assert config.title
+
+
+@pytest.mark.parametrize("name", list(shipped_configs()))
+def test_the_written_config_is_the_same_config(name, tmp_path):
+    config = load_config(name)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+def test_awkward_values_survive_writing():
+    text = 'quote " slash \\ line\nbreak tab\t DEL\x7f ε'
+    chain = [{"method": "optax.clip", "max_delta": 1e-7}, {"method": "adam", "b1": 0.5}]
+    schedule = {
+        "schedule": "optax.piecewise_constant_schedule",
+        "init_value": 1.0,
+        "boundaries_and_scales": {"10": 0.1},
+    }
+    entries = {
+        "a.b": {"method": "sgd", "learning_rate": schedule},
+        'c "d"': {"chain": chain},
+        "e": {"method": "rmsprop", "learning_rate": float("inf"), "nesterov": True},
+    }
+    config = parse_config(table(title=text, optimizers=entries))
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+
+
+def test_surface_configs_have_their_own_keys():
+    surface = {"kind": "surface", "surface": "rosenbrock", "start": [-1, 2.0]}
+    config = parse_config(table(task=surface, training={"steps": 5}))
+    assert config.task.start == (-1.0, 2.0)
+    assert config.training.steps == 5
+    found = problems(table(task=surface | {"start": [1]}, training={"epochs": 5}))
+    assert any(p.startswith("task.start: should be a pair of numbers") for p in found)
+    assert any(p.startswith("training.steps: missing") for p in found)
+    assert any(p.startswith("training.epochs: unknown key") for p in found)
+
+
+def test_checking_does_not_import_jax(tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_text('[training]\nepoch = 3\n[optimizers.a]\nmethod = "optax.adamw"\n')
+    code = (
+        "import sys\n"
+        "from gradxform.lab.config import ConfigError, load_config\n"
+        "try: load_config(sys.argv[1])\n"
+        "except ConfigError as error: print(len(error.problems))\n"
+        "print({'jax', 'optax', 'flax', 'matplotlib', 'sklearn'} & set(sys.modules))\n"
+    )
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["5", "set()"], done.stdout
+
+
+def test_the_choices_are_those_of_the_lab():
+    from gradxform.lab.batching import ORDERS
+    from gradxform.lab.data import DATASETS
+    from gradxform.lab.models import MODELS
+    from gradxform.lab.surfaces import SURFACES
+
+    choices = task_choices()
+    assert choices["classification"]["dataset"] == choices["autoencoder"]["dataset"] == DATASETS
+    assert choices["surface"]["surface"] == tuple(SURFACES)
+    models = {*choices["classification"]["model"], *choices["autoencoder"]["model"]}
+    assert models == set(MODELS)
+    order = lab_config.Training.model_fields["order"].annotation
+    assert typing.get_args(order) == ORDERS
+
+
+def test_the_model_options_are_those_of_the_models():
+    from gradxform.lab.models import MODELS
+
+    linen = {"parent", "name", "num_classes"}
+    options = {name: {f.name for f in fields(model)} - linen for name, model in MODELS.items()}
+    assert {name: set(table) for name, table in lab_config._MODEL_OPTIONS.items()} == options
+
+
+# What the source says must be what Python says, or a config would be refused or waved through.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("package", optimizers.PACKAGES)
+def test_signatures_read_from_source_are_the_real_ones(package):
+    module = __import__(package, fromlist=["_"])
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    seen = 0
+    for name in public_names(package):
+        read, real = signature(package, name), getattr(module, name, None)
+        if read is None or not inspect.isfunction(real):
+            continue
+        parameters = inspect.signature(real).parameters.values()
+        expected = {p.name: p.default is p.empty for p in parameters if p.kind in named}
+        assert {k: a.required for k, a in read.arguments.items()} == expected, name
+        seen += 1
+    assert seen >= 15
+
+
+@pytest.mark.parametrize("package", optimizers.PACKAGES)
+def test_every_method_that_needs_no_arguments_is_a_transformation(package):
+    import optax
+
+    for method in optimizers.methods(package):
+        if any(a.required for a in method.arguments.values()) or "dpsgd" in method.name:
+            continue
+        tx = optimizers.build({"method": method.name}, "optimizers.x")
+        assert isinstance(tx, optax.GradientTransformationExtraArgs)
+
+
+def test_all_of_gradxforms_methods_can_be_named():
+    named = {m.name for m in optimizers.methods("gradxform")}
+    expected = "sgd momentum nesterov delta_bar_delta adagrad adadelta rmsprop adam"
+    assert {f"gradxform.{name}" for name in expected.split()} <= named
+    schedules = {m.name for m in optimizers.methods("gradxform", "schedule")}
+    assert {"gradxform.linear_decay", "gradxform.inverse_time_decay"} <= schedules
+
+
+def test_build_gives_what_the_table_says():
+    import jax.numpy as jnp
+
+    schedule = {
+        "schedule": "optax.piecewise_constant_schedule",
+        "init_value": 1.0,
+        "boundaries_and_scales": {"1": 0.5},
+    }
+    links = [{"method": "optax.scale", "step_size": 3.0}, {"method": "sgd"}]
+    links[1]["learning_rate"] = schedule
+    tx = optimizers.build({"chain": links}, "optimizers.x")
+    state = tx.init(jnp.zeros(()))
+    first, state = tx.update(jnp.ones(()), state)
+    second, _ = tx.update(jnp.ones(()), state)
+    assert (float(first), float(second)) == (-3.0, -1.5)
+
+
+def test_build_says_where_a_value_is_refused():
+    averaged = {"method": "polyak_average", "tx": {"method": "sgd", "learning_rate": -1.0}}
+    with pytest.raises(ConfigError, match=r"optimizers\.x\.tx: sgd.*learning_rate"):
+        optimizers.build(averaged, "optimizers.x")

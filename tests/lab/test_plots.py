@@ -1,0 +1,135 @@
+"""Figures: what they show, that they need no colour, and that nothing is left open."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+
+from gradxform.lab.plots import plot_cost, plot_paths, styles
+from gradxform.lab.surfaces import SURFACES
+from gradxform.lab.train import History, RaceResult
+
+
+def history(label, costs, *, diverged=False, accuracy=True):
+    metrics = {"train_loss": costs[-1], **({"train_accuracy": 0.5} if accuracy else {})}
+    rows = [{"epoch": i + 1, "cost": cost, **metrics} for i, cost in enumerate(costs)]
+    return History(label, tuple(rows), diverged, 100.0, 1.0, None)
+
+
+def result(*histories):
+    return RaceResult("digits/keras_mlp", "train_loss", histories)
+
+
+def png(figure):
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def test_the_cost_plot_shows_every_curve_and_says_what_it_shows():
+    race = result(history("slow", [2.0, 1.0, 0.5]), history("fast", [1.0, 0.1, 0.01]))
+    figure = plot_cost(race, "A race")
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    assert "epochs" in axes.get_xlabel()
+    assert axes.get_ylabel() == "training cost (cross-entropy, nats)"
+    assert figure.get_suptitle() == "A race"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["fast", "slow"]  # in the order of the ranking
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    np.testing.assert_array_equal(curves["slow"].get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(curves["slow"].get_ydata(), [2.0, 1.0, 0.5])
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_the_unit_of_an_autoencoder_is_its_own():
+    figure = plot_cost(result(history("a", [2.0, 1.0], accuracy=False)))
+    assert figure.axes[0].get_ylabel() == "training cost (squared error per image)"
+    assert figure.get_suptitle() == "digits/keras_mlp"
+
+
+def test_a_diverged_curve_is_marked_and_does_not_flatten_the_others():
+    race = result(
+        history("bad", [2.0, 1e30, math.nan], diverged=True),
+        history("good", [2.0, 1.0, 0.5]),
+        history("fair", [2.0, 1.5, 1.0]),
+    )
+    figure = plot_cost(race)
+    (axes,) = figure.axes
+    assert axes.get_legend().get_texts()[-1].get_text() == "bad (diverged)"
+    assert axes.get_ylim()[1] <= 20.0
+    png(figure)
+
+
+@pytest.mark.parametrize("costs", [[math.nan], [0.0, 0.0], [1.0]])
+def test_odd_curves_can_be_drawn(costs):
+    png(plot_cost(result(history("a", costs, diverged=math.isnan(costs[0])))))
+
+
+def test_many_epochs_keep_few_markers():
+    race = result(*(history(f"m{i}", list(np.geomspace(1, 0.1, 200))) for i in range(3)))
+    lines = plot_cost(race).axes[0].get_lines()
+    starts = [line.get_markevery()[0] for line in lines]
+    assert all(200 / line.get_markevery()[1] <= 10 for line in lines)
+    assert len(set(starts)) == 3  # curves that coincide still show their own markers
+
+
+def test_styles_differ_without_colour():
+    chosen = [(str(style.linestyle), style.marker) for style in styles(24)]
+    assert len(set(chosen)) == 24
+
+
+def test_a_surface_race_shows_the_height_above_the_lowest():
+    def walk(label, values):
+        rows = tuple(
+            {"step": i, "value": value, "x0": 0.0, "x1": 0.0} for i, value in enumerate(values)
+        )
+        return History(label, rows, False, 1.0, 1.0, None)
+
+    race = RaceResult("saddle", "value", (walk("a", [1.0, 0.0]), walk("b", [1.0, -1.0])))
+    figure = plot_cost(race)
+    (axes,) = figure.axes
+    curves = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    np.testing.assert_array_equal(curves["a"], [2.0, 1.0])
+    np.testing.assert_array_equal(curves["b"], [2.0, np.nan])
+    assert axes.get_xlabel() == "updates"
+    png(figure)
+
+
+@pytest.mark.parametrize("name", list(SURFACES))
+def test_paths_are_drawn_over_every_surface(name):
+    surface = SURFACES[name]
+    path = np.linspace(surface.start, surface.minima[0], 5)
+    figure = plot_paths(surface, {"straight": path, "still": path[:1]})
+    (axes,) = figure.axes
+    assert (axes.get_xlim(), axes.get_ylim()) == surface.bounds
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    np.testing.assert_allclose(curves["straight"].get_xydata(), path)
+    assert {"start", "minimum"} <= set(curves)
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_paths_can_share_a_figure():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    surface = SURFACES["quadratic"]
+    assert plot_paths(surface, {"a": np.zeros((2, 2))}, axes=left, title="left") is figure
+    plot_paths(surface, {}, axes=right)
+    assert left.get_title() == "left"
+
+
+def test_a_path_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"paths\['a'\] should be of shape \(steps \+ 1, 2\)"):
+        plot_paths(SURFACES["quadratic"], {"a": np.zeros((3, 3))})
+
+
+def test_nothing_is_left_in_pyplot():
+    plot_cost(result(history("a", [2.0, 1.0])))
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
