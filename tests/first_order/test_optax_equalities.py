@@ -1,4 +1,4 @@
-"""Where Optax can express a method, the arguments that make the two equal; else that they differ."""
+"""Where Optax can express a method, the arguments that make it equal; else that it differs."""
 
 from typing import Any
 
