@@ -140,6 +140,15 @@ def test_inject_hyperparams(method: Method) -> None:
 
 
 @every_method
+def test_inject_hyperparams_with_half_precision_parameters(method: Method) -> None:
+    params = nested_params(jnp.bfloat16)
+    inject = optax.inject_hyperparams(method.factory, hyperparam_dtype=jnp.float32)
+    injected, _ = run(inject(**method.arguments), params, 5)
+    plain, _ = run(method.build(), params, 5)
+    chex.assert_trees_all_close(injected, plain, rtol=2e-2, atol=2e-2)
+
+
+@every_method
 def test_masked(method: Method) -> None:
     params = {"on": nested_params()["dense"], "off": jnp.asarray([1.0, 2.0])}
     tx = optax.masked(method.build(), {"on": True, "off": False})

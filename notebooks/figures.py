@@ -1,0 +1,79 @@
+"""Draws the README's figures into notebooks/figures/: python notebooks/figures.py"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # so that the same figures come out everywhere
+
+import jax
+import jax.numpy as jnp
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+import gradxform as gx
+from gradxform.lab.config import load_config
+from gradxform.lab.data import load
+from gradxform.lab.plots import plot_cost, plot_paths
+from gradxform.lab.surfaces import Surface
+from gradxform.lab.train import make_walk, race
+
+FOLDER = Path(__file__).resolve().parent / "figures"
+DPI = 100
+
+
+def bowl(x: jax.Array) -> jax.Array:
+    """A quadratic, 15 times as curved across its valley as along it."""
+    along, across = 0.97 * x[0] + 0.25 * x[1], 0.97 * x[1] - 0.25 * x[0]
+    return 0.5 * (along**2 + 15 * across**2)
+
+
+def paths() -> Figure:
+    """Five methods on their way down one badly conditioned bowl, each with its name beside it."""
+    surface = Surface("bowl", bowl, (-7.4, 0.6), ((0, 0),), ((-8.6, 3.7), (-3.9, 1.7)), "")
+    walks = {  # a method, and where its name goes: beside which point, and how far from it
+        "SGD": (gx.sgd(0.12), 4, (6, 2)),
+        "momentum": (gx.momentum(0.05, 0.75), 3, (8, -6)),
+        "Nesterov": (gx.nesterov(0.05, 0.75), 3, (8, -2)),
+        "Adam": (gx.adam(0.45), 9, (0, -16)),
+        "coordinate descent": (gx.coordinate_descent(), 1, (-190, 6)),
+    }
+    start = jnp.asarray(surface.start)
+    drawn = {
+        label: make_walk(surface.fn, tx, steps=40)(start)[0] for label, (tx, *_) in walks.items()
+    }
+
+    axes = Figure(figsize=(8, 4), layout="constrained").add_subplot()
+    figure = plot_paths(surface, drawn, axes=axes, title="40 updates on a badly conditioned bowl")
+    axes.set_aspect("equal")
+    legend = axes.get_legend()
+    if legend is not None:
+        legend.remove()
+    for line, (label, (_, point, offset)) in zip(axes.lines, walks.items(), strict=False):
+        line.set_markevery(1)
+        axes.annotate(
+            label,
+            drawn[label][point],
+            textcoords="offset points",
+            xytext=offset,
+            color=line.get_color(),
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )
+    return figure
+
+
+def race_cost() -> Figure:
+    """The training cost of the main job."""
+    config = load_config("digits_race")
+    return plot_cost(race(config, load("digits")), title=config.title)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in (("paths", paths), ("race", race_cost)):
+        draw().savefig(FOLDER / f"{name}.png", dpi=DPI)
+        print(f"notebooks/figures/{name}.png")
+
+
+if __name__ == "__main__":
+    main()
