@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # so that the same figures come o
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -39,20 +40,22 @@ def paths() -> Figure:
     }
     start = jnp.asarray(surface.start)
     drawn = {
-        label: make_walk(surface.fn, tx, steps=40)(start)[0] for label, (tx, *_) in walks.items()
+        label: np.asarray(make_walk(surface.fn, tx, steps=40)(start)[0])
+        for label, (tx, *_) in walks.items()
     }
 
-    axes = Figure(figsize=(8, 4), layout="constrained").add_subplot()
+    axes = Figure(figsize=(8, 4.1), layout="constrained").add_subplot()
     figure = plot_paths(surface, drawn, axes=axes, title="40 updates on a badly conditioned bowl")
     axes.set_aspect("equal")
     legend = axes.get_legend()
     if legend is not None:
         legend.remove()
+    axes.lines[-1].set_zorder(3)  # the star of the minimum, over the paths
     for line, (label, (_, point, offset)) in zip(axes.lines, walks.items(), strict=False):
         line.set_markevery(1)
         axes.annotate(
             label,
-            drawn[label][point],
+            tuple(drawn[label][point]),
             textcoords="offset points",
             xytext=offset,
             color=line.get_color(),
