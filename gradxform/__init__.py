@@ -27,11 +27,18 @@ if TYPE_CHECKING:
     from gradxform.first_order.rmsprop import rmsprop as rmsprop
     from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
     from gradxform.first_order.sgd import sgd as sgd
+    from gradxform.line_search import with_line_search as with_line_search
     from gradxform.minimization import Solution as Solution
     from gradxform.minimization import Status as Status
     from gradxform.minimization import minimize as minimize
     from gradxform.schedules import inverse_time_decay as inverse_time_decay
     from gradxform.schedules import linear_decay as linear_decay
+    from gradxform.second_order.nonlinear_cg import nonlinear_cg as nonlinear_cg
+    from gradxform.second_order.nonlinear_cg import scale_by_nonlinear_cg as scale_by_nonlinear_cg
+    from gradxform.second_order.quasi_newton import bfgs as bfgs
+    from gradxform.second_order.quasi_newton import lbfgs as lbfgs
+    from gradxform.second_order.quasi_newton import scale_by_bfgs as scale_by_bfgs
+    from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
 
 # Imported at first use, so that the command line can print its help without waiting for JAX.
 _MODULES = {
@@ -46,8 +53,11 @@ _MODULES = {
     "first_order.nesterov": ("nesterov",),
     "first_order.rmsprop": ("rmsprop", "scale_by_rmsprop"),
     "first_order.sgd": ("sgd",),
+    "line_search": ("with_line_search",),
     "minimization": ("Solution", "Status", "minimize"),
     "schedules": ("inverse_time_decay", "linear_decay"),
+    "second_order.nonlinear_cg": ("nonlinear_cg", "scale_by_nonlinear_cg"),
+    "second_order.quasi_newton": ("bfgs", "lbfgs", "scale_by_bfgs", "scale_by_lbfgs"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]

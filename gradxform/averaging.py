@@ -8,7 +8,7 @@ import optax
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.hyperparameters import Scalar, below_one, check, scalar
 from gradxform.protocol import require, transformation
 
 
@@ -42,7 +42,8 @@ def polyak_average(
         there.
 
     Returns:
-      The transformation. ``update`` needs ``params``, and whatever ``tx`` needs.
+      The transformation. ``update`` needs ``params``, and whatever ``tx`` needs. It must come last
+      in a chain: it averages where its own update leads.
 
     Raises:
       ValueError: ``decay`` or ``start`` is out of range, or ``update`` is not given ``params``.
@@ -84,7 +85,7 @@ def polyak_average(
         if decay is None:
             weight = 1 / t
         else:
-            rho = scalar(decay)
+            rho = below_one(decay)
             weight = (1 - rho) / (1 - rho**t)
         average = tree.map(lambda a, p: a + weight * (p - a), state.average, theta)
         return updates, PolyakAverageState(count, average, inner_state)
@@ -94,9 +95,4 @@ def polyak_average(
 
 @eval_params.register
 def _(state: PolyakAverageState, params: tree.PyTree) -> tree.PyTree:
-    return jax.tree.map(
-        lambda a, p: p if isinstance(a, optax.MaskedNode) else a.astype(p.dtype),
-        state.average,
-        params,
-        is_leaf=lambda a: isinstance(a, optax.MaskedNode),
-    )
+    return tree.map_unmasked(lambda _, average: average, params, state.average)

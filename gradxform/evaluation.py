@@ -3,6 +3,7 @@
 import functools
 
 import optax
+from jax.tree_util import default_registry
 
 from gradxform.tree import PyTree
 
@@ -15,7 +16,9 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     :func:`gradxform.nesterov` the loop holds the interim point :math:`\tilde\theta = \theta +
     \alpha v` and this returns θ; with :func:`gradxform.polyak_average` it returns the average. The
     state may be nested in any way: ``optax.chain``, ``masked``, ``partition``,
-    ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, or a container of your own.
+    ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, or any pytree of your own, such as
+    a whole Flax ``TrainState``. Of a Flax NNX optimizer pass ``nnx.as_pure(optimizer.opt_state)``
+    and ``nnx.as_pure(nnx.state(model, nnx.Param))``.
 
     A method of yours joins in by ``@gx.eval_params.register(MyState)`` on a function
     ``(state, params) -> params``.
@@ -36,9 +39,7 @@ def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
     >>> round(float(interim), 6), round(float(gx.eval_params(state, interim)), 6)
     (0.85, 0.9)
     """
-    if isinstance(state, dict):
-        state = tuple(state.values())
-    if isinstance(state, tuple | list):
-        for inner in state:
-            params = eval_params(inner, params)
+    children = default_registry.flatten_one_level(state)
+    for child in children[0] if children else ():
+        params = eval_params(child, params)
     return params

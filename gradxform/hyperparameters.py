@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Scalar: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[jax.Array], jax.typing.ArrayLike]
@@ -20,6 +21,15 @@ LearningRate: TypeAlias = Scalar | Schedule
 def scalar(value: jax.typing.ArrayLike) -> jax.Array:
     """``value`` in at least float32, whatever dtype a wrapper rounded it to, and strongly typed."""
     return jnp.asarray(value, dtype=jnp.promote_types(jnp.result_type(float), jnp.float32))
+
+
+def below_one(decay: jax.typing.ArrayLike) -> jax.Array:
+    """A decay rate, at most one unit of rounding below 1: a wrapper may have rounded it to 1.
+
+    Bias-corrected means are then plain means, the limit, where 1 itself would give 0/0.
+    """
+    value = scalar(decay)
+    return jnp.minimum(value, 1 - jnp.finfo(value.dtype).eps)
 
 
 def rate(learning_rate: LearningRate, count: jax.Array) -> jax.Array:
@@ -36,8 +46,8 @@ def check(method: str, **values: tuple[object, float, float]) -> None:
     """
     for name, (value, low, high) in values.items():
         given = f"{method}({name}={value!r})"
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not low <= value < high:
+        if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+            if not low <= float(value) < high:
                 below = f"below {high:g}" if high < math.inf else "finite"
                 raise ValueError(f"{given}: {name} must be at least {low:g} and {below}")
         elif not hasattr(value, "dtype"):
@@ -56,3 +66,13 @@ def check_choice(method: str, **values: tuple[str, Sequence[str]]) -> None:
         if value not in allowed:
             options = ", ".join(map(repr, allowed))
             raise ValueError(f"{method}({name}={value!r}): {name} must be one of {options}")
+
+
+def check_static(method: str, **values: int) -> None:
+    """Checks that each value is a Python integer, since it sets shapes; raises a TypeError."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(
+                f"{method}({name}={value!r}): {name} sets the shape of the state, so it must be a "
+                f'Python integer; under optax.inject_hyperparams list it in static_args="{name}"'
+            )

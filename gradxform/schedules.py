@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradxform.hyperparameters import Scalar, scalar
+from gradxform.hyperparameters import Scalar, check, scalar
 
 
 def linear_decay(init_value: Scalar, end_value: Scalar, transition_steps: Scalar) -> optax.Schedule:
@@ -13,7 +13,7 @@ def linear_decay(init_value: Scalar, end_value: Scalar, transition_steps: Scalar
     .. math::
         \varepsilon_k = (1 - a)\,\varepsilon_0 + a\,\varepsilon_\tau, \quad a = \min(k/\tau, 1)
 
-    The same numbers as ``optax.linear_schedule``, with every argument traceable.
+    The same numbers as ``optax.linear_schedule`` for τ > 0, with every argument traceable.
 
     Args:
       init_value: ε_0, the rate of the first update (k = 0).
@@ -32,6 +32,13 @@ def linear_decay(init_value: Scalar, end_value: Scalar, transition_steps: Scalar
     >>> [round(float(schedule(k)), 3) for k in (0, 5, 10, 99)]
     [1.0, 0.55, 0.1, 0.1]
     """
+
+    check(
+        "linear_decay",
+        init_value=(init_value, 0, float("inf")),
+        end_value=(end_value, 0, float("inf")),
+        transition_steps=(transition_steps, 0, float("inf")),
+    )
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         start, end, tau = scalar(init_value), scalar(end_value), scalar(transition_steps)
@@ -63,6 +70,12 @@ def inverse_time_decay(init_value: Scalar, decay: Scalar) -> optax.Schedule:
     >>> round(float(schedule(100)), 6)
     0.005
     """
+
+    check(
+        "inverse_time_decay",
+        init_value=(init_value, 0, float("inf")),
+        decay=(decay, 0, float("inf")),
+    )
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return scalar(init_value) / (1 + scalar(decay) * scalar(count))

@@ -47,9 +47,15 @@ def map_unmasked(f: Callable[..., Array], params: PyTree, tree: PyTree) -> PyTre
     def is_masked(node: PyTree) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    return jax.tree.map(
-        lambda x, p: p if is_masked(x) else map(f, p, x), tree, params, is_leaf=is_masked
-    )
+    try:
+        return jax.tree.map(
+            lambda x, p: p if is_masked(x) else map(f, p, x), tree, params, is_leaf=is_masked
+        )
+    except ValueError as error:
+        raise ValueError(
+            "the parameters and the optimiser state have different structures; give the parameters "
+            "that init was given (of Flax NNX, nnx.as_pure of both)"
+        ) from error
 
 
 def check_floating(params: PyTree) -> None:
@@ -107,3 +113,24 @@ def add_count(count: Array, more: Array | int) -> Array:
     """``count + more``, staying at the largest integer instead of overflowing."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count > largest - more, largest, count + more)
+
+
+def vdot(a: PyTree, b: PyTree) -> Array:
+    """The inner product Σ aᵢ bᵢ, accumulated in at least float32."""
+    terms = jax.tree.map(lambda x, y: jnp.sum(promote(x) * promote(y)), a, b)
+    return sum(jax.tree.leaves(terms), start=jnp.zeros((), jnp.result_type(float)))
+
+
+def scale(factor: Array, tree: PyTree) -> PyTree:
+    """``factor`` times ``tree``, in the dtypes of ``tree``."""
+    return map(lambda x: factor * x, tree)
+
+
+def select(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    """``new`` where ``condition`` holds, else ``old``, in the dtypes of ``old``."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y).astype(y.dtype), new, old)
+
+
+def reciprocal(x: Array) -> Array:
+    """``1 / x``, and 1 where that is not finite."""
+    return jnp.where((x > 0) & jnp.isfinite(1 / x), 1 / x, 1)

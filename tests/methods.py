@@ -17,7 +17,8 @@ class Method(NamedTuple):
     factory: Callable[..., optax.GradientTransformationExtraArgs]
     numbers: dict[str, tuple[float, float]]  # every numeric hyperparameter: its value, another one
     options: Mapping[str, Any] = MappingProxyType({})  # the others
-    needs_value_fn: bool = False
+    needs: tuple[str, ...] = ()  # extra arguments of update
+    dense: bool = False  # keeps a matrix over all parameters
 
     def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{**self.arguments, **changes})
@@ -39,6 +40,12 @@ RATE = {"learning_rate": (0.05, 0.02)}
 MOMENTUM = {"momentum": (0.9, 0.5)}
 RMSPROP = {**RATE, "decay": (0.9, 0.8), "eps": (1e-6, 1e-2)}
 SECTION = {"tol": (1e-6, 0.5), "max_newton_steps": (20, 1), "seed": (0, 3)}
+SEARCH = {
+    "decrease": (0.1, 0.3),
+    "curvature": (0.9, 0.35),
+    "noise": (1e-6, 1e-2),
+    "max_trials": (30, 1),
+}
 
 METHODS = {
     "sgd": Method(gx.sgd, RATE),
@@ -59,12 +66,20 @@ METHODS = {
         gx.adam,
         {**RATE, "b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (1e-8, 0.1), "eps_root": (0.0, 0.1)},
     ),
-    "coordinate_descent": Method(gx.coordinate_descent, SECTION, needs_value_fn=True),
+    "coordinate_descent": Method(gx.coordinate_descent, SECTION, needs=("value_fn",)),
     "coordinate_descent_random": Method(
-        gx.coordinate_descent, SECTION, {"order": "random"}, needs_value_fn=True
+        gx.coordinate_descent, SECTION, {"order": "random"}, needs=("value_fn",)
     ),
     "coordinate_descent_greedy_leaf": Method(
-        gx.coordinate_descent, SECTION, {"order": "greedy", "block": "leaf"}, needs_value_fn=True
+        gx.coordinate_descent, SECTION, {"order": "greedy", "block": "leaf"}, needs=("value_fn",)
+    ),
+    "bfgs": Method(gx.bfgs, SEARCH, needs=("value",), dense=True),
+    "lbfgs": Method(gx.lbfgs, SEARCH, {"memory_size": 2, "ravel": False}, needs=("value",)),
+    "nonlinear_cg": Method(
+        gx.nonlinear_cg,
+        {**SEARCH, "curvature": (0.1, 0.4), "restart": (0.2, 10.0), "truncation": (0.4, 0.1)},
+        {"beta": "hager_zhang"},
+        needs=("value",),
     ),
     "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),
 }

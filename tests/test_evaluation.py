@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from flax.core import FrozenDict
 
 import gradxform as gx
 from tests.methods import nested_params, step
@@ -46,7 +48,7 @@ def test_in_a_container_of_ones_own() -> None:
     tx = gx.nesterov(0.1)
     params, opt_state = step(tx, params, tx.init(params))
     direct = gx.eval_params(opt_state, params)
-    for container in (TrainState(opt_state, 1), {"opt": [opt_state]}):
+    for container in (TrainState(opt_state, 1), {"opt": [opt_state]}, FrozenDict(opt=opt_state)):
         np.testing.assert_array_equal(
             gx.eval_params(container, params)["dense"]["kernel"], direct["dense"]["kernel"]
         )
@@ -73,3 +75,10 @@ def test_under_jit_and_vmap() -> None:
 
     x = jnp.arange(6.0).reshape(3, 2)
     np.testing.assert_allclose(jax.jit(jax.vmap(evaluated))(x), 0.9 * x, rtol=1e-6)
+
+
+def test_python_floats_and_other_structures() -> None:
+    for tx in (gx.nesterov(0.1), gx.polyak_average(gx.sgd(0.1))):
+        assert gx.eval_params(tx.init(1.0), 1.0) == 1.0
+        with pytest.raises(ValueError, match=r"different structures.*nnx\.as_pure"):
+            gx.eval_params(tx.init({"w": 1.0}), {"v": 1.0})

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import jax
@@ -242,3 +243,87 @@ def test_bad_input_is_named(arguments: Any, message: str) -> None:
 def test_bad_options_are_named(option: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         gx.minimize(bowl, jnp.zeros(2), gx.sgd(0.1), **option)
+
+
+def test_prints_as_a_report() -> None:
+    solution = gx.minimize(rosenbrock, jnp.asarray([-1.2, 1.0]), tol=1e-3)
+    report = str(solution)
+    assert report.startswith("converged")
+    assert "1.00e-03" in report
+    assert str(int(solution.evaluations)) in report
+    batch = jax.vmap(lambda x: gx.minimize(bowl, x, gx.sgd(0.04), tol=1e-4))(jnp.ones((3, 2)))
+    assert str(batch) == "3 solves: 3 converged"
+
+
+def test_resumes_where_it_stopped() -> None:
+    start = jnp.asarray([-1.2, 1.0])
+    for tx in (gx.bfgs(), gx.adam(0.02)):
+        whole = gx.minimize(rosenbrock, start, tx, max_steps=30)
+        half = gx.minimize(rosenbrock, start, tx, max_steps=12)
+        rest = gx.minimize(rosenbrock, start, tx, max_steps=30, resume=half)
+        np.testing.assert_array_equal(rest.params, whole.params)
+        assert (rest.steps, rest.status) == (whole.steps, whole.status)
+
+
+def test_progress_is_called_between_blocks() -> None:
+    seen = []
+    tx = gx.sgd(0.01)
+    solution = gx.minimize(
+        bowl, jnp.zeros(2), tx, max_steps=25, progress=seen.append, progress_every=10
+    )
+    assert [int(s.steps) for s in seen] == [10, 20, 25]
+    assert np.all(np.diff([float(s.value) for s in seen]) < 0)
+    plain = gx.minimize(bowl, jnp.zeros(2), tx, max_steps=25)
+    np.testing.assert_array_equal(solution.params, plain.params)
+    with pytest.raises(ValueError, match=r"leave it out under jax\.jit"):
+        jax.jit(lambda x: gx.minimize(bowl, x, tx, progress=print))(jnp.zeros(2))
+
+
+def test_aux_of_the_best_point() -> None:
+    fn = lambda x: (bowl(x), {"twice": 2 * x})
+    solution = gx.minimize(fn, jnp.zeros(2), gx.momentum(0.04), has_aux=True, tol=1e-4)
+    np.testing.assert_array_equal(solution.aux["twice"], 2 * solution.params)
+
+
+def test_default_method_for_many_parameters() -> None:
+    solution = gx.minimize(lambda x: jnp.sum((x - 1) ** 4 + (x - 1) ** 2), jnp.zeros(300), tol=1e-4)
+    assert solution.status == gx.Status.converged
+
+
+def test_rounding_never_adds_up_to_a_climb() -> None:
+    hill = lambda x: 1e6 - x**2
+    solution = gx.minimize(hill, 10.0, optax.scale(0.001), tol=1e-2, max_steps=20_000)
+    assert solution.value <= hill(10.0)
+    assert solution.status != gx.Status.converged
+
+
+def test_parameters_too_coarse_to_move_are_reported_as_stalled() -> None:
+    start = jnp.asarray(100.0, jnp.bfloat16)
+    solution = gx.minimize(lambda x: x**2, start, gx.sgd(1e-6), max_steps=5000)
+    assert solution.status == gx.Status.stalled
+    assert solution.steps < 200
+
+
+SCALE = 0.05
+
+
+def test_a_constant_that_a_schedule_reads_is_part_of_the_configuration() -> None:
+    global SCALE
+    build = lambda: gx.sgd(lambda count: SCALE)
+    SCALE = 0.05
+    first = gx.minimize(bowl, jnp.zeros(2), build(), max_steps=3)
+    SCALE = 0.02
+    second = gx.minimize(bowl, jnp.zeros(2), build(), max_steps=3)
+    assert not np.allclose(first.params, second.params)
+
+
+def test_a_frozen_dataclass_with_arrays_as_objective() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Loss:
+        target: jax.Array
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jnp.sum((x - self.target) ** 2)
+
+    solution = gx.minimize(Loss(jnp.ones(2)), jnp.zeros(2), gx.sgd(0.3))
+    assert solution.status == gx.Status.converged

@@ -8,7 +8,7 @@ import optax
 
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.hyperparameters import LearningRate, Scalar, below_one, check, scalar
 from gradxform.protocol import transformation
 
 
@@ -59,7 +59,8 @@ def scale_by_adam(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByAdamState]:
         del params, extra_args
-        rho1, rho2, delta, delta_root = scalar(b1), scalar(b2), scalar(eps), scalar(eps_root)
+        rho1, rho2 = below_one(b1), below_one(b2)
+        delta, delta_root = scalar(eps), scalar(eps_root)
         count = tree.add_count(state.count, 1)
         t = scalar(count)
         s = tree.map(lambda s, g: rho1 * s + (1 - rho1) * g, state.first_moment, grads)

@@ -44,8 +44,8 @@ def coordinate_descent(
         t^* = \arg\min_t \varphi(t), \quad \varphi(t) = J(\theta + t d)
 
     with d the unit vector of one scalar coordinate, counted through all leaves in flattened order.
-    With ``block="leaf"`` d is the negative gradient of one leaf: the exact line minimum along the
-    steepest descent of that block.
+    With ``block="leaf"`` d is the negative gradient of one leaf, over its largest entry: the line
+    minimum along the steepest descent of that block.
 
     The minimum over t is found by Newton's method on φ, whose derivatives are nested directional
     derivatives of ``value_fn``: exact after one step where φ is quadratic. Elsewhere it is
@@ -99,8 +99,9 @@ def coordinate_descent(
     def init(params: tree.PyTree) -> CoordinateDescentState:
         tree.check_floating(params)
         key = jax.random.key(jnp.asarray(seed).astype(jnp.uint32))
-        first, *counts = jnp.zeros(4, jnp.int32)  # buffers of their own, so that all can be donated
-        info = CoordinateDescentInfo(*counts, scalar(0))
+        # buffers of their own, so that all can be donated
+        first, evaluations, non_finite, chosen = jnp.zeros(4, jnp.int32)
+        info = CoordinateDescentInfo(evaluations, non_finite, chosen, scalar(0))
         return CoordinateDescentState(first, jax.random.key_data(key), info)
 
     def update(
@@ -130,7 +131,7 @@ def coordinate_descent(
         direction = blocks.direction(chosen)
 
         def section(t: jax.Array) -> jax.Array:
-            return scalar(value(tree.map(lambda p, d: p + t * d, params, direction)))
+            return value(tree.map(lambda p, d: p + t * d, params, direction))
 
         t, evaluations, non_finite = _line_minimum(section, scalar(tol), scalar(max_newton_steps))
         info = CoordinateDescentInfo(
@@ -179,13 +180,15 @@ def _leaf_blocks(grads: tree.PyTree) -> _Blocks:
     filled = [i for i, leaf in enumerate(leaves) if leaf.size]
 
     def steepest() -> jax.Array:
-        norms = [jnp.sum(jnp.square(tree.promote(leaves[i]))) for i in filled]
+        largest = tree.reciprocal(tree.max_abs(grads))  # keeps the squares in range
+        norms = [jnp.sum(jnp.square(largest * tree.promote(leaves[i]))) for i in filled]
         return jnp.argmax(jnp.stack(norms)).astype(jnp.int32)
 
     def direction(chosen: jax.Array) -> tree.PyTree:
-        moved = list(leaves)
+        moved = [jnp.zeros_like(leaf, dtype=tree.promote(leaf).dtype) for leaf in leaves]
         for position, i in enumerate(filled):
-            moved[i] = jnp.where(chosen == position, -leaves[i], 0)
+            g = tree.promote(leaves[i])
+            moved[i] = jnp.where(chosen == position, -g * tree.reciprocal(tree.max_abs(g)), 0)
         return jax.tree.unflatten(structure, moved)
 
     return _Blocks(len(filled), steepest, direction)
@@ -217,27 +220,28 @@ def _line_minimum(
     Returns it with the number of evaluations and of those that were not finite.
     """
     one, zero = scalar(1), scalar(0)
-    resolution = jnp.finfo(zero.dtype).eps
+    resolution = jnp.finfo(jax.eval_shape(section, zero).dtype).eps
 
     def evaluate(t: jax.Array) -> _SectionPoint:
         def with_slope(t: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jax.jvp(section, (t,), (one,))
 
         (value, slope), (_, curvature) = jax.jvp(with_slope, (t,), (one,))
-        return _SectionPoint(t, value, slope, curvature)
+        return _SectionPoint(t, scalar(value), scalar(slope), scalar(curvature))
 
     def newton_step(point: _SectionPoint, last: jax.Array) -> jax.Array:
-        length = jnp.abs(tree.divide(point.slope, point.curvature))
+        curvature = jnp.where(jnp.isfinite(point.curvature), point.curvature, 0)
+        length = jnp.abs(tree.divide(point.slope, curvature))
         # no minimum of the local parabola to aim at: go on downhill in growing steps
         away = jnp.maximum(length, 2 * jnp.abs(last))
-        length = jnp.where(point.curvature > 0, length, jnp.where(away > 0, away, one))
+        length = jnp.where(curvature > 0, length, jnp.where(away > 0, away, one))
         return -jnp.sign(point.slope) * jnp.where(jnp.isfinite(length), length, one)
 
     def body(search: _LineSearch) -> _LineSearch:
         first = search.evaluations == 0
         best = search.best
         trial = evaluate(best.t + search.step)
-        finite = jnp.all(jnp.isfinite(jnp.stack(trial)))
+        finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         # where rounding hides a difference in value, the smaller slope tells the better point
         noise = resolution * jnp.abs(best.value)
         flatter = (trial.value <= best.value + noise) & (jnp.abs(trial.slope) < jnp.abs(best.slope))
@@ -246,8 +250,12 @@ def _line_minimum(
         # the minimum of the parabola through φ and φ' at the best point and φ at the rejected one
         predicted = best.slope * search.step
         back = -predicted / (2 * (trial.value - best.value - predicted))
-        back = jnp.where(finite & jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1)
-        step = jnp.where(better, newton_step(trial, search.step), back * search.step)
+        back = jnp.where(jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1)
+        # from where nothing is known, by the root: a step too long by any power is soon undone
+        size = jnp.abs(search.step)
+        blind = jnp.where(size > 4, jnp.sqrt(size), 0.1 * size) * jnp.sign(search.step)
+        back = jnp.where(finite, back * search.step, blind)
+        step = jnp.where(better, newton_step(trial, search.step), back)
         first_slope = jnp.where(first, jnp.abs(trial.slope), search.first_slope)
 
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, best)

@@ -100,6 +100,30 @@ def test_sections_that_are_not_quadratic(f: Any, start: float, minimum: float) -
     np.testing.assert_allclose(x, minimum, rtol=1e-4, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("f", "start", "minimum"),
+    [
+        (lambda x: jnp.exp(x) - 5 * x, -80.0, np.log(5)),
+        (lambda x: jnp.exp(x) - 5 * x, -30.0, np.log(5)),
+        (lambda x: jnp.log(jnp.cosh(x)), 50.0, 0.0),
+        *SECTIONS.values(),
+    ],
+    ids=["exponential, far", "exponential", "log cosh, no curvature", *SECTIONS],
+)
+def test_sections_in_float32_with_the_defaults(f: Any, start: float, minimum: float) -> None:
+    solution = gx.minimize(f, start, gx.coordinate_descent(), tol=1e-8, max_steps=20)
+    np.testing.assert_allclose(solution.params, minimum, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("block", ["coordinate", "leaf"])
+@pytest.mark.parametrize("factor", [1e-25, 1.0, 1e25])
+def test_the_unit_of_the_objective_changes_nothing(block: Any, factor: float) -> None:
+    f = lambda x: factor * jnp.sum((x - 1) ** 2)
+    tx = gx.coordinate_descent(block=block)
+    solution = gx.minimize(f, jnp.asarray([-1.2, 3.0]), tx, tol=1e-3 * factor, max_steps=4)
+    np.testing.assert_allclose(solution.params, 1.0, atol=1e-3)
+
+
 @pytest.mark.parametrize("f", [lambda x: x, lambda x: -jnp.exp(x), lambda x: x**3])
 def test_unbounded_sections_stay_finite_in_one_update(f: Any) -> None:
     tx = gx.coordinate_descent()

@@ -1,0 +1,1 @@
+"""The lecture's second-order methods, one module each."""

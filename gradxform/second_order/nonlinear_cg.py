@@ -1,0 +1,186 @@
+"""Nonlinear conjugate gradients: each direction keeps a part of the one before."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.hyperparameters import Scalar, check, check_choice, scalar
+from gradxform.line_search import with_line_search
+from gradxform.protocol import transformation
+
+Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
+
+
+class NonlinearCgInfo(NamedTuple):
+    """What the last updates did."""
+
+    beta: jax.Array  #: β of the last update, 0 after a restart
+    restarts: jax.Array  #: how often the direction was the gradient again, the start apart
+
+
+class ScaleByNonlinearCgState(NamedTuple):
+    """State of :func:`scale_by_nonlinear_cg`; the trees are in at least float32."""
+
+    since_restart: jax.Array  #: updates since the direction was the gradient, 0 before the first
+    grad: tree.PyTree  #: g of the last update
+    direction: tree.PyTree  #: p, the last direction of ascent
+    info: NonlinearCgInfo
+
+
+def scale_by_nonlinear_cg(
+    beta: Beta = "polak_ribiere", *, restart: Scalar = 0.2, truncation: Scalar = 0.4
+) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`nonlinear_cg`, without step or sign: :math:`p = g + \beta p_{old}`.
+
+    Args:
+      beta: which formula, see :func:`nonlinear_cg`.
+      restart: ν ≥ 0: begin again with the gradient when successive gradients are far from
+        orthogonal, :math:`|g^T g_{old}| > \nu \|g\|^2` (Powell).
+      truncation: η of Hager and Zhang's lower bound of β.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone, at points that an accurate line
+      search gives.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.scale_by_nonlinear_cg("fletcher_reeves", restart=1.0)
+    >>> _, state = tx.update(jnp.asarray([2.0, 0.0]), tx.init(jnp.zeros(2)))
+    >>> tx.update(jnp.asarray([0.0, 1.0]), state)[0]  # β = 1/4
+    Array([0.5, 1. ], dtype=float32)
+    """
+    check_choice("scale_by_nonlinear_cg", beta=(beta, get_args(Beta)))
+    infinity = float("inf")
+    check(
+        "scale_by_nonlinear_cg",
+        restart=(restart, 0, infinity),
+        truncation=(truncation, 0, infinity),
+    )
+
+    def init(params: tree.PyTree) -> ScaleByNonlinearCgState:
+        return ScaleByNonlinearCgState(
+            since_restart=jnp.array(0, jnp.int32),
+            grad=tree.zeros_like(params),
+            direction=tree.zeros_like(params),
+            info=NonlinearCgInfo(jnp.array(scalar(0), copy=True), jnp.array(0, jnp.int32)),
+        )
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByNonlinearCgState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByNonlinearCgState]:
+        del params, extra_args
+        g = tree.map(lambda _, g: g, state.grad, grads)
+        # β does not depend on the unit of the gradient; this one keeps squares from underflowing
+        unit = tree.reciprocal(jnp.maximum(tree.max_abs(g), tree.max_abs(state.grad)))
+        new, old, p = (tree.scale(unit, x) for x in (g, state.grad, state.direction))
+        y = tree.map(jnp.subtract, new, old)
+        gg, old_gg, py, gy = (
+            tree.vdot(a, b) for a, b in ((new, new), (old, old), (p, y), (new, y))
+        )
+        # d = -p is the direction of descent in the papers, so dᵀy = -pᵀy there
+        formulas = {
+            "fletcher_reeves": lambda: tree.divide(gg, old_gg),
+            "polak_ribiere": lambda: jnp.maximum(tree.divide(gy, old_gg), 0),
+            "hestenes_stiefel": lambda: tree.divide(gy, -py),
+            "dai_yuan": lambda: tree.divide(gg, -py),
+            "hager_zhang": lambda: jnp.maximum(
+                tree.divide(gy - 2 * tree.vdot(y, y) * tree.divide(tree.vdot(new, p), py), -py),
+                -scalar(truncation) * tree.divide(tree.vdot(old, p), tree.vdot(p, p)),
+            ),
+        }
+        b = formulas[beta]()
+        ascent = tree.map(lambda g, p: g + b * p, new, p)
+        size = sum(leaf.size for leaf in jax.tree.leaves(g))
+        again = (
+            (state.since_restart == 0)
+            | (state.since_restart >= size)
+            | (jnp.abs(tree.vdot(new, old)) > scalar(restart) * gg)
+            | ~(tree.vdot(new, ascent) > 0)
+            | ~jnp.isfinite(b)
+        )
+        direction = tree.select(again, g, tree.map(lambda g, p: g + b * p, g, state.direction))
+        started = state.since_restart > 0
+        info = NonlinearCgInfo(
+            jnp.where(again, 0, b).astype(state.info.beta.dtype),
+            tree.add_count(state.info.restarts, (again & started).astype(jnp.int32)),
+        )
+        since = jnp.where(again, 1, state.since_restart + 1)
+        return tree.cast_like(direction, grads), ScaleByNonlinearCgState(since, g, direction, info)
+
+    return transformation(init, update)
+
+
+def nonlinear_cg(
+    beta: Beta = "polak_ribiere",
+    *,
+    restart: Scalar = 0.2,
+    truncation: Scalar = 0.4,
+    decrease: Scalar = 0.1,
+    curvature: Scalar = 0.1,
+    noise: Scalar = 1e-6,
+    max_trials: Scalar = 30,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Nonlinear conjugate gradients with a line search.
+
+    .. math::
+        d \leftarrow -g + \beta d_{old}, \qquad \theta \leftarrow \theta + t d
+
+    with :math:`y = g - g_{old}` and β one of
+
+    .. math::
+        \beta^{FR} &= \frac{g^T g}{g_{old}^T g_{old}}, &
+        \beta^{PR+} &= \max\Big(\frac{g^T y}{g_{old}^T g_{old}}, 0\Big), &
+        \beta^{HS} &= \frac{g^T y}{d_{old}^T y}, \\
+        \beta^{DY} &= \frac{g^T g}{d_{old}^T y}, &
+        \beta^{HZ} &= \max\Big(\frac{1}{d_{old}^T y}
+            \big(y - 2 d_{old} \frac{\|y\|^2}{d_{old}^T y}\big)^T g,\;
+            \eta \frac{d_{old}^T g_{old}}{d_{old}^T d_{old}}\Big)
+
+    All agree, and are linear conjugate gradients, where the objective is quadratic and the steps
+    are exact. It begins again with d = −g every n updates, when :math:`|g^T g_{old}| > \nu \|g\|^2`
+    (Powell), and where d would not descend. The step t comes from
+    :func:`gradxform.with_line_search`: the loop holds trial points, and
+    :func:`gradxform.eval_params` gives θ.
+
+    Args:
+      beta: ``"polak_ribiere"`` (PR+), ``"fletcher_reeves"``, ``"hestenes_stiefel"``,
+        ``"dai_yuan"`` or ``"hager_zhang"``.
+      restart: ν ≥ 0 of Powell's test.
+      truncation: η ≥ 0 of Hager and Zhang's lower bound.
+      decrease: δ of the search, see :func:`gradxform.with_line_search`.
+      curvature: σ of the search; conjugacy wants accurate steps, so it is small.
+      noise: relative error of the objective.
+      max_trials: trial points after which a search has failed.
+
+    Returns:
+      The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
+      full batch, not minibatches. It keeps five vectors.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    References:
+      Lecture 7, "Nonlinear Conjugate Gradients". Nocedal & Wright, *Numerical Optimization*
+      (2006), §5.2. Hager & Zhang, "A survey of nonlinear conjugate gradient methods", Pacific J.
+      Optim. 2:35 (2006); "The limited memory conjugate gradient method", SIAM J. Optim. 23:2150
+      (2013), for η.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> bowl = lambda x: x[0] ** 2 + 50 * x[1] ** 2
+    >>> solution = gx.minimize(bowl, jnp.asarray([5.0, 1.0]), gx.nonlinear_cg(), tol=1e-3)
+    >>> gx.Status(int(solution.status)).name
+    'converged'
+    """
+    return with_line_search(
+        scale_by_nonlinear_cg(beta, restart=restart, truncation=truncation),
+        unit_step=False,
+        decrease=decrease,
+        curvature=curvature,
+        noise=noise,
+        max_trials=max_trials,
+    )

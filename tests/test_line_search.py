@@ -1,0 +1,219 @@
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradxform as gx
+from tests.methods import run, step
+
+
+def rosenbrock(x: jax.Array) -> jax.Array:
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+def follow(tx: Any, f: Any, start: Any, steps: int) -> list[tuple[Any, Any]]:
+    """(trial point, state) after each update of a stock loop."""
+    one_step = jax.jit(lambda x, s: step(tx, x, s, f))
+    x, state, seen = start, tx.init(start), []
+    for _ in range(steps):
+        x, state = one_step(x, state)
+        seen.append((x, state))
+    return seen
+
+
+@pytest.mark.usefixtures("x64")
+def test_accepted_points_satisfy_the_strong_wolfe_conditions() -> None:
+    tx = gx.bfgs(decrease=0.1, curvature=0.7)
+    seen = follow(tx, rosenbrock, jnp.asarray([-1.2, 1.0, -0.5, 2.0]), 60)
+    checked = 0
+    for (_, before), (_, after) in itertools.pairwise(seen):
+        if after.info.accepted == before.info.accepted or rosenbrock(before.params) < 1e-12:
+            continue
+        x, d, t = before.params, before.direction, after.info.step_length
+        phi = lambda s, x=x, d=d: rosenbrock(x + s * d)
+        value, slope = jax.value_and_grad(phi)(0.0)
+        end_value, end_slope = jax.value_and_grad(phi)(t)
+        np.testing.assert_allclose(after.params, x + t * d, rtol=1e-9, atol=1e-12)
+        assert slope < 0
+        assert end_value <= value + 0.1 * t * slope + 1e-6 * abs(value)
+        assert abs(end_slope) <= 0.7 * abs(slope) + 1e-9
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.usefixtures("x64")
+def test_values_of_accepted_points_never_rise() -> None:
+    for tx in (gx.bfgs(), gx.lbfgs(5), gx.nonlinear_cg("hager_zhang")):
+        seen = follow(tx, rosenbrock, jnp.asarray([-1.2, 1.0]), 150)
+        values = [float(rosenbrock(gx.eval_params(state, x))) for x, state in seen]
+        assert np.all(np.diff(values) <= 1e-12)
+        assert values[-1] < 1e-8
+
+
+class Replay:
+    """Feeds recorded (value, slope) pairs to a search along one axis, whatever the trial point."""
+
+    def __init__(self, **search: Any) -> None:
+        self.tx = gx.with_line_search(optax.identity(), **search)
+        self.x = jnp.asarray(1.0)
+        self.state = self.tx.init(self.x)
+        self.trials: list[float] = []
+
+    def __call__(self, value: float, slope: float) -> None:
+        # the direction is -1 after the first call, so the gradient is minus the slope
+        direction = float(self.state.direction) or -1.0
+        gradient = jnp.asarray(slope / direction)
+        updates, self.state = self.tx.update(gradient, self.state, self.x, value=jnp.asarray(value))
+        self.x = self.x + updates
+        self.trials.append(float(self.state.t))
+        assert np.isfinite(self.x)
+
+
+@pytest.mark.parametrize("bad", [(np.nan, -1.0), (np.inf, np.nan), (-np.inf, -1.0), (0.5, np.nan)])
+def test_a_trial_that_is_not_finite_is_stepped_back_from(bad: tuple[float, float]) -> None:
+    replay = Replay()
+    replay(1.0, -1.0)
+    for _ in range(3):
+        replay(*bad)
+    first, *later = replay.trials
+    assert np.all(np.diff([first, *later]) < 0)
+    assert int(replay.state.info.non_finite) == 3
+    replay(0.99, -0.1)  # the fault is over
+    assert int(replay.state.info.accepted) == 2
+
+
+def test_an_ever_falling_function_is_followed_outwards() -> None:
+    replay = Replay()
+    replay(1.0, -1.0)
+    for k in range(4):
+        replay(0.5 - k, -1.0)
+    assert np.all(np.diff(replay.trials) > 0)
+
+
+def test_a_search_that_fails_resets_once_and_then_reports_a_stall() -> None:
+    replay = Replay(max_trials=5)
+    replay(1.0, -1.0)
+    for _ in range(5):
+        replay(2.0, 1.0)
+    assert int(replay.state.info.resets) == 1
+    assert not replay.state.info.stalled
+    for _ in range(5):
+        replay(2.0, 1.0)
+    assert bool(replay.state.info.stalled)
+    assert float(replay.x) == 1.0
+
+
+def test_a_failed_search_goes_to_the_best_point_it_saw() -> None:
+    replay = Replay(max_trials=4, curvature=0.2)
+    replay(1.0, -1.0)
+    replay(0.5, -0.9)  # better, but too steep to be accepted
+    best = replay.trials[0]
+    for _ in range(3):
+        replay(3.0, 5.0)
+    assert replay.trials[-1] == pytest.approx(best)
+    replay(0.5, -0.9)
+    assert int(replay.state.info.accepted) == 2
+
+
+def test_an_ascent_direction_is_replaced_by_the_gradient() -> None:
+    tx = gx.with_line_search(optax.scale(-1.0))
+    seen = follow(tx, lambda x: jnp.sum(x**2), jnp.ones(2), 20)
+    x, state = seen[-1]
+    assert jnp.max(jnp.abs(gx.eval_params(state, x))) < 1e-2
+    assert int(state.info.resets) > 0
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e-8, 1e8, 1e16])
+@pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
+def test_the_unit_of_the_objective_changes_nothing(build: Any, scale: float) -> None:
+    start = jnp.asarray([-1.2, 1.0])
+    solve = lambda c: gx.minimize(lambda x: c * rosenbrock(x), start, build(), tol=c * 1e-2)
+    plain, scaled = solve(1.0), solve(scale)
+    assert scaled.status == gx.Status.converged
+    np.testing.assert_allclose(scaled.params, plain.params, atol=2e-2)
+    assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
+
+
+@pytest.mark.parametrize(
+    ("f", "start", "minimum"),
+    [
+        (lambda x: x - jnp.log(x), 40.0, 1.0),
+        (lambda x: x - jnp.log(x), 1e-4, 1.0),
+        (lambda x: -jnp.log(x) - jnp.log(1 - x), 0.999, 0.5),
+        (lambda x: jnp.exp(x) - 2 * x, 30.0, np.log(2)),
+        (lambda x: jnp.where(x < 0, jnp.nan, (x - 1) ** 2), 30.0, 1.0),
+        (lambda x: 1e20 * (x - 3) ** 2, -500.0, 3.0),
+    ],
+    ids=["log", "log near its edge", "two edges", "exponential", "cliff to NaN", "huge gradient"],
+)
+@pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
+def test_edges_cliffs_and_overflow(build: Any, f: Any, start: float, minimum: float) -> None:
+    solution = gx.minimize(f, start, build(), tol=1e-3, max_steps=500)
+    assert solution.status in (gx.Status.converged, gx.Status.stalled)
+    np.testing.assert_allclose(solution.params, minimum, rtol=2e-3)
+
+
+def test_unbounded_below_is_reported_and_never_nan() -> None:
+    solution = gx.minimize(lambda x: -jnp.sum(x), jnp.zeros(2), gx.lbfgs(), max_steps=200)
+    assert solution.status != gx.Status.converged
+    assert jnp.isfinite(solution.value)
+    assert solution.value < -1e3
+
+
+def test_optax_searches_compose_with_our_directions() -> None:
+    f = lambda p: rosenbrock(p)
+    start = jnp.asarray([-1.2, 1.0])
+    for direction in (gx.scale_by_bfgs(), gx.scale_by_lbfgs(), gx.scale_by_nonlinear_cg()):
+        for search in (
+            optax.scale_by_zoom_linesearch(max_linesearch_steps=20),
+            optax.scale_by_backtracking_linesearch(max_backtracking_steps=20),
+        ):
+            tx = optax.chain(direction, optax.scale(-1.0), search)
+            solution = gx.minimize(f, start, tx, tol=1e-2, max_steps=2000)
+            assert solution.value < 0.1
+
+
+def test_first_order_directions_take_a_search_too() -> None:
+    tx = gx.with_line_search(gx.scale_by_adam(), unit_step=False)
+    solution = gx.minimize(rosenbrock, jnp.asarray([-1.2, 1.0]), tx, tol=1e-2, max_steps=3000)
+    assert solution.value < 0.1
+
+
+def test_composes_in_a_chain_with_clipping_of_the_direction() -> None:
+    tx = gx.with_line_search(optax.chain(gx.scale_by_lbfgs(), optax.clip_by_global_norm(1.0)))
+    x, state = jax.jit(lambda x: run_on(tx, rosenbrock, x))(jnp.asarray([-1.2, 1.0]))
+    assert rosenbrock(gx.eval_params(state, x)) < 1e-3
+
+
+def run_on(tx: Any, f: Any, x: jax.Array) -> tuple[Any, Any]:
+    def body(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        return step(tx, *carry, f), None
+
+    carry, _ = jax.lax.scan(body, (x, tx.init(x)), length=100)
+    return carry
+
+
+def test_missing_arguments_are_named() -> None:
+    tx, x = gx.bfgs(), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"with_line_search needs value=…"):
+        tx.update(x, tx.init(x), x)
+    with pytest.raises(ValueError, match=r"with_line_search needs params=…"):
+        tx.update(x, tx.init(x), value=1.0)
+    with pytest.raises(ValueError, match=r"value must return one real number.*shape \(2,\)"):
+        tx.update(x, tx.init(x), x, value=x)
+
+
+def test_works_inside_optax_wrappers_on_a_subtree() -> None:
+    params = {"on": jnp.asarray([-1.2, 1.0]), "off": jnp.asarray(3.0)}
+    tx = optax.partition(
+        {"search": gx.lbfgs(), "none": optax.set_to_zero()}, {"on": "search", "off": "none"}
+    )
+    f = lambda p: rosenbrock(p["on"]) + p["off"] ** 2
+    end, state = jax.jit(lambda p: run_on(tx, f, p))(params)
+    assert rosenbrock(gx.eval_params(state, end)["on"]) < 1e-4
+    assert end["off"] == 3.0
+    assert run(optax.masked(gx.sgd(0.1), True), params["on"], 2)[0].shape == (2,)
