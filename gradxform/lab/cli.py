@@ -148,35 +148,44 @@ def _run(
 
     try:
         config = load_config(name, overrides)
-        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            _fail(f"--out {out}: is there already; name a new folder, no run is overwritten")
-        data = None if isinstance(config, SurfaceConfig) else load(config.task.dataset, data_dir)
-    except (ConfigError, DataError, OSError) as error:
+    except ConfigError as error:
         _fail(str(error))
+    dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
+    if data_dir is not None and dataset in (None, "digits"):
+        needs = "a surface needs no data" if dataset is None else "digits come with scikit-learn"
+        print(f"gradxform: --data-dir {data_dir} is not used: {needs}", file=sys.stderr)
 
-    from gradxform.lab import results
+    from jax.errors import JaxRuntimeError
+
+    from gradxform.lab import optimizers, results
     from gradxform.lab.models import ModelError
     from gradxform.lab.train import race
 
-    folder = out or results.new_folder(config.output.folder, config.name)
     rows: list[tuple[str, Row]] = []
 
     def on_row(label: str, row: "Row") -> None:
-        if not rows:  # only now is it sure that the config works
-            results.begin(folder, config)
         rows.append((label, row))
         advance(label, row)
 
     try:
-        try:
-            with _progress(config, quiet) as advance:
-                result = race(config, data, on_row)
-        finally:
-            if rows:  # an interrupted race keeps what it has
-                results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
-        results.save(folder, config, result)
-    except (ConfigError, ModelError, OSError) as error:
+        optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
+        with results.run_folder(config, out) as folder:
+            data = None if dataset is None else load(dataset, data_dir)
+            try:
+                with _progress(config, quiet) as advance:
+                    result = race(config, data, on_row)
+            finally:
+                if rows:  # an interrupted race keeps what it has
+                    results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
+            results.save(folder, config, result)
+    except (ConfigError, DataError, ModelError, OSError) as error:
         _fail(str(error))
+    except (MemoryError, JaxRuntimeError) as error:
+        reason = (str(error).splitlines() or ["Out of memory"])[0]
+        # XLA says either, depending on where it runs short
+        if not any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+            raise
+        _fail(f"does not fit in memory: {reason}; try a smaller batch_size or model")
     table = results.ranking_table(result, config.title or config.name)
     console = Console()
     if console.width >= 100:
@@ -195,7 +204,7 @@ def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], 
         yield functools.partial(_print_row, console, total)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[state]}"),
@@ -203,7 +212,7 @@ def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], 
     )
     with Progress(*columns, console=console) as bars:
         bar_of = {
-            label: bars.add_task(escape(label), total=total, start=False, state="")
+            label: bars.add_task(label, total=total, start=False, state="")
             for label in config.optimizers
         }
 
@@ -236,7 +245,9 @@ def _list_methods() -> None:
             name if argument.required else f"[{name}]"
             for name, argument in method.arguments.items()
         )
-        table.add_row(method.name.removeprefix("gradxform."), escape(arguments), method.summary)
+        table.add_row(
+            method.name.removeprefix("gradxform."), escape(arguments), escape(method.summary)
+        )
     _print(table)
     for package in PACKAGES[1:]:
         names = ", ".join(m.name for m in methods(package))

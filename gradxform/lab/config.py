@@ -3,10 +3,10 @@
 Nothing here imports JAX, so that a mistake in a config is told at once.
 """
 
+import difflib
 import functools
 import importlib.resources
 import json
-import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,18 +28,20 @@ from gradxform.lab.optimizers import ConfigError, Problem, suggest
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
 
 
 def _batch_size(value: Any) -> int | Literal["full"]:
-    if value == "full" or (type(value) is int and value >= 1):
+    if value == "full" or (type(value) is int and 1 <= value <= MAX_BATCH):
         return value
-    raise PydanticCustomError("batch_size", 'a whole number of at least 1, or "full"')
+    raise PydanticCustomError(
+        "batch_size", 'a whole number from 1 to {largest}, or "full"', {"largest": MAX_BATCH}
+    )
 
 
 def _point(value: Any) -> tuple[float, float]:
     match value:
-        case [int() | float() as x, int() | float() as y] if math.isfinite(x + y):
+        case [int() | float() as x, int() | float() as y] if max(abs(x), abs(y)) <= 1e30:
             return float(x), float(y)
     raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
 
@@ -83,7 +85,7 @@ class SurfaceTask(_Table):
 class Training(_Table):
     """``[training]`` of a task on data."""
 
-    epochs: Count  #: passes over the training examples
+    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)]  #: passes over the training examples
     batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
     order: Literal["reshuffle", "shuffle_once", "sequential", "online"] = "reshuffle"
 
@@ -91,7 +93,7 @@ class Training(_Table):
 class SurfaceTraining(_Table):
     """``[training]`` of a surface."""
 
-    steps: Count  #: updates
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: updates
 
 
 class Output(_Table):
@@ -146,12 +148,12 @@ class _Option(NamedTuple):
 
 
 def _is_width(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= MAX_WIDTH
 
 
-_WIDTH = _Option("a whole number of at least 1", _is_width)
+_WIDTH = _Option(f"a whole number from 1 to {MAX_WIDTH}", _is_width)
 _WIDTHS = _Option(
-    "a list of whole numbers of at least 1",
+    f"a list of whole numbers from 1 to {MAX_WIDTH}",
     lambda value: isinstance(value, list) and bool(value) and all(map(_is_width, value)),
 )
 _RATE = _Option(
@@ -208,21 +210,24 @@ def parse_config(
     found = list(problems)
     task = table.get("task")
     kind = task.get("kind") if isinstance(task, Mapping) else None
-    schema = _KINDS.get(kind) if isinstance(kind, str) else None
-    if isinstance(task, Mapping) and schema is None:
+    if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in _KINDS):
         hint = suggest(kind, _KINDS) if isinstance(kind, str) else ""
         given = f"found {kind!r}{hint}" if "kind" in task else "but is missing"
         found.append(Problem("task.kind", f"should be {_either(_KINDS)}, {given}"))
+    # the rest is checked as for the kind that seems to be meant, if there is one
+    meant = difflib.get_close_matches(kind, _KINDS, n=1) if isinstance(kind, str) else []
+    schema = _KINDS[meant[0]] if meant else ClassificationConfig
     config = None
     try:
-        config = (schema or ClassificationConfig).model_validate(table)
+        config = schema.model_validate(table)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            # what else a task holds depends on its kind
-            if schema or detail["loc"][0] != "task" or len(detail["loc"]) == 1:
-                found.append(_describe(detail, schema or ClassificationConfig))
+            section, *keys = detail["loc"]
+            if section in ("task", "training") and keys and (not meant or keys == ["kind"]):
+                continue  # what these hold depends on the kind, which is told already
+            found.append(_describe(detail, schema))
     if isinstance(task, Mapping):
-        found += _check_model_options(task, "autoencoder" if kind == "autoencoder" else None)
+        found += _check_model_options(task, "autoencoder" if meant == ["autoencoder"] else None)
     found += _check_optimizers(table)
     if found or config is None:
         raise ConfigError(source, found)

@@ -7,6 +7,7 @@ that a problem with the data is reported at once.
 
 import difflib
 import hashlib
+import logging
 import math
 import os
 import tarfile
@@ -32,6 +33,7 @@ __all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_dir", "hold_out",
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 
 _ENVIRONMENT = "GRADXFORM_DATA"
+_log = logging.getLogger(__name__)
 
 
 class Dataset(NamedTuple):
@@ -139,8 +141,10 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     fixed shuffle for testing, since its neighbours are alike). The others are read from
     ``data_dir``, else from the folder that the environment variable ``GRADXFORM_DATA`` names, else
     from :func:`cache_dir`, into which they are downloaded at first use. A folder may hold the files
-    itself or in a subfolder named after the data set, plain or with ``.gz``; of CIFAR-10 it may
-    hold a part, any of the five training batches and the test batch, whole or cut after a record.
+    itself or in a subfolder named after the data set, plain or with ``.gz``; what of Fashion-MNIST
+    is not the original ``.gz`` file can be checked for its structure only, and a warning is logged.
+    Of CIFAR-10 a folder may hold a part, any of the five training batches and the test batch, whole
+    or cut after a record.
 
     Args:
       name: one of :data:`DATASETS`.
@@ -169,6 +173,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     folder = data_dir or os.environ.get(_ENVIRONMENT)
     if folder:
         paths = _find(name, source, Path(folder))
+        _warn_of_unverified(name, source, paths)
         files = {file: _Named(path, _read(path)) for file, path in paths.items()}
     else:
         files = _fetch(name, source)
@@ -195,9 +200,10 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     if not 0 < fraction < 1:
         raise DataError(f"the validation split is {fraction}; give a fraction between 0 and 1")
     at = math.floor(len(split.y) * (1 - fraction))
-    if at == 0:
+    if at in (0, len(split.y)):
+        use = "validate with" if at else "train on"
         raise DataError(
-            f"a validation split of {fraction} leaves none of {len(split.y)} examples to train on"
+            f"a validation split of {fraction} leaves none of {len(split.y)} examples to {use}"
         )
     return Split(split.x[:at], split.y[:at]), Split(split.x[at:], split.y[at:])
 
@@ -283,6 +289,26 @@ def _find(name: str, source: Source, folder: Path) -> dict[str, Path]:
     if missing:
         raise DataError(f"{place} lacks {', '.join(missing)}: expected {_wanted(name)}")
     return found
+
+
+def _warn_of_unverified(name: str, source: Source, paths: Mapping[str, Path]) -> None:
+    def is_original(file: str, path: Path) -> bool:
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            return True  # will be refused when it is read
+        return digest == source.downloads[f"{file}.gz"]
+
+    unknown = [file for file, digest in source.contents.items() if digest is None]
+    doubtful = [paths[file].name for file in unknown if not is_original(file, paths[file])]
+    if doubtful:
+        place = next(iter(paths.values())).parent
+        _log.warning(
+            "%s: not the original .gz files of %s, so only their structure is checked: %s",
+            place,
+            name,
+            ", ".join(doubtful),
+        )
 
 
 def _wanted(name: str) -> str:

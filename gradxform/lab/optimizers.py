@@ -10,6 +10,8 @@ import ast
 import difflib
 import functools
 import importlib
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +26,19 @@ PACKAGES = ("gradxform", "optax", "optax.contrib")
 RETURNS = {
     "method": ("GradientTransformation", "GradientTransformationExtraArgs"),
     "schedule": ("Schedule",),
+}
+# Where the numbers of gradxform's functions lie, [low, high), as the functions check it themselves.
+_NOT_NEGATIVE, _RATE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
+INTERVALS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("learning_rate", "kappa", "eps", "eps_root", "tol", "start"), _NOT_NEGATIVE),
+    **dict.fromkeys(("restart", "truncation"), _NOT_NEGATIVE),
+    **dict.fromkeys(("init_value", "end_value", "transition_steps"), _NOT_NEGATIVE),
+    **dict.fromkeys(("momentum", "b1", "b2", "decay", "rho", "phi", "theta"), _RATE),
+    **dict.fromkeys(("curvature", "noise"), _RATE),
+    **dict.fromkeys(("max_newton_steps", "max_trials", "memory_size"), _COUNT),
+    "decrease": (0, 0.5),
+    "seed": (0, 2**32),
+    "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
 
@@ -72,6 +87,23 @@ def check(table: Table, path: str) -> Iterator[Problem]:
                 yield from check(link, where)
             else:
                 yield Problem(where, f"should be {METHOD}, found {link!r}")
+
+
+def build_all(tables: Mapping[str, Table]) -> "dict[str, optax.GradientTransformationExtraArgs]":
+    """The gradient transformations of a config's ``optimizers``, by label.
+
+    Raises:
+      ConfigError: functions refuse their arguments; all of them are named at once.
+    """
+    built, problems = {}, []
+    for label, table in tables.items():
+        try:
+            built[label] = build(table, f"optimizers.{label}")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError("optimisers", problems)
+    return built
 
 
 def build(table: Table, path: str) -> "optax.GradientTransformationExtraArgs":
@@ -167,7 +199,8 @@ def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
             message = f"unknown argument of {function.name}{hint}{takes}"
             yield Problem(f"{path}.{key}", message)
         else:
-            yield from _check_value(value, argument, f"{path}.{key}")
+            problems = list(_check_value(value, argument, f"{path}.{key}"))
+            yield from problems or _check_interval(value, function, key, f"{path}.{key}")
     for key, argument in function.arguments.items():
         if argument.required and key not in table:
             expected = _expected(argument)
@@ -240,7 +273,23 @@ def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]
             if isinstance(item, Mapping):
                 yield from _check_table(item, f"{path}[{i}]")
     elif isinstance(value, Mapping):
+        if argument.annotation is not None and "dict[int," in ast.unparse(argument.annotation):
+            for key in value:
+                if not key.isdecimal():
+                    yield Problem(f"{path}.{key}", "the keys here should be whole numbers")
         yield from _check_table(value, path)
+
+
+def _check_interval(value: Any, function: Signature, key: str, path: str) -> Iterator[Problem]:
+    package, name = _split(function.name)
+    interval = INTERVALS.get(f"{name}.{key}") or INTERVALS.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if package != "gradxform" or interval is None or not is_number:
+        return
+    low, high = interval
+    if not low <= value < high:
+        below = f"below {high:.10g}" if high < math.inf else "finite"
+        yield Problem(path, f"should be at least {low:g} and {below}, found {value!r}")
 
 
 def _check_table(table: Table, path: str) -> Iterator[Problem]:
@@ -287,7 +336,7 @@ def _build(value: Any, path: str) -> Any:
         case list():
             return [_build(item, f"{path}[{i}]") for i, item in enumerate(value)]
         case Mapping():  # TOML's keys are text, Optax's tables of boundaries have whole numbers
-            return {int(k) if k.isdigit() else k: _build(v, path) for k, v in value.items()}
+            return {int(k) if k.isdecimal() else k: _build(v, path) for k, v in value.items()}
         case _:
             return value
 
@@ -298,4 +347,9 @@ def _call(name: str, arguments: Table, path: str) -> Any:
     try:
         return getattr(importlib.import_module(package), function)(**values)
     except Exception as error:  # another package's function may raise anything at a bad value
-        raise ConfigError("optimiser", [Problem(path, str(error))]) from error
+        message = str(error)
+        # gradxform's name the argument, as in "scale_by_adam(b1=2): …", maybe of an inner function
+        found = re.match(r"\w+\((\w+)=", message)
+        if found and found[1] in arguments:
+            path, message = f"{path}.{found[1]}", function + message[message.index("(") :]
+        raise ConfigError("optimiser", [Problem(path, message)]) from error

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from gradxform.lab.surfaces import Surface
@@ -64,22 +65,25 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.add_subplot()
     style_of = dict(zip(given, styles(len(given)), strict=True))
+    legend: list[tuple[str, Line2D]] = []
     for place, history in enumerate(ranked(result)):
         x, y = curves[history.label]
         every = max(1, len(x) // 8)
         shift = min(place * every // max(1, len(given)), len(x) - 1) if len(x) > 8 else 0
-        axes.plot(
+        label = history.label + (" (diverged)" if history.diverged else "")
+        (line,) = axes.plot(
             x,
             np.where(y > 0, y, np.nan),  # a zero has no place on a logarithmic scale
             **style_of[history.label]._asdict(),
-            label=history.label + (" (diverged)" if history.diverged else ""),
+            label=label,
             linewidth=1.5,
             markersize=5,
             markevery=(shift, every),
         )
+        legend.append((label, line))
     axes.set_yscale("log")
-    if len(curves) > 1:  # one that ran away must not flatten the others
-        firsts = [y[0] for _, y in curves.values() if len(y)]
+    firsts = [y[0] for _, y in curves.values() if len(y) and y[0] > 0]
+    if len(curves) > 1 and firsts:  # one that ran away must not flatten the others
         axes.set_ylim(top=min(axes.get_ylim()[1], 10 * float(np.median(firsts))))
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -91,10 +95,11 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     else:
         axes.set_xlabel("epochs (passes over the training examples)")
         axes.set_ylabel(f"training cost ({_unit(result)})")
-    figure.suptitle(title or result.name)
+    figure.suptitle(title or result.name, parse_math=False)
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=4, frameon=False)
+    where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+    _legend(axes, legend, **where, handlelength=4, frameon=False)
     return figure
 
 
@@ -127,24 +132,38 @@ def plot_paths(
     if axes is None:
         axes = Figure(figsize=(6.4, 5.2), layout="constrained").add_subplot()
     _contours(surface, axes)
+    legend: list[tuple[str, Line2D]] = []
     for style, (label, path) in zip(styles(len(paths)), paths.items(), strict=True):
         x, y = np.asarray(path, float).T
         every = max(1, len(x) // 20)
         options = style._asdict() | {"markersize": 4, "markevery": every, "linewidth": 1.5}
-        axes.plot(x, y, **options, label=label)
+        legend.append((label, axes.plot(x, y, **options, label=label)[0]))
     if paths:
         x, y = np.asarray(next(iter(paths.values())), float)[0]
-        axes.plot(x, y, "ko", markersize=8, fillstyle="none", label="start")
+        (mark,) = axes.plot(x, y, "ko", markersize=8, fillstyle="none", label="start")
+        legend.append(("start", mark))
     for i, (x, y) in enumerate(surface.minima):
         label = "minimum" if i == 0 else None
-        axes.plot(x, y, "k*", markersize=12, markerfacecolor="white", label=label)
+        (mark,) = axes.plot(x, y, "k*", markersize=12, markerfacecolor="white", label=label)
+        legend += [("minimum", mark)] if i == 0 else []
     (left, right), (bottom, top) = surface.bounds
     axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x$", ylabel="$y$")
-    axes.set_title(title or f"{surface.name}: ${surface.formula}$", fontsize="medium")
-    axes.legend(loc="best", fontsize="small", handlelength=3.5, framealpha=0.9)
+    shown = title or f"{surface.name}: ${surface.formula}$"
+    axes.set_title(shown, fontsize="medium", parse_math=not title)
+    _legend(axes, legend, loc="best", fontsize="small", handlelength=3.5, framealpha=0.9)
     figure = axes.get_figure(root=True)
     assert figure is not None
     return figure
+
+
+def _legend(axes: Axes, entries: Sequence[tuple[str, Line2D]], **options: Any) -> None:
+    """A legend of texts as they are: "$" and a leading "_" mean nothing in a user's label."""
+    if not entries:
+        return
+    labels, lines = zip(*entries, strict=True)
+    legend = axes.legend(lines, [f"entry {i}" for i in range(len(lines))], **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label, parse_math=False)
 
 
 def _contours(surface: Surface, axes: Axes) -> None:

@@ -1,5 +1,6 @@
 """What a race leaves behind: a folder of files, and a table."""
 
+import contextlib
 import csv
 import datetime
 import io
@@ -9,12 +10,13 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 import gradxform
 from gradxform.lab.config import Config, to_toml
@@ -31,10 +33,50 @@ COLUMNS = (
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """A folder in ``parent`` that does not exist yet, named after ``name`` and the time."""
+    """Makes a folder in ``parent``, named after ``name`` and the time, that nobody else has."""
     stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
-    return next(f for end in endings if not (f := Path(parent) / (stem + end)).exists())
+    for number in itertools.count(1):
+        folder = Path(parent) / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("the numbers never end")
+
+
+@contextlib.contextmanager
+def run_folder(config: Config, out: Path | None = None) -> Iterator[Path]:
+    """A folder for a run, with ``config.toml`` in it; it goes again if the run adds nothing to it.
+
+    Args:
+      config: the experiment, from whose ``config.toml`` the race can be run again.
+      out: the folder to make; one of its own in ``config.output.folder`` if not given.
+
+    Raises:
+      OSError: it cannot be made, or ``out`` holds something already; the message names the option
+        or the key.
+    """
+    parent = Path(config.output.folder) if out is None else out.parent
+    named = f"output.folder: {parent}" if out is None else f"--out {out}"
+    with contextlib.ExitStack() as undo:
+        try:
+            fresh = out is None or not out.exists()
+            if out is not None and not fresh and (not out.is_dir() or any(out.iterdir())):
+                raise OSError(0, "is there already; name a new folder, no run is overwritten")
+            for ancestor in reversed([parent, *parent.parents]):
+                if not ancestor.is_dir():
+                    ancestor.mkdir(exist_ok=True)
+                    undo.callback(_remove_if_empty, ancestor)
+            folder = out or new_folder(parent, config.name)
+            if fresh:
+                if out is not None:
+                    out.mkdir()
+                undo.callback(_remove_if_empty, folder)
+            undo.callback(_remove_lone_config, folder)
+            write_atomically(folder / "config.toml", to_toml(config))
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise OSError(f"{named}: {error.strerror}{where}") from error
+        yield folder
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -99,7 +141,9 @@ def summary_json(config: Config, result: RaceResult) -> str:
 
 def ranking_table(result: RaceResult, title: str) -> Table:
     """The optimisers, best first, with the metrics at the end of their runs."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    # as text, not as markup: a title or a label may hold brackets
+    heading = Text(title, style="table.title")
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     rows = [history.rows[-1] for history in result.histories]
     columns = [(key, heading) for key, heading in COLUMNS if any(key in row for row in rows)]
     table.add_column("#", justify="right")
@@ -113,7 +157,7 @@ def ranking_table(result: RaceResult, title: str) -> Table:
         at = history.rows[-1].get("epoch", history.rows[-1].get("step"))
         end = f"at {at:g}" if history.diverged else "no"
         rate = f"{history.steps_per_second:,.0f}"
-        table.add_row(str(rank), history.label, *values, rate, end)
+        table.add_row(str(rank), Text(history.label), *values, rate, end)
     return table
 
 
@@ -127,10 +171,15 @@ def save(folder: Path, config: Config, result: RaceResult) -> None:
     write_atomically(folder / "cost.png", figure.getvalue())
 
 
-def begin(folder: Path, config: Config) -> None:
-    """Makes the folder and writes ``config.toml``, from which the race can be run again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.toml", to_toml(config))
+def _remove_lone_config(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if [file.name for file in folder.iterdir()] == ["config.toml"]:
+            (folder / "config.toml").unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _finite(value: float) -> Any:

@@ -85,6 +85,7 @@ def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = Non
     Raises:
       ConfigError: an optimiser cannot be built or does not fit the task; all problems at once.
       ModelError: the model does not fit the data.
+      DataError: the validation split leaves nothing to train on or to validate with.
 
     >>> from gradxform.lab.config import parse_config
     >>> config = parse_config({
@@ -94,13 +95,7 @@ def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = Non
     >>> race(config).histories[0].rows[-1]
     {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
     """
-    problems: list[Problem | str] = []
-    transformations: dict[str, optax.GradientTransformation] = {}
-    for label, table in config.optimizers.items():
-        with _collecting(problems):
-            transformations[label] = optimizers.build(table, f"optimizers.{label}")
-    if problems:
-        raise ConfigError(config.name, problems)
+    transformations = optimizers.build_all(config.optimizers)
     if isinstance(config, SurfaceConfig):
         surface = SURFACES[config.task.surface]
         start, steps = config.task.start or surface.start, config.training.steps
@@ -138,7 +133,7 @@ def race_on_task(
       task: model, loss and data.
       transformations: by label.
       epochs: passes over the training part.
-      batch_size: examples of a batch, or ``"full"`` for all of them.
+      batch_size: examples of a batch, at most all of them, or ``"full"`` for all.
       order: how batches are drawn.
       seed: of initial parameters, batches and dropout.
       on_row: called with the label and each row.
@@ -149,7 +144,7 @@ def race_on_task(
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     parts = {name: to_device(split) for name, split in splits.items() if split is not None}
     train, size = parts["train"], len(task.train.x)
-    batch_size = size if batch_size == "full" else batch_size
+    batch_size = size if batch_size == "full" else min(batch_size, size)
     steps = steps_per_epoch(size, batch_size)
 
     init_key, key = jax.random.split(jax.random.key(seed))
@@ -406,7 +401,7 @@ def evaluate(task: Task, params: PyTree, examples: Examples) -> dict[str, jax.Ar
 
 
 @contextlib.contextmanager
-def _collecting(problems: list[Problem | str], path: str = "") -> Iterator[None]:
+def _collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
     """Adds what goes wrong to ``problems``, so that all optimisers are tried before giving up."""
     try:
         yield

@@ -99,12 +99,9 @@ def test_no_run_is_overwritten(finished):
 
 
 def test_default_folders_never_collide(tmp_path):
-    first = results.new_folder(tmp_path, "race")
-    first.mkdir()
-    second = results.new_folder(tmp_path, "race")
-    assert first.name.startswith("race-")
-    assert second != first
-    assert not second.exists()
+    folders = [results.new_folder(tmp_path, "race") for _ in range(3)]
+    assert all(folder.is_dir() and folder.name.startswith("race-") for folder in folders)
+    assert len(set(folders)) == 3
 
 
 def test_a_surface_can_be_raced(tmp_path):
@@ -137,7 +134,7 @@ def test_user_mistakes_are_told_without_a_traceback(tmp_path):
     assert "did you mean 'digits_race'" in fails("run", "digit_race")
     assert "did you mean 'epochs'" in fails("run", "digits_race", "--set", "training.epoch=3")
     told = fails("run", "digits_race", "--set", "optimizers.sgd.learning_rate=-1")
-    assert "optimizers.sgd: sgd(learning_rate=-1" in told
+    assert "optimizers.sgd.learning_rate: should be at least 0 and finite, found -1" in told
     told = fails("run", "keras_mnist", "--data-dir", tmp_path)
     assert str(tmp_path) in told
     assert "--data-dir" in told or "train-images" in told
@@ -153,8 +150,68 @@ def test_a_model_that_does_not_fit_is_told(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / "file").write_text("")
-    fails("run", "digits_race", *SHORT, "--set", TWO, "--out", tmp_path / "file" / "x")
+    file = tmp_path / "file"
+    file.write_text("")
+    out = file / "x"
+    assert f"--out {out}: File exists ({file})" in fails("run", "digits_race", "--out", out)
+    told = fails("run", "digits_race", "--set", f"output.folder={json.dumps(str(file))}")
+    assert f"output.folder: {file}: File exists" in told
+    file.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_comes_to_nothing_leaves_nothing(tmp_path):
+    told = fails(
+        "run", "digits_race", "--set", "task.validation_split=0.9999", "--out", tmp_path / "a" / "b"
+    )
+    assert "leaves none of 1437 examples to train on" in told
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()  # the user's own is kept
+    fails("run", "mnist_race", "--data-dir", tmp_path, "--out", tmp_path / "empty")
+    assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_an_optimizer_is_refused_before_the_data_is_looked_for(tmp_path):
+    entry = "optimizers.sgd={method='rmsprop', learning_rate=0.1, nesterov=true}"
+    told = fails("run", "keras_mnist", "--set", entry, "--data-dir", tmp_path)
+    assert "optimizers.sgd.nesterov: rmsprop(nesterov=True) needs momentum" in told
+    told = fails("run", "keras_mnist", "--set", "optimizers.sgd.learning_rate=-1")
+    assert "optimizers.sgd.learning_rate: " in told
+
+
+def test_texts_of_a_config_are_no_markup(tmp_path):
+    labels = ("[/x]", "[red]fast", "_hid", ":smile:")
+    entries = ", ".join(f"{json.dumps(x)}={{method='adam'}}" for x in labels)
+    title = "[/b] cost $x_$"
+    done = invoke(
+        *("run", "digits_race", *SHORT, "--set", f"optimizers={{{entries}}}"),
+        *("--set", f"title={json.dumps(title)}", "--out", tmp_path / "x"),
+    )
+    assert done.exit_code == 0, done.output
+    for text in (*labels, title):
+        assert text in done.stdout
+
+
+def test_a_folder_of_data_that_is_not_needed_is_told(tmp_path):
+    entry = "optimizers.sgd.learning_rate=-1"
+    args = ("--data-dir", tmp_path, "--set", "training.epochs=1", "--set", TWO, "--out")
+    done = invoke("run", "digits_race", *args, tmp_path / "x", "--quiet")
+    assert done.exit_code == 0
+    assert f"--data-dir {tmp_path} is not used: digits come with scikit-learn" in done.stderr
+    assert "is not used" not in fails("run", "keras_mnist", *args[:2], "--set", entry)
+
+
+@pytest.mark.parametrize("said", [None, "RESOURCE_EXHAUSTED: 9 GB\nx", "INTERNAL: Out of memory"])
+def test_what_does_not_fit_in_memory_is_told(said, tmp_path, monkeypatch):
+    from jax.errors import JaxRuntimeError
+
+    def race(config, data, on_row):
+        raise JaxRuntimeError(said) if said else MemoryError
+
+    monkeypatch.setattr(train, "race", race)
+    told = fails("run", "digits_race", "--out", tmp_path / "x")
+    assert told.startswith("gradxform: does not fit in memory: ")
+    assert len(told.splitlines()) == 1
 
 
 def test_an_interrupted_race_keeps_its_metrics(tmp_path, monkeypatch):

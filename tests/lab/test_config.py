@@ -80,7 +80,7 @@ def test_a_config_is_frozen():
         ),
         (
             {"training": {"epochs": 1, "batch_size": 0}},
-            'training.batch_size: should be a whole number of at least 1, or "full", found 0',
+            'training.batch_size: should be a whole number from 1 to 1000000, or "full", found 0',
         ),
         (
             {"training": {"epochs": 1, "order": "reshufle"}},
@@ -118,7 +118,7 @@ def test_each_mistake_in_plain_keys_is_named(changes, expected):
         ),
         (
             {"model_options": {"hidden": 0}},
-            "task.model_options.hidden: should be a whole number of at least 1, found 0",
+            "task.model_options.hidden: should be a whole number from 1 to 100000, found 0",
         ),
         (
             {"model": "logistic", "model_options": {"hidden": 3}},
@@ -351,7 +351,7 @@ def test_awkward_values_survive_writing():
     entries = {
         "a.b": {"method": "sgd", "learning_rate": schedule},
         'c "d"': {"chain": chain},
-        "e": {"method": "rmsprop", "learning_rate": float("inf"), "nesterov": True},
+        "e": {"method": "optax.rmsprop", "learning_rate": float("inf"), "nesterov": True},
     }
     config = parse_config(table(title=text, optimizers=entries))
     assert parse_config(tomllib.loads(to_toml(config))) == config
@@ -370,7 +370,10 @@ def test_surface_configs_have_their_own_keys():
 
 def test_checking_does_not_import_jax(tmp_path):
     file = tmp_path / "bad.toml"
-    file.write_text('[training]\nepoch = 3\n[optimizers.a]\nmethod = "optax.adamw"\n')
+    file.write_text(
+        '[task]\nkind = "surface"\n[training]\nstep = 3\n'
+        '[optimizers.a]\nmethod = "optax.adamw"\n[optimizers.b]\nmethod = "adam"\nb1 = 2\n'
+    )
     code = (
         "import sys\n"
         "from gradxform.lab.config import ConfigError, load_config\n"
@@ -380,7 +383,7 @@ def test_checking_does_not_import_jax(tmp_path):
     )
     command = [sys.executable, "-c", code, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["5", "set()"], done.stdout
+    assert done.stdout.splitlines() == ["6", "set()"], done.stdout
 
 
 def test_the_choices_are_those_of_the_lab():
@@ -462,5 +465,98 @@ def test_build_gives_what_the_table_says():
 
 def test_build_says_where_a_value_is_refused():
     averaged = {"method": "polyak_average", "tx": {"method": "sgd", "learning_rate": -1.0}}
-    with pytest.raises(ConfigError, match=r"optimizers\.x\.tx: sgd.*learning_rate"):
+    with pytest.raises(ConfigError, match=r"optimizers\.x\.tx\.learning_rate: sgd.*learning_rate"):
         optimizers.build(averaged, "optimizers.x")
+
+
+NUMBERS = [
+    (function, name)
+    for kind in ("method", "schedule")
+    for function in optimizers.methods("gradxform", kind)
+    for name, argument in function.arguments.items()
+    if {"a number", "a whole number"} & set(optimizers._admitted(argument.annotation) or ())
+]
+NEEDED = {"learning_rate": 0.1, "init_value": 1.0, "end_value": 0.1, "transition_steps": 5}
+NEEDED |= {"decay": 0.5, "tx": {"method": "sgd", "learning_rate": 0.1}}
+NEEDED |= {"direction": {"method": "sgd", "learning_rate": 0.1}}
+
+
+@pytest.mark.parametrize(("function", "name"), NUMBERS, ids=lambda x: getattr(x, "name", x))
+def test_intervals_are_those_that_the_functions_check(function, name):
+    kind = "schedule" if function.returns == "Schedule" else "method"
+    required = {key: NEEDED[key] for key, a in function.arguments.items() if a.required}
+    short = function.name.rpartition(".")[2]
+    low, high = optimizers.INTERVALS.get(f"{short}.{name}") or optimizers.INTERVALS[name]
+    whole = name in ("memory_size",)
+    for value, good in [(low, True), (low - 1, False), (high, False)]:
+        value = int(value) if whole and value < float("inf") else value
+        entry = {kind: short} | required | {name: value}
+        if kind == "schedule":
+            outer = {"method": "sgd", "learning_rate": entry}
+            path = f"optimizers.x.learning_rate.{name}"
+        else:
+            outer, path = entry, f"optimizers.x.{name}"
+        if good:
+            parse_config(with_optimizer(**outer))
+            optimizers.build(outer, "optimizers.x")
+        else:
+            assert [p.split(":")[0] for p in problems(with_optimizer(**outer))] == [path]
+            with pytest.raises(ConfigError) as caught:
+                optimizers.build(outer, "optimizers.x")
+            assert [problem.path for problem in caught.value.problems] == [path]
+
+
+def test_all_bad_numbers_come_with_the_other_problems():
+    adam = {"method": "adam", "b1": 2, "b2": float("nan"), "learning_rate": -1}
+    found = problems(table(seed=-1, optimizers={"a": adam, "b": {"chain": [adam]}}))
+    paths = [f"{path}.{key}" for path in ("optimizers.a", "optimizers.b.chain[0]") for key in adam]
+    assert {p.split(": ")[0] for p in found} == {"seed", *paths} - {
+        "optimizers.a.method",
+        "optimizers.b.chain[0].method",
+    }
+
+
+def test_keys_of_boundaries_should_be_whole_numbers():
+    for key in ("\u00b2", "ten", "1.5"):
+        schedule = {
+            "schedule": "optax.piecewise_constant_schedule",
+            "init_value": 1.0,
+            "boundaries_and_scales": {key: 0.5},
+        }
+        (found,) = problems(with_optimizer(method="sgd", learning_rate=schedule))
+        path = f"optimizers.x.learning_rate.boundaries_and_scales.{key}"
+        assert found.startswith(f"{path}: the keys here should be whole numbers")
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"training": {"epochs": 10**9}}, "training.epochs"),
+        ({"training": {"epochs": 1, "batch_size": 10**9}}, "training.batch_size"),
+        (
+            {"task": table()["task"] | {"model_options": {"hidden": 10**9}}},
+            "task.model_options.hidden",
+        ),
+        (
+            {
+                "task": {"kind": "surface", "surface": "beale", "start": [10**400, 0]},
+                "training": {"steps": 10**9},
+            },
+            "task.start training.steps",
+        ),
+    ],
+)
+def test_sizes_beyond_any_machine_are_refused(changes, path):
+    assert [p.split(": ")[0] for p in problems(table(**changes))] == path.split()
+
+
+@pytest.mark.parametrize("kind", ["surfce", "xyzzy", None, ["surface"]])
+def test_a_misspelt_kind_is_the_only_problem(kind):
+    task = {"surface": "rosenbrock"} | ({} if kind is None else {"kind": kind})
+    (found,) = problems(table(task=task, training={"steps": 3}))
+    assert found.startswith("task.kind: should be 'classification', 'autoencoder' or 'surface'")
+
+
+def test_the_rest_is_checked_as_for_the_kind_that_is_meant():
+    found = problems(table(task={"kind": "surfac", "surface": "rosenbrok"}, training={"steps": 0}))
+    assert [p.split(": ")[0] for p in found] == ["task.kind", "task.surface", "training.steps"]

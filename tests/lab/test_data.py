@@ -160,7 +160,7 @@ def test_hold_out_takes_the_last_as_keras_does(n, fraction, kept):
     assert len(validation.x) == n - kept
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 0.95, float("nan")])
+@pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 0.95, 1e-20, float("nan")])
 def test_hold_out_refuses(fraction):
     split = Split(np.zeros((10, 1, 1), np.uint8), np.arange(10, dtype=np.int32))
     with pytest.raises(DataError, match=f"validation split.* {fraction}"):
@@ -256,7 +256,7 @@ def test_empty_folder(name, tmp_path):
         load(name, tmp_path)
 
 
-def test_mnist_is_not_taken_for_fashion_mnist(tiny_mnist, tmp_path):
+def test_mnist_is_not_taken_for_fashion_mnist(tiny_mnist, tmp_path, caplog):
     files, _ = tiny_mnist
     write(tmp_path, files)
     with pytest.raises(DataError, match="expected a file of fashion_mnist, found MNIST's"):
@@ -265,8 +265,32 @@ def test_mnist_is_not_taken_for_fashion_mnist(tiny_mnist, tmp_path):
     files[LABELS] = idx(np.arange(6)[::-1])
     files[TEST_LABELS] = idx([3, 4])
     write(tmp_path / "fashion-mnist", {name: files[name] for name in (LABELS, TEST_LABELS)})
-    fashion = load("fashion_mnist", tmp_path)
+    with caplog.at_level("WARNING"):
+        fashion = load("fashion_mnist", tmp_path)
+    warning = caplog.messages[-1]
+    assert "not the original .gz files of fashion_mnist" in warning
+    assert IMAGES in warning
     assert (fashion.name, len(fashion.train.y)) == ("fashion_mnist", 6)
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_the_original_gz_files_of_fashion_mnist_are_known(
+    tiny_mnist, tmp_path, monkeypatch, caplog, original
+):
+    files, _ = tiny_mnist
+    files = {name: flip(c, len(c) - 1) if "idx3" in name else c for name, c in files.items()}
+    files |= {LABELS: idx(np.arange(6)[::-1]), TEST_LABELS: idx([3, 4])}
+    packed = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files.items()}
+    digests = {name: sha256(content) for name, content in packed.items()}
+    pinned = data._SOURCES["fashion_mnist"]._replace(downloads=digests)
+    monkeypatch.setitem(data._SOURCES, "fashion_mnist", pinned)
+    if not original:
+        packed[f"{LABELS}.gz"] = gzip.compress(files[LABELS], 1, mtime=9)
+    write(tmp_path, packed)
+    with caplog.at_level("WARNING"):
+        load("fashion_mnist", tmp_path)
+    told = [message.rpartition(": ")[2] for message in caplog.messages]
+    assert told == ([] if original else [f"{LABELS}.gz"])
 
 
 @pytest.mark.parametrize("sub", [".", "cifar10", "cifar-10-batches-bin", "cifar10_subset"])

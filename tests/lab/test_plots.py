@@ -133,3 +133,25 @@ def test_nothing_is_left_in_pyplot():
     from matplotlib import pyplot
 
     assert pyplot.get_fignums() == []
+
+
+def test_texts_are_shown_as_they_are():
+    labels = ["_hid", "cost $x_$", "$"]
+    figure = plot_cost(result(*(history(label, [2.0, 1.0]) for label in labels)), "cost $x_$")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == labels
+    png(figure)
+    paths = {label: np.zeros((2, 2)) for label in labels}
+    figure = plot_paths(SURFACES["quadratic"], paths, title="$x_$")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == [*labels, "start", "minimum"]
+    png(figure)
+
+
+@pytest.mark.parametrize("first", [0.0, -1.0, math.nan])
+def test_two_odd_curves_can_be_drawn(first):
+    png(plot_cost(result(history("a", [first]), history("b", [first]))))
+
+
+def test_nothing_to_name_needs_no_legend():
+    figure = plot_paths(SURFACES["quadratic"]._replace(minima=()), {})
+    assert figure.axes[0].get_legend() is None

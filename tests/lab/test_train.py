@@ -300,10 +300,14 @@ def test_a_race_on_data_needs_data():
 
 
 def test_all_optimizers_that_cannot_be_built_are_named():
-    entries = {name: {"method": "sgd", "learning_rate": -1.0} for name in ("a", "b")}
+    refused = {"method": "rmsprop", "learning_rate": 0.1, "nesterov": True}  # but no momentum
+    entries = {"a": refused, "good": {"method": "adam"}, "b": refused}
     with pytest.raises(ConfigError) as caught:
         race(config(optimizers=entries), dataset())
-    assert [problem.path for problem in caught.value.problems] == ["optimizers.a", "optimizers.b"]
+    assert [problem.path for problem in caught.value.problems] == [
+        "optimizers.a.nesterov",
+        "optimizers.b.nesterov",
+    ]
 
 
 def test_an_optimizer_that_does_not_fit_is_named_before_any_training():
@@ -365,3 +369,11 @@ def test_a_surface_starts_where_it_likes_best():
     same = race_on_surface(surface, entries, start=surface.start, steps=1).histories[0].rows[0]
     assert first == same
     assert (first["x0"], first["x1"]) == surface.start
+
+
+def test_an_online_batch_is_no_larger_than_the_set(task):
+    def run(batch_size):
+        options = {"epochs": 1, "batch_size": batch_size, "order": "online"}
+        return race_on_task(task, {"a": gx.sgd(0.1)}, **options).histories[0].rows[0]["cost"]
+
+    assert run(10**6) == run("full")
