@@ -41,7 +41,7 @@ def _batch_size(value: Any) -> int | Literal["full"]:
 
 def _point(value: Any) -> tuple[float, float]:
     match value:
-        case [int() | float() as x, int() | float() as y] if max(abs(x), abs(y)) <= 1e30:
+        case [int() | float() as x, int() | float() as y] if abs(x) <= 1e30 and abs(y) <= 1e30:
             return float(x), float(y)
     raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
 

@@ -550,6 +550,13 @@ def test_sizes_beyond_any_machine_are_refused(changes, path):
     assert [p.split(": ")[0] for p in problems(table(**changes))] == path.split()
 
 
+@pytest.mark.parametrize("start", [[1, float("nan")], [float("nan"), 1], [1, float("inf")]])
+def test_a_start_is_finite(start):
+    task = {"kind": "surface", "surface": "beale", "start": start}
+    (found,) = problems(table(task=task, training={"steps": 1}))
+    assert found.startswith("task.start: should be a pair of numbers")
+
+
 @pytest.mark.parametrize("kind", ["surfce", "xyzzy", None, ["surface"]])
 def test_a_misspelt_kind_is_the_only_problem(kind):
     task = {"surface": "rosenbrock"} | ({} if kind is None else {"kind": kind})
