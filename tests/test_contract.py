@@ -102,20 +102,25 @@ def test_vmap_equals_loop(method: Method) -> None:
         close(jax.tree.map(lambda x, i=i: x[i], together), solve(lane))
 
 
-@every_number
-def test_every_number_can_be_traced_and_vmapped(method: Method, number: str) -> None:
+@every_method
+def test_every_number_can_be_traced_and_vmapped(method: Method) -> None:
     params = nested_params()
-    values = method.numbers[number]
+    names = list(method.numbers)
+    usual = [first for first, _ in method.numbers.values()]
+    rows = [usual]  # and one row for each number, changed alone
+    for i, (_, other) in enumerate(method.numbers.values()):
+        rows.append([*usual[:i], other, *usual[i + 1 :]])
 
     @jax.jit
     @jax.vmap
-    def sweep(value: jax.Array) -> Any:
-        return run(method.build(**{number: value}), params, 5)[0]
+    def sweep(row: jax.Array) -> Any:
+        return run(method.build(**dict(zip(names, row, strict=True))), params, 5)[0]
 
-    swept = sweep(jnp.asarray(values, jnp.float32))
-    for i, value in enumerate(values):
-        one, _ = jax.jit(lambda p, value=value: run(method.build(**{number: value}), p, 5))(params)
-        close(jax.tree.map(lambda x, i=i: x[i], swept), one)
+    swept = sweep(jnp.asarray(rows, jnp.float32))
+    for i, row in enumerate(rows):
+        tx = method.build(**dict(zip(names, row, strict=True)))
+        alone, _ = jax.jit(lambda p, tx=tx: run(tx, p, 5))(params)
+        close(jax.tree.map(lambda x, i=i: x[i], swept), alone)
 
 
 @with_rate
