@@ -25,6 +25,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/lab.py
+	$(BIN)/python -m benchmarks.solvers
 
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
