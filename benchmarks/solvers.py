@@ -139,7 +139,7 @@ def ours(tx: optax.GradientTransformation, *, in_update: bool = False) -> Prepar
     """A method run by :func:`gradxform.minimize`; ``in_update``: its own search evaluates."""
 
     def prepare(problem: Problem, settings: Settings) -> Prepared:
-        steps = MAX_ITERATIONS if in_update else MAX_EVALUATIONS
+        steps = MAX_ITERATIONS if in_update else MAX_EVALUATIONS - 1  # the start is evaluated too
 
         def solve(x: jax.Array) -> gx.Solution:
             solution = gx.minimize(problem, x, tx, tol=settings.tol, max_steps=steps)
@@ -338,7 +338,8 @@ class Judge(NamedTuple):
             curvature, axes = np.linalg.eigh(hessian)
             largest = max(np.max(np.abs(curvature)), np.finfo(np.float64).tiny)
             floor = np.maximum(np.abs(curvature), 1e-14 * largest)
-            promised = np.sum((axes.T @ grad) ** 2 / (2 * floor))
+            with np.errstate(over="ignore"):
+                promised = np.sum((axes.T @ grad) ** 2 / (2 * floor))
             if promised <= max(within, self.tau * reached) and np.min(curvature) >= -1e-8 * largest:
                 return reached, "elsewhere"
         return reached, "failed"
