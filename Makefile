@@ -26,6 +26,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/lab.py
 	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.minimize
 
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py

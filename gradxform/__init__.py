@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from gradxform.second_order.quasi_newton import lbfgs as lbfgs
     from gradxform.second_order.quasi_newton import scale_by_bfgs as scale_by_bfgs
     from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
+    from gradxform.wrappers import accumulate as accumulate
+    from gradxform.wrappers import inject_hyperparams as inject_hyperparams
+    from gradxform.wrappers import masked as masked
+    from gradxform.wrappers import nnx_value_fn as nnx_value_fn
+    from gradxform.wrappers import partition as partition
 
 # Imported at first use, so that the command line can print its help without waiting for JAX.
 _MODULES = {
@@ -58,6 +63,7 @@ _MODULES = {
     "schedules": ("inverse_time_decay", "linear_decay"),
     "second_order.nonlinear_cg": ("nonlinear_cg", "scale_by_nonlinear_cg"),
     "second_order.quasi_newton": ("bfgs", "lbfgs", "scale_by_bfgs", "scale_by_lbfgs"),
+    "wrappers": ("accumulate", "inject_hyperparams", "masked", "nnx_value_fn", "partition"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]

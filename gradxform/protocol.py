@@ -30,13 +30,17 @@ def require(method: str, name: str, value: T | None) -> T:
     return value
 
 
+class FilledNode(optax.MaskedNode):
+    """Where :func:`gradxform.masked` took leaves out of a tree: ``value_fn`` fills them in."""
+
+
 def check_unmasked(method: str, params: PyTree) -> None:
     """Raises a ValueError if ``optax.masked`` or ``partition`` took leaves out of ``params``."""
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+    if any(isinstance(node, optax.MaskedNode) and type(node) is not FilledNode for node in nodes):
         raise ValueError(
             f"{method} evaluates value_fn, which expects all parameters, but optax.masked (or "
-            "optax.partition) hides some of them: fix those by closing over them in value_fn"
+            "optax.partition) hides some of them: use gx.masked or gx.partition, which fill them in"
         )
 
 

@@ -42,7 +42,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def map_unmasked(f: Callable[..., Array], params: PyTree, tree: PyTree) -> PyTree:
-    """``map(f, params, tree)``, leaving alone what ``optax.masked`` took out of ``tree``."""
+    """``map(f, params, tree)``, leaving alone what a mask took out of ``tree``."""
 
     def is_masked(node: PyTree) -> bool:
         return isinstance(node, optax.MaskedNode)
@@ -54,7 +54,7 @@ def map_unmasked(f: Callable[..., Array], params: PyTree, tree: PyTree) -> PyTre
     except ValueError as error:
         raise ValueError(
             "the parameters and the optimiser state have different structures; give the parameters "
-            "that init was given (of Flax NNX, nnx.as_pure of both)"
+            "that init was given (of Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled)"
         ) from error
 
 
@@ -65,7 +65,7 @@ def check_floating(params: PyTree) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"params{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
-                "floating-point parameters: convert the leaf, or leave it out with optax.masked"
+                "floating-point parameters: convert the leaf, or leave it out with gx.masked"
             )
 
 

@@ -187,6 +187,20 @@ def test_masked(method: Method) -> None:
 
 
 @every_method
+def test_our_own_wrappers_around_each_other(method: Method) -> None:
+    """By tracing alone: what the wrappers compute is tested with a few methods."""
+    params = {"on": nested_params(jnp.bfloat16)["dense"], "off": jnp.asarray([1.0, 2.0])}
+    tx = gx.inject_hyperparams(method.factory)(**method.arguments)
+    tx = gx.partition({"a": gx.accumulate(tx, 2), "b": gx.sgd(0.1)}, {"on": "a", "off": "b"})
+    state = jax.eval_shape(tx.init, params)
+    _, after = jax.eval_shape(lambda p, s: step(tx, p, s), params, state)
+    dtypes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert dtypes(after) == dtypes(state)
+    injected = state.inner_states["a"].inner_state.inner_opt_state.hyperparams
+    assert set(injected) == {n for n, x in method.arguments.items() if isinstance(x, float)}
+
+
+@every_method
 def test_partition(method: Method) -> None:
     params = {"a": nested_params()["dense"], "b": jnp.asarray([1.0, 2.0])}
     tx = optax.partition({"ours": method.build(), "sgd": optax.sgd(0.1)}, {"a": "ours", "b": "sgd"})

@@ -11,8 +11,8 @@ import pytest
 import gradxform as gx
 from gradxform.lab import train as lab_train
 from gradxform.lab.batching import epoch_batches
-from gradxform.lab.config import ConfigError, parse_config
-from gradxform.lab.data import Dataset, Split
+from gradxform.lab.config import ConfigError, load_config, parse_config
+from gradxform.lab.data import Dataset, Split, load
 from gradxform.lab.surfaces import SURFACES
 from gradxform.lab.tasks import Batch, make_task
 from gradxform.lab.train import (
@@ -174,6 +174,21 @@ def test_a_method_gets_value_grad_and_value_fn(noisy):
 def test_all_kinds_of_state_go_through(task, tx):
     (history,) = race_on_task(task, {"a": tx}, epochs=4, batch_size="full").histories
     assert history.rows[-1]["cost"] < history.rows[0]["cost"]
+
+
+def test_the_full_batch_config_trains_at_accepted_points():
+    smaller = ["task.dataset=digits", "task.model_options.hidden=4", "training.epochs=25"]
+    result = race(load_config("mnist_full_batch", smaller), load("digits"))
+    histories = {h.label: h for h in result.histories}
+    assert set(histories) == {"adam", "lbfgs", "bfgs", "nonlinear_cg"}
+    for label, history in histories.items():
+        costs, losses = (np.array([r[key] for r in history.rows]) for key in ("cost", "train_loss"))
+        assert len(losses) == 25
+        assert losses[-1] < 0.8 * costs[0]
+        if label != "adam":  # what is reported was evaluated in the loop, and never gets worse
+            seen = [np.min(np.abs(costs[: i + 1] - loss)) for i, loss in enumerate(losses)]
+            assert np.max(seen) < 1e-5
+            assert np.max(np.diff(losses)) < 1e-5
 
 
 def test_a_diverged_run_stops_and_comes_last(task):
