@@ -264,6 +264,10 @@ _LIBRARIES: dict[str, tuple[Solver, ...]] = {
         Solver("gx.nonlinear_cg HS", NCG, ours(gx.nonlinear_cg("hestenes_stiefel"))),
         Solver("gx.nonlinear_cg DY", NCG, ours(gx.nonlinear_cg("dai_yuan"))),
         Solver("gx.nonlinear_cg HZ", NCG, ours(gx.nonlinear_cg("hager_zhang"))),
+        Solver("gx.newton", SECOND, ours(gx.with_line_search(gx.scale_by_newton()))),
+        Solver("gx.newton_cg", SECOND, ours(gx.with_line_search(gx.scale_by_newton_cg()))),
+        Solver("gx.trust_region", SECOND, ours(gx.trust_region())),
+        Solver("gx.trust_region CG", SECOND, ours(gx.trust_region("steihaug"))),
     ),
     "optax": (Solver("optax.lbfgs", LBFGS, ours(optax.lbfgs(), in_update=True)),),
     "scipy": (

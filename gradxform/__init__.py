@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gradxform.averaging import polyak_average as polyak_average
+    from gradxform.curvature import compose as compose
+    from gradxform.curvature import gauss_newton as gauss_newton
+    from gradxform.curvature import hessian as hessian
+    from gradxform.curvature import hutchinson_diagonal as hutchinson_diagonal
+    from gradxform.curvature import nystrom as nystrom
     from gradxform.evaluation import eval_params as eval_params
     from gradxform.first_order.adadelta import adadelta as adadelta
     from gradxform.first_order.adadelta import scale_by_adadelta as scale_by_adadelta
@@ -33,12 +38,17 @@ if TYPE_CHECKING:
     from gradxform.minimization import minimize as minimize
     from gradxform.schedules import inverse_time_decay as inverse_time_decay
     from gradxform.schedules import linear_decay as linear_decay
+    from gradxform.second_order.newton import newton as newton
+    from gradxform.second_order.newton import scale_by_newton as scale_by_newton
+    from gradxform.second_order.newton_cg import newton_cg as newton_cg
+    from gradxform.second_order.newton_cg import scale_by_newton_cg as scale_by_newton_cg
     from gradxform.second_order.nonlinear_cg import nonlinear_cg as nonlinear_cg
     from gradxform.second_order.nonlinear_cg import scale_by_nonlinear_cg as scale_by_nonlinear_cg
     from gradxform.second_order.quasi_newton import bfgs as bfgs
     from gradxform.second_order.quasi_newton import lbfgs as lbfgs
     from gradxform.second_order.quasi_newton import scale_by_bfgs as scale_by_bfgs
     from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
+    from gradxform.second_order.trust_region import trust_region as trust_region
     from gradxform.wrappers import accumulate as accumulate
     from gradxform.wrappers import inject_hyperparams as inject_hyperparams
     from gradxform.wrappers import masked as masked
@@ -48,6 +58,7 @@ if TYPE_CHECKING:
 # Imported at first use, so that the command line can print its help without waiting for JAX.
 _MODULES = {
     "averaging": ("polyak_average",),
+    "curvature": ("compose", "gauss_newton", "hessian", "hutchinson_diagonal", "nystrom"),
     "evaluation": ("eval_params",),
     "first_order.adadelta": ("adadelta", "scale_by_adadelta"),
     "first_order.adagrad": ("adagrad", "scale_by_adagrad"),
@@ -61,8 +72,11 @@ _MODULES = {
     "line_search": ("with_line_search",),
     "minimization": ("Solution", "Status", "minimize"),
     "schedules": ("inverse_time_decay", "linear_decay"),
+    "second_order.newton": ("newton", "scale_by_newton"),
+    "second_order.newton_cg": ("newton_cg", "scale_by_newton_cg"),
     "second_order.nonlinear_cg": ("nonlinear_cg", "scale_by_nonlinear_cg"),
     "second_order.quasi_newton": ("bfgs", "lbfgs", "scale_by_bfgs", "scale_by_lbfgs"),
+    "second_order.trust_region": ("trust_region",),
     "wrappers": ("accumulate", "inject_hyperparams", "masked", "nnx_value_fn", "partition"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
@@ -40,17 +41,28 @@ class LineSearchState(NamedTuple):
     low: Trial  #: the end of the bracket from which φ descends into it
     high: Trial  #: the other end; infinite while there is none
     t: jax.Array  #: of the trial point in the loop
+    resolution: jax.Array  #: the step at which x begins to move
     trials: jax.Array  #: trial points of this search so far
     begin: jax.Array  #: whether the point in the loop is accepted as it is
     steepest: jax.Array  #: whether d is the negative gradient after a reset
+    forget: jax.Array  #: whether the method is to begin with a new state
+    lowest: jax.Array  #: value accepted
+    smallest: jax.Array  #: largest gradient entry accepted
+    idle: jax.Array  #: points accepted in a row without progress in either
     inner_state: optax.OptState  #: of the method that gives the direction
     info: LineSearchInfo
+
+
+_IDLE = 10  # accepted points without progress before a reset, and again before a stall
+_FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
 
 
 def with_line_search(
     direction: optax.GradientTransformation,
     *,
     unit_step: bool = True,
+    ravel: bool = False,
+    repeatable: bool = False,
     decrease: Scalar = 0.1,
     curvature: Scalar = 0.9,
     noise: Scalar = 1e-6,
@@ -72,19 +84,27 @@ def with_line_search(
         \sigma \varphi'(0) \le \varphi'(t) \le \min(\sigma, 1 - 2 \delta)\, |\varphi'(0)|
 
     (approximate Wolfe). Otherwise the next trial is the minimum of the cubic through the two ends
-    of the bracket, safeguarded, or farther out while there is no bracket.
+    of the bracket, safeguarded, or farther out while there is no bracket. The very first trial
+    moves the parameters by 0.3 of the largest of them.
 
     **The parameters in the loop are the trial point**, so each update costs the one value and
     gradient that a training loop takes anyway; :func:`gradxform.eval_params` gives the accepted
     point x. A trial with a value that is NaN or infinite is stepped back from. A search that fails
     goes to the best point it saw; without one it begins again along the negative gradient, and
-    ``direction`` with a new state; when that fails too, ``info.stalled`` says so.
+    ``direction`` with a new state; when that fails too, ``info.stalled`` says so. The same happens
+    when ten accepted points in a row bring neither a lower value nor a gradient smaller by a tenth.
 
     Args:
       direction: a method whose updates are ascent directions without a rate, like every
         ``scale_by_*``. It sees accepted points only.
       unit_step: whether the direction has a scale of its own, as Newton's and quasi-Newton's have,
-        so that t = 1 is tried first. If not, the first trial promises what the last step did.
+        so that t = 1 is tried first. If not, the first trial expects the decrease of the last step.
+      ravel: ``direction`` sees parameters and gradient as one vector, and the search works on it:
+        with many leaves that compiles and runs many times faster. False leaves them as they are,
+        sharded as they are, and for directions that take ``value_fn``.
+      repeatable: ``direction``, asked again at the same point, gives the same and keeps its state,
+        as quasi-Newton methods do. It is then asked in every update, which on small problems and
+        under ``jax.vmap`` costs less than asking at accepted points only.
       decrease: δ in (0, 1/2), the part of the promised decrease that is enough.
       curvature: σ in (δ, 1), the part of the slope that may be left.
       noise: ε ≥ 0, relative error of the objective; at least ten units of rounding are taken.
@@ -118,9 +138,13 @@ def with_line_search(
     )
     inner = optax.with_extra_args_support(direction)
 
+    def flatten(values: tree.PyTree) -> tree.PyTree:
+        values = jax.tree.map(tree.promote, values)
+        return ravel_pytree(values)[0] if ravel and not tree.has_holes(values) else values
+
     def init(params: tree.PyTree) -> LineSearchState:
-        def number() -> jax.Array:
-            return jnp.array(scalar(0), copy=True)
+        def number(x: float = 0) -> jax.Array:
+            return jnp.array(scalar(x), copy=True)
 
         def count() -> jax.Array:
             return jnp.array(0, jnp.int32)
@@ -129,17 +153,22 @@ def with_line_search(
             return Trial(number(), number(), number())
 
         return LineSearchState(
-            params=tree.copy(params),
-            grad=tree.zeros_like(params),
-            direction=tree.zeros_like(params),
+            params=flatten(tree.copy(params)),
+            grad=flatten(tree.zeros_like(params)),
+            direction=flatten(tree.zeros_like(params)),
             origin=trial(),
             low=trial(),
             high=trial(),
             t=number(),
+            resolution=number(),
             trials=count(),
             begin=jnp.array(True),
             steepest=jnp.array(False),
-            inner_state=inner.init(params),
+            forget=jnp.array(False),
+            lowest=number(jnp.inf),
+            smallest=number(jnp.inf),
+            idle=count(),
+            inner_state=inner.init(flatten(params)),
             info=LineSearchInfo(count(), count(), count(), number(), jnp.array(False)),
         )
 
@@ -154,56 +183,66 @@ def with_line_search(
         params = require("with_line_search", "params", params)
         value = check_value("value", require("with_line_search", "value", value))
         delta, sigma, info = scalar(decrease), scalar(curvature), state.info
-        rounding = jnp.finfo(value.dtype).eps
-        eps = jnp.maximum(scalar(noise), 10 * rounding) * jnp.abs(state.origin.value)
+        rounding = jnp.finfo(value.dtype).eps * jnp.abs(state.origin.value)
+        eps = jnp.maximum(scalar(noise) * jnp.abs(state.origin.value), 10 * rounding)
 
-        trial = Trial(state.t, scalar(value), tree.vdot(grads, state.direction))
+        there, here = flatten(params), flatten(grads)
+        trial = Trial(state.t, scalar(value), tree.vdot(here, state.direction))
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         accept = finite & (state.begin | _is_wolfe(trial, state.origin, delta, sigma, eps))
 
         # -- another trial of the same search
         low, high, t = _narrow(state, trial, finite, eps)
-        narrow = jnp.isfinite(high.t) & (high.t - low.t <= 4 * rounding * high.t)
-        failed = ~accept & ~state.begin & ((state.trials + 1 >= scalar(max_trials)) | narrow)
-        improved = (low.t > 0) & (low.value < state.origin.value)
+        failed = ~accept & ~state.begin & _exhausted(state, low, high, rounding, scalar(max_trials))
+        improved = failed & (low.t > 0) & (low.value < state.origin.value)
         reset = failed & ~improved & ~state.steepest
-        stalled = failed & ~improved & state.steepest
+
+        # -- progress from one accepted point to the next
+        largest = scalar(tree.max_abs(here))
+        progress = (trial.value < state.lowest) | (largest < 0.9 * state.smallest)
+        idle = jnp.where(accept, jnp.where(progress, 0, state.idle + 1), state.idle)
+        tired = idle == _IDLE
+        stalled = (failed & ~improved & state.steepest) | (idle >= 2 * _IDLE)
 
         # -- a new search, from the accepted point or along the negative gradient
-        x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
-        g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
-        extra = {**extra_args, "value": value, "grad": grads}
+        x = tree.select(accept, there, state.params)
+        g = tree.select(accept, here, state.grad)
 
         def next_direction() -> tuple[tree.PyTree, optax.OptState]:
-            ascent, inner_state = inner.update(grads, state.inner_state, params, **extra)
-            return tree.map(lambda d, a: -a, state.direction, ascent), inner_state
+            point, slopes = (x, g) if repeatable else (there, here)
+            memory = tree.select(state.forget, inner.init(point), state.inner_state)
+            extra = {**extra_args, "value": value, "grad": slopes}
+            ascent, memory = inner.update(slopes, memory, point, **extra)
+            return tree.map(lambda _, a: -a, state.direction, ascent), memory
 
         def same_direction() -> tuple[tree.PyTree, optax.OptState]:
             return state.direction, state.inner_state
 
-        d, inner_state = jax.lax.cond(accept, next_direction, same_direction)
-        inner_state = jax.lax.cond(reset, lambda: inner.init(state.params), lambda: inner_state)
+        asked = jnp.array(True) if repeatable else accept
+        d, inner_state = (
+            next_direction() if repeatable else jax.lax.cond(accept, next_direction, same_direction)
+        )
         slope = tree.vdot(g, d)
-        uphill = accept & ~((slope < 0) & jnp.isfinite(slope))
-        start = accept | reset
-        steepest = reset | uphill
+        useless = accept & (tired | ~((slope < 0) & jnp.isfinite(slope)))
+        steepest = reset | useless
+        d = tree.select(accept, d, state.direction)
         d = tree.select(steepest, jax.tree.map(jnp.negative, g), d)
-
+        start = accept | reset
         unscaled = start & (steepest | (info.accepted == 0) | (not unit_step))
         d = tree.scale(jnp.where(unscaled, tree.reciprocal(tree.max_abs(d)), 1), d)
-        slope = tree.vdot(g, d)
-        origin = Trial(scalar(0), jnp.where(accept, trial.value, state.origin.value), slope)
-        first = _first_step(x, origin)
-        again = jnp.abs(tree.divide(state.t * state.origin.slope, slope))
-        carried = jnp.where((info.accepted > 0) & ~steepest & (again > 0), again, first)
-        fresh_t = jnp.where(unscaled, carried, 1)
-
-        beyond = Trial(scalar(jnp.inf), scalar(jnp.inf), scalar(jnp.inf))
+        origin = Trial(
+            scalar(0), jnp.where(accept, trial.value, state.origin.value), tree.vdot(g, d)
+        )
+        fresh_t = jnp.where(
+            unscaled, _first_step(x, origin, state, steepest | (info.accepted == 0)), 1
+        )
+        none = Trial(scalar(jnp.inf), scalar(jnp.inf), scalar(jnp.inf))
         low = tree.select(start, origin, low)
-        high = tree.select(start, beyond, high)
-        t = jnp.select([start, failed & improved, stalled], [fresh_t, low.t, 0.0], t)
+        high = tree.select(start, none, high)
+        t = jnp.select([start, improved, failed], [fresh_t, low.t, 0.0], t)
         waiting = state.begin & ~accept  # the first value is not finite: stay
         t = jnp.where(waiting, 0, t)
+        ulp = min((jnp.finfo(jnp.asarray(p).dtype).eps for p in jax.tree.leaves(params)), default=0)
 
         new_state = LineSearchState(
             params=x,
@@ -213,27 +252,32 @@ def with_line_search(
             low=low,
             high=high,
             t=t,
+            resolution=jnp.where(start, scalar(_resolution(d, x, ulp)), state.resolution),
             trials=jnp.where(start, 0, state.trials + 1),
             begin=waiting | (failed & ~reset),
             steepest=jnp.where(start, steepest, state.steepest),
+            forget=steepest | (state.forget & ~asked),
+            lowest=jnp.where(accept, jnp.minimum(state.lowest, trial.value), state.lowest),
+            smallest=jnp.where(accept, jnp.minimum(state.smallest, largest), state.smallest),
+            idle=idle,
             inner_state=inner_state,
             info=LineSearchInfo(
                 tree.add_count(info.accepted, accept.astype(jnp.int32)),
-                tree.add_count(info.resets, (reset | uphill).astype(jnp.int32)),
+                tree.add_count(info.resets, (start & steepest).astype(jnp.int32)),
                 tree.add_count(info.non_finite, (~finite).astype(jnp.int32)),
                 jnp.where(accept, state.t, info.step_length),
                 stalled,
             ),
         )
-        updates = tree.map(lambda _, x, d, p: (x + t * d) - p, grads, x, d, params)
-        return updates, new_state
+        updates = tree.map(lambda x, d, p: (x + t * d) - p, x, d, there)
+        return tree.cast_like(tree.unflatten(updates, grads), grads), new_state
 
     return transformation(init, update)
 
 
 @eval_params.register
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
-    return tree.map_unmasked(lambda _, x: x, params, state.params)
+    return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.params, params))
 
 
 def _is_wolfe(
@@ -243,6 +287,28 @@ def _is_wolfe(
     decreased = trial.value <= origin.value + delta * trial.t * origin.slope
     close = (trial.value <= origin.value + eps) & (trial.slope <= (2 * delta - 1) * origin.slope)
     return (jnp.abs(trial.slope) <= sigma * jnp.abs(origin.slope)) & (decreased | close)
+
+
+def _exhausted(
+    state: LineSearchState, low: Trial, high: Trial, rounding: jax.Array, max_trials: jax.Array
+) -> jax.Array:
+    """Whether the search has no trial point left that could tell more."""
+    width = high.t - low.t
+    slope = jnp.maximum(jnp.abs(low.slope), jnp.abs(high.slope))
+    flat = width * slope <= rounding
+    limit = jnp.where(flat, jnp.minimum(_FLAT_TRIALS, max_trials), max_trials)
+    finest = jnp.maximum(4 * jnp.finfo(high.t.dtype).eps * high.t, state.resolution)
+    return (state.trials + 1 >= limit) | (jnp.isfinite(high.t) & (width <= finest))
+
+
+def _resolution(d: tree.PyTree, x: tree.PyTree, ulp: jax.typing.ArrayLike) -> jax.Array:
+    """The least t that moves an entry of x + t d, for a relative spacing of the numbers."""
+
+    def speed(d: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.where(d == 0, 0, jnp.abs(d) / (ulp * jnp.abs(x)))
+
+    fastest = tree.max_abs(jax.tree.map(speed, d, x))
+    return jnp.where(fastest > 0, 1 / fastest, 0)
 
 
 def _narrow(
@@ -259,7 +325,7 @@ def _narrow(
     guess = jnp.where(jnp.abs(high.value - low.value) <= eps, _secant(low, high), _cubic(low, high))
     guess = jnp.where(jnp.isfinite(guess), guess, low.t + 0.5 * width)
     guess = jnp.where(state.trials % 3 == 2, low.t + 0.5 * width, guess)  # always shrinks
-    inside = jnp.clip(guess, low.t + 0.1 * width, high.t - 0.1 * width)
+    inside = jnp.clip(guess, low.t + 0.01 * width, high.t - 0.01 * width)
     inside = jnp.where(jnp.isfinite(high.value), inside, low.t + 0.1 * width)
 
     ahead = _secant(before, trial)
@@ -282,8 +348,19 @@ def _cubic(a: Trial, b: Trial) -> jax.Array:
     return b.t - (b.t - a.t) * (b.slope + d2 - d1) / (b.slope - a.slope + 2 * d2)
 
 
-def _first_step(x: tree.PyTree, origin: Trial) -> jax.Array:
-    """A first trial along a direction of largest entry 1 (Hager & Zhang 2006, I0)."""
-    size = tree.max_abs(x)
-    by_value = jnp.abs(tree.divide(origin.value, origin.slope))
-    return 0.01 * jnp.where(size > 0, size, jnp.where(by_value > 0, by_value, 100))
+def _first_step(
+    x: tree.PyTree, origin: Trial, state: LineSearchState, anew: jax.Array
+) -> jax.Array:
+    """A first trial along a direction of largest entry 1.
+
+    It expects the decrease of the last step (Nocedal & Wright, eq. 3.60). Without one it moves by
+    a part of x, or where x is 0, for a part of the value (after Hager & Zhang 2006, I0).
+    """
+    size, by_value = tree.max_abs(x), jnp.abs(tree.divide(origin.value, origin.slope))
+    part = 0.3 * jnp.where(size > 0, size, by_value)
+    decrease = jnp.maximum(state.origin.value - origin.value, 0)
+    by_decrease = 2.02 * jnp.abs(tree.divide(decrease, origin.slope))
+    by_slope = jnp.abs(tree.divide(state.t * state.origin.slope, origin.slope))
+    again = jnp.where(by_decrease > 0, by_decrease, by_slope)
+    t = jnp.where(anew | ~(again > 0), part, again)
+    return jnp.where(t > 0, t, 1)

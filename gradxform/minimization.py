@@ -16,7 +16,7 @@ from jax.core import Tracer
 from gradxform import tree
 from gradxform.configuration import configuration_key
 from gradxform.hyperparameters import Scalar, check, scalar
-from gradxform.protocol import check_value
+from gradxform.protocol import bind
 from gradxform.second_order.quasi_newton import bfgs, lbfgs
 
 DENSE_LIMIT = 128  #: parameters up to which ``minimize`` takes ``bfgs`` rather than ``lbfgs``
@@ -216,8 +216,7 @@ def _run(
     tx = optax.with_extra_args_support(method.tx)
     patience = _PATIENCE + 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
 
-    def value_fn(params: tree.PyTree) -> jax.Array:
-        return check_value("fn", fn(params)[0] if has_aux else fn(params))
+    value_fn = bind((lambda params: fn(params)[0]) if has_aux else fn, {}, "fn")
 
     def body(loop: _Loop) -> _Loop:
         value, grads = jax.value_and_grad(value_fn)(loop.params)
@@ -239,9 +238,8 @@ def _run(
         small = here.grad_norm <= tol
         unmoved = (here.value == loop.last.value) & (here.grad_norm == loop.last.grad_norm)
         at_rest = jnp.where(unmoved, loop.at_rest + 1, 0)
-        stuck = (small & unmoved) | (at_rest >= patience)
         status = jnp.select(
-            [lost, small & best_so_far, stuck, loop.steps >= max_steps],
+            [lost, small & best_so_far, at_rest >= patience, loop.steps >= max_steps],
             [Status.non_finite, Status.converged, Status.stalled, Status.max_steps],
             _RUNNING,
         ).astype(jnp.int32)

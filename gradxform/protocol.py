@@ -1,6 +1,7 @@
 """What the methods share of Optax's protocol: the arguments of ``update`` and their errors."""
 
-import inspect
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradxform.curvature import Composed, data_of
 from gradxform.tree import PyTree
 
 T = TypeVar("T")
@@ -45,25 +47,31 @@ def check_unmasked(method: str, params: PyTree) -> None:
 
 
 def bind(
-    value_fn: Callable[..., jax.typing.ArrayLike], extra_args: Mapping[str, Any]
+    value_fn: Callable[..., jax.typing.ArrayLike],
+    extra_args: Mapping[str, Any],
+    name: str = "value_fn",
 ) -> Callable[[PyTree], jax.Array]:
-    """``value_fn`` as a function of the parameters alone.
+    """``value_fn`` as a function of the parameters alone, called ``name`` in errors.
 
     Data passed to ``update`` by keyword reach the arguments of ``value_fn`` of the same name, as in
-    Optax; a ``value_fn`` with ``**kwargs`` gets all of them.
+    Optax; a ``value_fn`` with ``**kwargs`` gets all of them. One from :func:`gradxform.compose`
+    stays one, with the data in its parts.
 
     Raises:
       ValueError: when called, if the value is not one real number.
     """
-    try:
-        arguments = list(inspect.signature(value_fn).parameters.values())
-    except ValueError:  # a callable that has no signature takes the parameters alone
-        arguments = []
-    if any(a.kind is a.VAR_KEYWORD for a in arguments):
-        data = {k: v for k, v in extra_args.items() if k not in ("value", "grad", "value_fn")}
-    else:
-        data = {a.name: extra_args[a.name] for a in arguments[1:] if a.name in extra_args}
-    return lambda params: check_value("value_fn", value_fn(params, **data))
+    if isinstance(value_fn, Composed):
+        loss = value_fn.loss
+        data = {**data_of(loss, extra_args), **data_of(value_fn.model, extra_args)}
+
+        # shows the signature of loss, which says what data it takes
+        @functools.wraps(loss, updated=())
+        def checked(outputs: PyTree, **data: Any) -> jax.Array:
+            return check_value(name, loss(outputs, **data))
+
+        return dataclasses.replace(value_fn, loss=checked, data={**value_fn.data, **data})
+    data = data_of(value_fn, extra_args)
+    return lambda params: check_value(name, value_fn(params, **data))
 
 
 def check_value(name: str, value: jax.typing.ArrayLike) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -56,6 +57,21 @@ def map_unmasked(f: Callable[..., Array], params: PyTree, tree: PyTree) -> PyTre
             "the parameters and the optimiser state have different structures; give the parameters "
             "that init was given (of Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled)"
         ) from error
+
+
+def has_holes(params: PyTree) -> bool:
+    """Whether a mask took leaves out of ``params``."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return any(isinstance(node, optax.MaskedNode) for node in nodes)
+
+
+def unflatten(vector: PyTree, like: PyTree) -> PyTree:
+    """The tree that ``vector`` was ravelled from; any other tree as it is."""
+    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(like))
+    is_vector = getattr(vector, "shape", None) == (size,)
+    if not is_vector or jnp.shape(vector) == getattr(like, "shape", None):
+        return vector
+    return ravel_pytree(jax.tree.map(promote, like))[1](vector)
 
 
 def check_floating(params: PyTree) -> None:

@@ -5,6 +5,7 @@ part; injected hyperparameters keep their precision and whole numbers stay whole
 method runs only when it moves. ``nnx_value_fn`` writes ``value_fn`` for Flax NNX modules.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from gradxform import tree
+from gradxform.curvature import Composed
 from gradxform.hyperparameters import Scalar, check, scalar
 from gradxform.protocol import FilledNode, check_unmasked, check_value, transformation
 
@@ -216,13 +218,15 @@ def _fill(mask: tree.PyTree, part: tree.PyTree, full: tree.PyTree) -> tree.PyTre
 
 
 def _part(
-    value_fn: Callable[..., jax.typing.ArrayLike], mask: tree.PyTree, params: tree.PyTree
-) -> Callable[..., jax.typing.ArrayLike]:
+    value_fn: Callable[..., Any], mask: tree.PyTree, params: tree.PyTree
+) -> Callable[..., Any]:
     """``value_fn`` as a function of the masked part, with the rest from ``params``."""
+    if isinstance(value_fn, Composed):
+        return dataclasses.replace(value_fn, model=_part(value_fn.model, mask, params))
 
     # shows the signature of value_fn, which says what data it takes
     @functools.wraps(value_fn, updated=())
-    def of_part(part: tree.PyTree, *args: Any, **data: Any) -> jax.typing.ArrayLike:
+    def of_part(part: tree.PyTree, *args: Any, **data: Any) -> Any:
         full = _fill(mask, part, params)
         check_unmasked("the method in gx.masked", full)
         return value_fn(full, *args, **data)

@@ -46,6 +46,7 @@ SEARCH = {
     "noise": (1e-6, 1e-2),
     "max_trials": (30, 1),
 }
+TRUST = {"initial_radius": (1.0, 0.2), "decrease": (1e-4, 0.2), "noise": (1e-6, 1e-2)}
 
 METHODS = {
     "sgd": Method(gx.sgd, RATE),
@@ -77,9 +78,41 @@ METHODS = {
     "lbfgs": Method(gx.lbfgs, SEARCH, {"memory_size": 2, "ravel": False}, needs=("value",)),
     "nonlinear_cg": Method(
         gx.nonlinear_cg,
-        {**SEARCH, "curvature": (0.1, 0.4), "restart": (0.2, 10.0), "truncation": (0.4, 0.1)},
-        {"beta": "hager_zhang"},
+        {**SEARCH, "curvature": (0.2, 0.4), "restart": (1.0, 0.2), "truncation": (0.4, 0.1)},
+        {"beta": "hager_zhang", "ravel": False},
         needs=("value",),
+    ),
+    "newton": Method(
+        gx.newton,
+        {"learning_rate": (0.5, 0.2), "damping": (0.0, 2.0), "floor": (1e-4, 0.1)},
+        {"columns": 4, "max_size": 100, "curvature": None},
+        needs=("value_fn",),
+        dense=True,
+    ),
+    "newton_cg": Method(
+        gx.newton_cg,
+        {
+            "learning_rate": (0.5, 0.2),
+            "damping": (0.0, 2.0),
+            "tol": (0.3, 1e-3),
+            "maxiter": (20, 1),
+            "warm_start": (0.0, 0.5),
+        },
+        {"curvature": None, "forcing": "fixed", "preconditioner": None},
+        needs=("value_fn",),
+    ),
+    "trust_region": Method(
+        gx.trust_region,
+        {**TRUST, "max_radius": (5.0, 0.3), "tol": (0.5, 0.1)},
+        {"columns": 4, "max_size": 100, "curvature": None},
+        needs=("value", "value_fn"),
+        dense=True,
+    ),
+    "trust_region_steihaug": Method(
+        gx.trust_region,
+        {**TRUST, "tol": (0.1, 0.9), "maxiter": (20, 1)},
+        {"solver": "steihaug", "columns": 4, "max_size": 1, "curvature": None},
+        needs=("value", "value_fn"),
     ),
     "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),
 }

@@ -31,13 +31,17 @@ RETURNS = {
 _NOT_NEGATIVE, _RATE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
 INTERVALS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("learning_rate", "kappa", "eps", "eps_root", "tol", "start"), _NOT_NEGATIVE),
-    **dict.fromkeys(("restart", "truncation"), _NOT_NEGATIVE),
+    **dict.fromkeys(("restart", "truncation", "damping"), _NOT_NEGATIVE),
     **dict.fromkeys(("init_value", "end_value", "transition_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "b1", "b2", "decay", "rho", "phi", "theta"), _RATE),
-    **dict.fromkeys(("curvature", "noise"), _RATE),
-    **dict.fromkeys(("max_newton_steps", "max_trials", "memory_size"), _COUNT),
+    **dict.fromkeys(("curvature", "noise", "floor", "warm_start"), _RATE),
+    **dict.fromkeys(("max_newton_steps", "max_trials", "memory_size", "maxiter"), _COUNT),
+    **dict.fromkeys(("columns", "max_size"), _COUNT),
     "decrease": (0, 0.5),
+    "trust_region.decrease": (0, 0.25),
+    **dict.fromkeys(("initial_radius", "max_radius"), _NOT_NEGATIVE),
     "seed": (0, 2**32),
+    **dict.fromkeys(("newton_cg.tol", "scale_by_newton_cg.tol", "trust_region.tol"), _RATE),
     "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'

@@ -31,7 +31,7 @@ class ScaleByNonlinearCgState(NamedTuple):
 
 
 def scale_by_nonlinear_cg(
-    beta: Beta = "polak_ribiere", *, restart: Scalar = 0.2, truncation: Scalar = 0.4
+    beta: Beta = "polak_ribiere", *, restart: Scalar = 1.0, truncation: Scalar = 0.4
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`nonlinear_cg`, without step or sign: :math:`p = g + \beta p_{old}`.
 
@@ -118,10 +118,11 @@ def scale_by_nonlinear_cg(
 def nonlinear_cg(
     beta: Beta = "polak_ribiere",
     *,
-    restart: Scalar = 0.2,
+    restart: Scalar = 1.0,
     truncation: Scalar = 0.4,
+    ravel: bool = True,
     decrease: Scalar = 0.1,
-    curvature: Scalar = 0.1,
+    curvature: Scalar = 0.2,
     noise: Scalar = 1e-6,
     max_trials: Scalar = 30,
 ) -> optax.GradientTransformationExtraArgs:
@@ -152,6 +153,8 @@ def nonlinear_cg(
         ``"dai_yuan"`` or ``"hager_zhang"``.
       restart: ν ≥ 0 of Powell's test.
       truncation: η ≥ 0 of Hager and Zhang's lower bound.
+      ravel: work on one vector, which compiles and runs many times faster where there are many
+        leaves; False works leaf by leaf, sharded like the parameters.
       decrease: δ of the search, see :func:`gradxform.with_line_search`.
       curvature: σ of the search; conjugacy wants accurate steps, so it is small.
       noise: relative error of the objective.
@@ -179,6 +182,7 @@ def nonlinear_cg(
     return with_line_search(
         scale_by_nonlinear_cg(beta, restart=restart, truncation=truncation),
         unit_step=False,
+        ravel=ravel,
         decrease=decrease,
         curvature=curvature,
         noise=noise,

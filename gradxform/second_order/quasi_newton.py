@@ -32,14 +32,17 @@ class _Pair(NamedTuple):
     sy: jax.Array
     yy: jax.Array
     useful: jax.Array
+    skipped: jax.Array
 
 
 def _pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> _Pair:
-    factor = tree.reciprocal(jnp.sqrt(tree.max_abs(s)) * jnp.sqrt(tree.max_abs(y)))
+    longest = tree.max_abs(s), tree.max_abs(y)
+    factor = tree.reciprocal(jnp.sqrt(longest[0]) * jnp.sqrt(longest[1]))
     s, y = tree.scale(factor, s), tree.scale(factor, y)
     sy, ss, yy = tree.vdot(s, y), tree.vdot(s, s), tree.vdot(y, y)
     # relative to ‖s‖‖y‖: an objective in other units has the same pairs
     useful = started & (sy > jnp.finfo(sy.dtype).eps * jnp.sqrt(ss) * jnp.sqrt(yy))
+    same_point = (longest[0] == 0) & (longest[1] == 0)
     zeros = jax.tree.map(jnp.zeros_like, s)
     return _Pair(
         tree.select(useful, s, zeros),
@@ -47,13 +50,14 @@ def _pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> _Pair:
         jnp.where(useful, sy, 0),
         jnp.where(useful, yy, 0),
         useful,
+        started & ~same_point & ~useful,
     )
 
 
-def _counted(info: QuasiNewtonInfo, pair: _Pair, started: jax.Array) -> QuasiNewtonInfo:
+def _counted(info: QuasiNewtonInfo, pair: _Pair) -> QuasiNewtonInfo:
     return QuasiNewtonInfo(
         tree.add_count(info.pairs, pair.useful.astype(jnp.int32)),
-        tree.add_count(info.skipped, (started & ~pair.useful).astype(jnp.int32)),
+        tree.add_count(info.skipped, pair.skipped.astype(jnp.int32)),
     )
 
 
@@ -71,8 +75,11 @@ class ScaleByBfgsState(NamedTuple):
     info: QuasiNewtonInfo
 
 
-def scale_by_bfgs() -> optax.GradientTransformationExtraArgs:
+def scale_by_bfgs(*, self_scaling: bool = True) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`bfgs`, without step or sign: :math:`H g`.
+
+    Args:
+      self_scaling: see :func:`bfgs`.
 
     Returns:
       The transformation; ``update`` needs ``params``. It keeps an n × n matrix.
@@ -107,15 +114,17 @@ def scale_by_bfgs() -> optax.GradientTransformationExtraArgs:
         pair = _pair(theta - state.params, g - state.grad, state.started)
 
         # the first pair shows the scale that H should have started with (N&W eq. 6.20)
+        hy = state.inverse_hessian @ pair.y
+        by_direction = tree.divide(pair.sy, pair.y @ hy)
         first = state.info.pairs == 0
-        h = jnp.where(first, tree.divide(pair.sy, pair.yy), 1) * state.inverse_hessian
-        hy = h @ pair.y
-        rho = tree.divide(scalar(1), pair.sy)
-        cross = jnp.outer(pair.s, hy)
-        # N&W eq. 6.17, (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, multiplied out
-        h = h - rho * (cross + cross.T) + rho * (1 + rho * pair.y @ hy) * jnp.outer(pair.s, pair.s)
-        h = jnp.where(pair.useful, h, state.inverse_hessian).astype(state.inverse_hessian.dtype)
-        info = _counted(state.info, pair, state.started)
+        scale = jnp.where(first, by_direction, jnp.maximum(by_direction, 1) if self_scaling else 1)
+        scale = jnp.where(pair.useful, scale, 1)
+        # N&W eq. 6.17, (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, multiplied out: H − s pᵀ − p sᵀ
+        rho, hy = tree.divide(scalar(1), pair.sy), scale * hy
+        p = rho * (hy - 0.5 * (1 + rho * pair.y @ hy) * pair.s)
+        h = scale * state.inverse_hessian - jnp.outer(pair.s, p) - jnp.outer(p, pair.s)
+        h = h.astype(state.inverse_hessian.dtype)
+        info = _counted(state.info, pair)
         new_state = ScaleByBfgsState(jnp.ones_like(state.started), theta, g, h, info)
         return tree.cast_like(unravel(h @ g), grads), new_state
 
@@ -123,7 +132,11 @@ def scale_by_bfgs() -> optax.GradientTransformationExtraArgs:
 
 
 class ScaleByLbfgsState(NamedTuple):
-    """State of :func:`scale_by_lbfgs`; pairs are kept in a ring, all in at least float32."""
+    """State of :func:`scale_by_lbfgs`, all in at least float32.
+
+    The pairs are kept in m slots, a new one in the place of the oldest. The rows and columns of
+    the matrices are in the order of the slots, not of time.
+    """
 
     started: jax.Array  #: whether there was an update yet
     params: tree.PyTree  #: θ of the last update
@@ -131,8 +144,8 @@ class ScaleByLbfgsState(NamedTuple):
     oldest: jax.Array  #: the slot that the next pair goes to
     s: tree.PyTree  #: changes of θ, with a leading axis of m slots
     y: tree.PyTree  #: changes of g, with a leading axis of m slots
-    sy: jax.Array  #: SᵀY, m × m
-    yy: jax.Array  #: YᵀY, m × m
+    sy: jax.Array  #: D, sᵀy of each pair
+    r_inverse: jax.Array  #: R⁻¹, of the sᵢᵀyⱼ with pair i not newer than pair j, m × m
     gamma: jax.Array  #: γ, the scale of the inverse Hessian that the memory starts from
     info: QuasiNewtonInfo
 
@@ -179,8 +192,8 @@ def scale_by_lbfgs(
             oldest=jnp.array(0, jnp.int32),
             s=slots(),
             y=slots(),
-            sy=jnp.zeros((m, m), dtype),
-            yy=jnp.zeros((m, m), dtype),
+            sy=jnp.zeros(m, dtype),
+            r_inverse=jnp.zeros((m, m), dtype),
             gamma=jnp.ones((), dtype),
             info=_no_pairs(),
         )
@@ -199,48 +212,42 @@ def scale_by_lbfgs(
             tree.map(jnp.subtract, g, state.grad),
         )
         pair = _pair(*change, state.started)
-        k = state.oldest
+        slot = (jnp.arange(m) == state.oldest) & pair.useful  # where the pair goes, if it does
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
             return jax.tree.map(
-                lambda old, x: old.at[k].set(jnp.where(pair.useful, x, old[k])), slots, new
+                lambda old, x: jnp.where(slot.reshape(-1, *[1] * x.ndim), x, old), slots, new
             )
 
-        def cross(matrix: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-            changed = matrix.at[k].set(row).at[:, k].set(column)
-            return jnp.where(pair.useful, changed, matrix).astype(matrix.dtype)
-
         s, y = put(state.s, pair.s), put(state.y, pair.y)
-        y_products = _products(y, pair.y)
-        sy = cross(state.sy, _products(y, pair.s), _products(s, pair.y))
-        yy = cross(state.yy, y_products, y_products)
+        d = jnp.where(slot, pair.sy, state.sy)
+        # the inverse of a triangle without its oldest row and column is the triangle's inverse
+        # without them; a new last column r, ρ of R gives it the column -R⁻¹ r / ρ, 1 / ρ
+        r = jnp.where(slot, 0, _products(s, pair.y))
+        column = tree.divide(jnp.where(slot, 1, state.r_inverse @ -r), pair.sy)
+        rest = jnp.where(slot[:, None], 0, state.r_inverse)
+        r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.useful, tree.divide(pair.sy, pair.yy), state.gamma)
-        gamma = gamma.astype(state.gamma.dtype)
-        k = jnp.where(pair.useful, (k + 1) % m, k)
 
-        # Byrd, Nocedal & Schnabel, eq. 3.1: H = γI + [S γY] M [S γY]ᵀ, with R the upper triangle of
-        # SᵀY and D its diagonal, both in the order in which the pairs came
-        order = (jnp.arange(m) + k) % m
-        r, yy_ordered = jnp.triu(sy[order][:, order]), yy[order][:, order]
-        d = jnp.diag(r)
-        r = r + jnp.diag((d == 0).astype(r.dtype))  # an empty slot takes no part
-        sg, yg = _products(s, g)[order], _products(y, g)[order]
-        u = _solve_upper(r, sg)
-        w = _solve_upper_transposed(r, d * u + gamma * (yy_ordered @ u - yg))
-        back = jnp.argsort(order)
-        direction = tree.map(
-            lambda g, s, y: (
-                gamma * g + jnp.tensordot(w[back], s, 1) - gamma * jnp.tensordot(u[back], y, 1)
-            ),
-            g,
-            s,
-            y,
-        )
+        # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; an empty slot has zeros throughout
+        u = r_inverse @ _products(s, g)
+        q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
+        w = (d * u - gamma * _products(y, q)) @ r_inverse
+        direction = tree.map(lambda q, s: gamma * q + jnp.tensordot(w, s, 1), q, s)
         if ravel:
             direction = ravel_pytree(jax.tree.map(tree.promote, grads))[1](direction)
-        info = _counted(state.info, pair, state.started)
-        started = jnp.ones_like(state.started)
-        new_state = ScaleByLbfgsState(started, theta, g, k, s, y, sy, yy, gamma, info)
+        new_state = ScaleByLbfgsState(
+            started=jnp.ones_like(state.started),
+            params=theta,
+            grad=g,
+            oldest=jnp.where(pair.useful, (state.oldest + 1) % m, state.oldest),
+            s=s,
+            y=y,
+            sy=d.astype(state.sy.dtype),
+            r_inverse=r_inverse.astype(state.r_inverse.dtype),
+            gamma=gamma.astype(state.gamma.dtype),
+            info=_counted(state.info, pair),
+        )
         return tree.cast_like(direction, grads), new_state
 
     return transformation(init, update)
@@ -252,28 +259,9 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
 
 
-# The two substitutions are written out for the few rows they have: under vmap they stay
-# elementwise, where the library's batched triangular solve is several times slower.
-def _solve_upper(r: jax.Array, b: jax.Array) -> jax.Array:
-    """x of R x = b for an upper triangular R."""
-    rows = jnp.arange(len(b))
-    for i in reversed(range(len(b))):
-        x = b[i] / r[i, i]
-        b = jnp.where(rows < i, b - x * r[:, i], jnp.where(rows == i, x, b))
-    return b
-
-
-def _solve_upper_transposed(r: jax.Array, b: jax.Array) -> jax.Array:
-    """x of Rᵀ x = b for an upper triangular R."""
-    rows = jnp.arange(len(b))
-    for i in range(len(b)):
-        x = b[i] / r[i, i]
-        b = jnp.where(rows > i, b - x * r[i], jnp.where(rows == i, x, b))
-    return b
-
-
 def bfgs(
     *,
+    self_scaling: bool = True,
     decrease: Scalar = 0.1,
     curvature: Scalar = 0.9,
     noise: Scalar = 1e-6,
@@ -287,12 +275,16 @@ def bfgs(
         H &\leftarrow (I - \rho s y^T)\, H\, (I - \rho y s^T) + \rho s s^T \\
         \theta &\leftarrow \theta - t H g
 
-    H starts as the identity, and as :math:`(s^T y / y^T y) I` before its first update. A pair whose
-    :math:`s^T y` is not positive, relative to :math:`\|s\| \|y\|`, is left out. The step t comes
+    H starts as the identity, and as :math:`(s^T y / y^T y) I` before its first update. Where the
+    curvature has fallen since, H is enlarged before the update, :math:`H \leftarrow
+    \max(1, s^T y / y^T H y)\, H`. A pair whose :math:`s^T y` is not positive, relative to
+    :math:`\|s\| \|y\|`, is left out. The step t comes
     from :func:`gradxform.with_line_search`: the loop holds trial points, and
     :func:`gradxform.eval_params` gives θ.
 
     Args:
+      self_scaling: whether to enlarge H like that; False is the plain formula, which needs more
+        steps from a start where the curvature is much larger than at the minimum.
       decrease: δ of the search, see :func:`gradxform.with_line_search`.
       curvature: σ of the search.
       noise: relative error of the objective.
@@ -303,7 +295,9 @@ def bfgs(
       full batch, not minibatches. It keeps an n × n matrix.
 
     References:
-      Lecture 7, "BFGS". Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1.
+      Lecture 7, "BFGS". Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1. Al-Baali,
+      "Numerical experience with a class of self-scaling quasi-Newton algorithms", J. Optim. Theory
+      Appl. 96:533 (1998), for scaling in one direction only.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
@@ -312,7 +306,9 @@ def bfgs(
     Array([1., 1.], dtype=float32)
     """
     return with_line_search(
-        scale_by_bfgs(),
+        scale_by_bfgs(self_scaling=self_scaling),
+        ravel=True,
+        repeatable=True,
         decrease=decrease,
         curvature=curvature,
         noise=noise,
@@ -336,8 +332,8 @@ def lbfgs(
 
     Args:
       memory_size: m ≥ 1, the pairs that are remembered.
-      ravel: keep the memory as one vector, which compiles and runs faster where there are many
-        leaves; False keeps it leaf by leaf, sharded like the parameters.
+      ravel: work on one vector, which compiles and runs many times faster where there are many
+        leaves; False works leaf by leaf, sharded like the parameters.
       decrease: δ of the search, see :func:`gradxform.with_line_search`.
       curvature: σ of the search.
       noise: relative error of the objective.
@@ -358,6 +354,8 @@ def lbfgs(
     """
     return with_line_search(
         scale_by_lbfgs(memory_size, ravel=ravel),
+        ravel=ravel,
+        repeatable=True,
         decrease=decrease,
         curvature=curvature,
         noise=noise,

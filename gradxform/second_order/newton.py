@@ -1,0 +1,198 @@
+"""Newton's method with the whole Hessian."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cho_solve
+
+from gradxform import protocol, tree
+from gradxform.curvature import Curvature, Product, check_curvature, hessian
+from gradxform.first_order.sgd import sgd
+from gradxform.hyperparameters import LearningRate, Scalar, check, check_static, scalar
+
+
+class NewtonInfo(NamedTuple):
+    """What the updates did; the counters run over all updates."""
+
+    curvature_products: jax.Array  #: columns of the Hessian evaluated, n an update
+    modified: jax.Array  #: updates where the damped Hessian was not positive definite
+
+
+class ScaleByNewtonState(NamedTuple):
+    """State of :func:`scale_by_newton`."""
+
+    info: NewtonInfo
+
+
+def scale_by_newton(
+    *,
+    damping: Scalar = 0.0,
+    floor: Scalar = 1e-4,
+    curvature: Curvature | None = None,
+    columns: int = 64,
+    max_size: int = 10_000,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`newton`, without step or sign: :math:`(H + \alpha I)^{-1} g`.
+
+    ``gx.with_line_search(gx.scale_by_newton())`` is Newton's method that converges from far away.
+
+    Args:
+      damping: α, see :func:`newton`.
+      floor: see :func:`newton`.
+      curvature: see :func:`newton`.
+      columns: see :func:`newton`.
+      max_size: see :func:`newton`.
+
+    Returns:
+      The transformation; ``update`` needs ``params`` and ``value_fn``.
+
+    >>> import jax, jax.numpy as jnp, gradxform as gx
+    >>> f, x = lambda x: x[0] ** 2 + 5 * x[1] ** 2, jnp.asarray([3.0, 1.0])
+    >>> tx = gx.scale_by_newton()
+    >>> direction, _ = tx.update(jax.grad(f)(x), tx.init(x), x, value_fn=f)
+    >>> bool(jnp.allclose(direction, x))
+    True
+    """
+    infinity = float("inf")
+    check("scale_by_newton", damping=(damping, 0, infinity), floor=(floor, 0, 1))
+    check_static("scale_by_newton", columns=columns, max_size=max_size)
+    check("scale_by_newton", columns=(columns, 1, infinity), max_size=(max_size, 1, infinity))
+    check_curvature("scale_by_newton", curvature)
+
+    def init(params: tree.PyTree) -> ScaleByNewtonState:
+        tree.check_floating(params)
+        _check_size(params, max_size)
+        return ScaleByNewtonState(NewtonInfo(jnp.array(0, jnp.int32), jnp.array(0, jnp.int32)))
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByNewtonState,
+        params: tree.PyTree | None = None,
+        *,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByNewtonState]:
+        params = protocol.require("newton", "params", params)
+        value_fn = protocol.bind(protocol.require("newton", "value_fn", value_fn), extra_args)
+        protocol.check_unmasked("newton", params)
+        g, unravel = ravel_pytree(jax.tree.map(tree.promote, grads))
+        if g.size == 0:
+            return grads, state
+
+        product = (curvature or hessian())(value_fn, params)
+        matrix = dense(product, params, columns)
+        damped = matrix + scalar(damping).astype(g.dtype) * jnp.eye(g.size, dtype=g.dtype)
+        factor = jnp.linalg.cholesky(damped)  # NaN where it is not positive definite
+        definite = jnp.isfinite(factor).all()
+        d = jax.lax.cond(
+            definite,
+            lambda: cho_solve((factor, True), g),
+            lambda: _modified_solve(damped, g, scalar(floor).astype(g.dtype)),
+        )
+        info = NewtonInfo(
+            tree.add_count(state.info.curvature_products, g.size),
+            tree.add_count(state.info.modified, (~definite).astype(jnp.int32)),
+        )
+        return tree.cast_like(unravel(d), grads), ScaleByNewtonState(info)
+
+    return protocol.transformation(init, update)
+
+
+def newton(
+    learning_rate: LearningRate = 1.0,
+    damping: Scalar = 0.0,
+    *,
+    floor: Scalar = 1e-4,
+    curvature: Curvature | None = None,
+    columns: int = 64,
+    max_size: int = 10_000,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Newton's method, regularised when α > 0.
+
+    .. math::
+        \theta \leftarrow \theta - \varepsilon_k\, (H + \alpha I)^{-1} g
+
+    with H the Hessian of ``value_fn`` at θ. One step goes to the minimum of a quadratic whose H is
+    positive definite. Where :math:`H + \alpha I = Q \Lambda Q^T` is not, Newton's step would go to
+    a saddle or a maximum; then its eigenvalues are replaced, so that the step descends:
+
+    .. math::
+        \lambda_i \leftarrow \max(|\lambda_i|, \phi \max_j |\lambda_j|)
+
+    Far from a minimum a full step may still climb: there use
+    ``gx.with_line_search(gx.scale_by_newton())``, a smaller ε or a larger α.
+
+    Args:
+      learning_rate: ε, a number, an array or a schedule of the update count.
+      damping: α ≥ 0, in units of the curvature.
+      floor: φ in [0, 1).
+      curvature: of ``(value_fn, params)`` to a symmetric map, such as ``gx.gauss_newton()``;
+        ``None`` for ``gx.hessian()``.
+      columns: how many columns of the Hessian are evaluated at once: more is faster and takes the
+        memory of as many gradients.
+      max_size: most parameters n. An update keeps a few n × n matrices and takes n curvature
+        products and O(n³) operations.
+
+    Returns:
+      The transformation. ``update`` needs ``params`` and ``value_fn``; keyword arguments named like
+      arguments of ``value_fn`` are handed on to it.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range, there are more
+        parameters than ``max_size``, or ``update`` is not given ``params`` and ``value_fn``.
+
+    References:
+      Lecture 7, "Newton's Method". Nocedal & Wright, *Numerical Optimization* (2006), §3.4. Dauphin
+      et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex
+      optimization", NeurIPS 2014, for the absolute eigenvalues.
+
+    >>> import jax, jax.numpy as jnp, optax, gradxform as gx
+    >>> f = lambda x: (x[0] - 1) ** 2 + 100 * (x[1] + 2) ** 2 + x[0] * x[1]
+    >>> x, tx = jnp.zeros(2), gx.newton()
+    >>> updates, state = tx.update(jax.grad(f)(x), tx.init(x), x, value_fn=f)
+    >>> x = optax.apply_updates(x, updates)
+    >>> bool(jnp.abs(jax.grad(f)(x)).max() < 1e-3)  # one step
+    True
+    """
+    direction = scale_by_newton(
+        damping=damping, floor=floor, curvature=curvature, columns=columns, max_size=max_size
+    )
+    return optax.chain(direction, sgd(learning_rate))
+
+
+def dense(product: Product, params: tree.PyTree, columns: int = 64) -> jax.Array:
+    """The matrix of a curvature of ravelled parameters, a few columns at once."""
+    vector, unravel = ravel_pytree(tree.zeros_like(params))
+
+    def column(i: jax.Array) -> jax.Array:
+        unit = (jnp.arange(vector.size) == i).astype(vector.dtype)
+        return ravel_pytree(product(unravel(unit)))[0].astype(vector.dtype)
+
+    indices = jnp.arange(vector.size)
+    if vector.size <= columns:
+        return jax.vmap(column)(indices)
+    return jax.lax.map(column, indices, batch_size=columns)
+
+
+def _modified_solve(matrix: jax.Array, g: jax.Array, floor: jax.Array) -> jax.Array:
+    """The solution with the absolute eigenvalues, at least ``floor`` times the largest."""
+    eigenvalues, q = jnp.linalg.eigh(matrix)
+    size = jnp.abs(eigenvalues)
+    size = jnp.maximum(size, floor * jnp.max(size))
+    highest = jax.lax.Precision.HIGHEST
+    along = jnp.matmul(g, q, precision=highest)
+    d = jnp.matmul(q, tree.reciprocal(size) * along, precision=highest)
+    return jnp.where(jnp.isfinite(d).all(), d, g)  # of a Hessian that is not finite nothing is left
+
+
+def _check_size(params: tree.PyTree, max_size: int) -> None:
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if size > max_size:
+        raise ValueError(
+            f"newton(max_size={max_size}): there are {size} parameters, and a Hessian of {size} × "
+            f"{size} entries takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.newton_cg, "
+            "which takes products with it alone, or raise max_size"
+        )
