@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gradxform.minimization import Solution as Solution
     from gradxform.minimization import Status as Status
     from gradxform.minimization import minimize as minimize
+    from gradxform.minimization import progress_bar as progress_bar
     from gradxform.schedules import inverse_time_decay as inverse_time_decay
     from gradxform.schedules import linear_decay as linear_decay
     from gradxform.second_order.newton import newton as newton
@@ -70,7 +71,7 @@ _MODULES = {
     "first_order.rmsprop": ("rmsprop", "scale_by_rmsprop"),
     "first_order.sgd": ("sgd",),
     "line_search": ("with_line_search",),
-    "minimization": ("Solution", "Status", "minimize"),
+    "minimization": ("Solution", "Status", "minimize", "progress_bar"),
     "schedules": ("inverse_time_decay", "linear_decay"),
     "second_order.newton": ("newton", "scale_by_newton"),
     "second_order.newton_cg": ("newton_cg", "scale_by_newton_cg"),

@@ -4,8 +4,9 @@ import dataclasses
 import enum
 import functools
 import math
+import sys
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def minimize(
       resume: the solution of an earlier call with the same ``fn`` and ``tx``, to go on from there;
         ``max_steps`` counts from the first start.
       progress: called outside the compiled loop with the solution so far, after every
-        ``progress_every`` steps; for instance ``print``.
+        ``progress_every`` steps; for instance ``print`` or ``gx.progress_bar()``.
       progress_every: how many.
 
     Returns:
@@ -182,6 +183,36 @@ def minimize(
         if solution.status != Status.max_steps or solution.steps >= limit:
             return solution
         loop = solution.loop
+
+
+def progress_bar(width: int = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
+    """A bar of the steps made, for :func:`minimize`'s ``progress``.
+
+    Args:
+      width: of the bar, in characters.
+      file: where the line is redrawn; ``None`` for the standard error stream.
+
+    >>> import sys, jax.numpy as jnp, gradxform as gx
+    >>> bowl = lambda x: jnp.sum((x - 1) ** 2)
+    >>> bar = gx.progress_bar(10, sys.stdout)
+    >>> _ = gx.minimize(bowl, jnp.zeros(2), gx.sgd(0.5), progress=bar, max_steps=200)
+    ██████████ 1/200 steps, value 0, gradient 0.0e+00, converged
+    """
+
+    def show(solution: Solution) -> None:
+        out = sys.stderr if file is None else file
+        steps, most = int(solution.steps), int(solution.max_steps)
+        status = Status(int(solution.status))
+        ended = status != Status.max_steps or steps >= most
+        filled = width if ended else width * steps // most
+        out.write(
+            f"\r{'█' * filled:·<{width}} {steps}/{most} steps, value {float(solution.value):.3g}, "
+            f"gradient {float(solution.grad_norm):.1e}"
+        )
+        out.write(f", {status.name}\n" if ended else "")
+        out.flush()
+
+    return show
 
 
 @dataclasses.dataclass(frozen=True)

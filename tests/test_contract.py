@@ -136,11 +136,15 @@ def test_every_number_can_be_traced_and_vmapped(method: Method) -> None:
     def sweep(row: jax.Array) -> Any:
         return run(method.build(**dict(zip(names, row, strict=True))), params, 5)[0]
 
-    swept = sweep(jnp.asarray(rows, jnp.float32))
-    for i, row in enumerate(rows):
-        tx = method.build(**dict(zip(names, row, strict=True)))
-        alone, _ = jax.jit(lambda p, tx=tx: run(tx, p, 5))(params)
-        close(jax.tree.map(lambda x, i=i: x[i], swept), alone)
+    @jax.jit
+    def traced(row: jax.Array) -> Any:
+        return run(method.build(**dict(zip(names, row, strict=True))), params, 5)[0]
+
+    table = jnp.asarray(rows, jnp.float32)
+    swept = sweep(table)
+    for i, row in enumerate(table):
+        close(jax.tree.map(lambda x, i=i: x[i], swept), traced(row))
+    close(traced(table[0]), jax.jit(lambda p: run(method.build(), p, 5)[0])(params))
 
 
 @with_rate
@@ -243,12 +247,14 @@ def test_multi_steps_averages_gradients(method: Method) -> None:
     tx = optax.MultiSteps(method.build(), every_k_schedule=2).gradient_transformation()
     value, grads = jax.value_and_grad(objective)(params)
     arguments = {"value": value, "value_fn": objective}
+    inner = method.build()
+    update = jax.jit(lambda g, state: tx.update(g, state, params, **arguments))
+    inner_update = jax.jit(lambda g, state: inner.update(g, state, params, **arguments))
     state = tx.init(params)
     for factor in (0.5, 1.5):
         scaled = jax.tree.map(lambda g, factor=factor: factor * g, grads)
-        updates, state = tx.update(scaled, state, params, **arguments)
-    inner = method.build()
-    expected, inner_state = inner.update(grads, inner.init(params), params, **arguments)
+        updates, state = update(scaled, state)
+    expected, inner_state = inner_update(grads, inner.init(params))
     close(updates, expected)
     close(gx.eval_params(state, params), gx.eval_params(inner_state, params))
 
@@ -257,15 +263,20 @@ def test_multi_steps_averages_gradients(method: Method) -> None:
 def test_apply_if_finite_skips_a_bad_gradient(method: Method) -> None:
     params = nested_params()
     tx = optax.apply_if_finite(method.build(), max_consecutive_errors=5)
-    params, state = step(tx, params, tx.init(params))
-    value, grads = jax.value_and_grad(objective)(params)
-    bad = jax.tree.map(lambda g: g * jnp.nan, grads)
-    arguments = {"value": value, "value_fn": objective}
-    updates, after = tx.update(bad, state, params, **arguments)
+
+    @jax.jit
+    def one_step(params: Any, state: Any, factor: float = 1.0) -> tuple[Any, Any]:
+        value, grads = jax.value_and_grad(objective)(params)
+        grads = jax.tree.map(lambda g: factor * g, grads)
+        return tx.update(grads, state, params, value=value, value_fn=objective)
+
+    updates, state = one_step(params, tx.init(params))
+    params = optax.apply_updates(params, updates)
+    updates, after = one_step(params, state, jnp.nan)
     close(updates, jax.tree.map(jnp.zeros_like, params))
     close(after.inner_state, state.inner_state)
-    resumed, _ = step(tx, params, after)
-    unharmed, _ = step(tx, params, state)
+    resumed, _ = one_step(params, after)
+    unharmed, _ = one_step(params, state)
     close(resumed, unharmed)
 
 
@@ -299,7 +310,8 @@ def test_lowers_for_every_platform(method: Method) -> None:
 def test_state_survives_flax_and_orbax(method: Method, tmp_path: Path) -> None:
     tx = method.build()
     start = {**nested_params(), "pair": jnp.asarray([0.75, -0.5])}  # orbax takes no empty arrays
-    params, state = run(tx, start, 3)
+    one_step = jax.jit(functools.partial(step, tx))
+    params, state = one_step(*one_step(start, tx.init(start)))
     blank = tx.init(start)
 
     restored = flax.serialization.from_bytes(blank, flax.serialization.to_bytes(state))
@@ -310,7 +322,7 @@ def test_state_survives_flax_and_orbax(method: Method, tmp_path: Path) -> None:
         restored = checkpointer.restore(tmp_path / "state", blank)
     chex.assert_trees_all_equal(restored, state)
     assert described(restored) == described(state)
-    close(step(tx, params, restored), step(tx, params, state))
+    close(one_step(params, restored), one_step(params, state))
 
 
 @every_method
@@ -333,7 +345,10 @@ def test_state_is_sharded_like_the_parameters(method: Method) -> None:
     tx = method.build()
     run_three = jax.jit(lambda p: run(tx, p, 3))
     result, state = run_three(sharded)
-    close((result, state), run_three(params))
+    # sums over eight devices round otherwise, and an extrapolating search multiplies that
+    chex.assert_trees_all_close(
+        *map(determined, ((result, state), run_three(params))), rtol=2e-4, atol=2e-5
+    )
     if method.dense:
         return
     for states in (tx.init(sharded), state):

@@ -138,6 +138,19 @@ def test_the_unit_of_the_objective_changes_nothing(build: Any, scale: float) -> 
     assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
 
 
+@pytest.mark.parametrize("unit", [1e-16, 1e-8, 1e8, 1e16])
+@pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
+def test_the_unit_of_the_parameters_changes_nothing(build: Any, unit: float) -> None:
+    def solve(d: float) -> gx.Solution:
+        f = lambda x: rosenbrock(x / d)
+        return gx.minimize(f, d * jnp.asarray([-1.2, 1.0]), build(), tol=1e-2 / d)
+
+    plain, scaled = solve(1.0), solve(unit)
+    assert scaled.status == gx.Status.converged
+    np.testing.assert_allclose(scaled.params / unit, plain.params, atol=3e-2)
+    assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
+
+
 @pytest.mark.parametrize(
     ("f", "start", "minimum"),
     [

@@ -39,7 +39,7 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("columns", "max_size"), _COUNT),
     "decrease": (0, 0.5),
     "trust_region.decrease": (0, 0.25),
-    **dict.fromkeys(("initial_radius", "max_radius"), _NOT_NEGATIVE),
+    **dict.fromkeys(("initial_radius", "max_radius"), (1e-30, math.inf)),
     "seed": (0, 2**32),
     **dict.fromkeys(("newton_cg.tol", "scale_by_newton_cg.tol", "trust_region.tol"), _RATE),
     "inverse_time_decay.decay": _NOT_NEGATIVE,

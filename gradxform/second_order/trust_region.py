@@ -21,6 +21,7 @@ _POOR, _GOOD = 0.5, 0.75
 _GROWTH, _BOUNDARY = 2.0, 0.9  # a step within a tenth of the boundary counts as on it
 _SHRINK = (0.1, 0.5)  # bounds of the factor by which a poor step is shortened
 _FIRST = 0.2  # first radius of the exact solver, in units of ‖g‖/‖H‖
+_LEAST = 1e-30  # radius that can be asked for
 _SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rounding
 _IDLE = 10  # accepted points in a row without progress until it has stalled
 
@@ -157,10 +158,9 @@ def trust_region(
     check_choice("trust_region", solver=(solver, get_args(Solver)))
     check_curvature("trust_region", curvature)
     optional = {"initial_radius": initial_radius, "max_radius": max_radius}
-    check("trust_region", **{k: (v, 0, infinity) for k, v in optional.items() if v is not None})
-    for name, bound in optional.items():
-        if isinstance(bound, float | int) and bound == 0:
-            raise ValueError(f"trust_region({name}={bound!r}): {name} must be positive, or None")
+    check(
+        "trust_region", **{k: (v, _LEAST, infinity) for k, v in optional.items() if v is not None}
+    )
     check("trust_region", decrease=(decrease, 0, 0.25), noise=(noise, 0, 1), tol=(tol, 0, 1))
     check("trust_region", maxiter=(maxiter, 1, infinity))
     check_static("trust_region", columns=columns, max_size=max_size)

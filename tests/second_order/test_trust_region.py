@@ -390,7 +390,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"solver='exct'.*'exact', 'steihaug'"):
         gx.trust_region("exct")  # pyright: ignore[reportArgumentType]
     for name in ("initial_radius", "max_radius"):
-        with pytest.raises(ValueError, match=rf"\({name}=0\): {name} must be positive"):
+        with pytest.raises(ValueError, match=rf"\({name}=0\)"):
             gx.trust_region(**cast(Any, {name: 0}))
     with pytest.raises(ValueError, match=r"decrease=0\.3\)"):
         gx.trust_region(decrease=0.3)
