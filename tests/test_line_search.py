@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import gradxform as gx
+from benchmarks.problems import PROBLEMS, starts
 from tests.methods import run, step
 
 
@@ -117,6 +118,31 @@ def test_a_failed_search_goes_to_the_best_point_it_saw() -> None:
     assert replay.trials[-1] == pytest.approx(best)
     replay(0.5, -0.9)
     assert int(replay.state.info.accepted) == 2
+
+
+def test_a_bracket_that_no_longer_moves_the_parameters_ends_the_search() -> None:
+    replay = Replay()
+    replay(1e-12, -1.0)
+    while not int(replay.state.info.resets):
+        replay(1.5, 1.0)
+    assert len(replay.trials) < 12  # float32 numbers near 1 begin to move at a step of 1e-7
+
+
+@pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
+def test_rounding_is_reported_as_a_stall_after_a_few_evaluations(build: Any) -> None:
+    f = lambda x: 1e4 + jnp.sum(jnp.asarray([1.0, 3.0, 9.0]) * (x - jnp.pi) ** 2)
+    solution = gx.minimize(f, jnp.ones(3), build(), tol=1e-12)
+    assert solution.status in (gx.Status.converged, gx.Status.stalled)
+    assert solution.evaluations < 60
+    np.testing.assert_allclose(solution.params, np.pi, atol=1e-2)
+
+
+def test_a_walk_that_comes_no_further_begins_anew_and_then_stalls() -> None:
+    meyer = next(p for p in PROBLEMS if p.number == 10)  # float32 sees nothing but noise there
+    start = next(x for factor, x in starts(meyer) if factor == 10)
+    solution = gx.minimize(meyer, jnp.asarray(start, jnp.float32), gx.bfgs(), max_steps=1000)
+    assert solution.status == gx.Status.stalled
+    assert solution.evaluations < 200
 
 
 def test_an_ascent_direction_is_replaced_by_the_gradient() -> None:
