@@ -49,7 +49,8 @@ class _Point(NamedTuple):
 class _Loop(NamedTuple):
     params: tree.PyTree  # where to evaluate next
     state: optax.OptState
-    last: _Point
+    value: jax.Array  # of the last point
+    grad_norm: jax.Array
     best: _Point
     start_value: jax.Array
     lowest: jax.Array  # value seen
@@ -267,7 +268,7 @@ def _run(
         best = tree.select(first | better, here, loop.best)
 
         small = here.grad_norm <= tol
-        unmoved = (here.value == loop.last.value) & (here.grad_norm == loop.last.grad_norm)
+        unmoved = (here.value == loop.value) & (here.grad_norm == loop.grad_norm)
         at_rest = jnp.where(unmoved, loop.at_rest + 1, 0)
         status = jnp.select(
             [lost, small & best_so_far, at_rest >= patience, loop.steps >= max_steps],
@@ -287,7 +288,8 @@ def _run(
         return _Loop(
             params,
             state,
-            here,
+            here.value,
+            here.grad_norm,
             best,
             start_value,
             jnp.where(finite, jnp.minimum(loop.lowest, here.value), loop.lowest),
@@ -301,9 +303,18 @@ def _run(
     if loop is None:
         zero = jnp.zeros((), jnp.int32)
         infinite = scalar(jnp.inf)
-        start = _Point(params, infinite, infinite)
         loop = _Loop(
-            params, tx.init(params), start, start, infinite, infinite, zero, zero, zero, zero
+            params=params,
+            state=tx.init(params),
+            value=infinite,
+            grad_norm=infinite,
+            best=_Point(params, infinite, infinite),
+            start_value=infinite,
+            lowest=infinite,
+            at_rest=zero,
+            steps=zero,
+            evaluations=zero,
+            status=zero,
         )
     loop = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
     loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, loop)
