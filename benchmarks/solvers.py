@@ -268,6 +268,7 @@ _LIBRARIES: dict[str, tuple[Solver, ...]] = {
         Solver("gx.newton_cg", SECOND, ours(gx.with_line_search(gx.scale_by_newton_cg()))),
         Solver("gx.trust_region", SECOND, ours(gx.trust_region())),
         Solver("gx.trust_region CG", SECOND, ours(gx.trust_region("steihaug"))),
+        Solver("gx.hessian_free", SECOND, ours(gx.hessian_free(curvature=gx.hessian()))),
     ),
     "optax": (Solver("optax.lbfgs", LBFGS, ours(optax.lbfgs(), in_update=True)),),
     "scipy": (

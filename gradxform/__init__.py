@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gradxform.minimization import progress_bar as progress_bar
     from gradxform.schedules import inverse_time_decay as inverse_time_decay
     from gradxform.schedules import linear_decay as linear_decay
+    from gradxform.second_order.hessian_free import hessian_free as hessian_free
     from gradxform.second_order.newton import newton as newton
     from gradxform.second_order.newton import scale_by_newton as scale_by_newton
     from gradxform.second_order.newton_cg import newton_cg as newton_cg
@@ -73,6 +74,7 @@ _MODULES = {
     "line_search": ("with_line_search",),
     "minimization": ("Solution", "Status", "minimize", "progress_bar"),
     "schedules": ("inverse_time_decay", "linear_decay"),
+    "second_order.hessian_free": ("hessian_free",),
     "second_order.newton": ("newton", "scale_by_newton"),
     "second_order.newton_cg": ("newton_cg", "scale_by_newton_cg"),
     "second_order.nonlinear_cg": ("nonlinear_cg", "scale_by_nonlinear_cg"),

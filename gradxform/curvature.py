@@ -203,6 +203,36 @@ class Composed:
 
         return loss, model
 
+    @property
+    def examples(self) -> int:
+        """How many there are: the length of the leading axis of all data.
+
+        Raises:
+          ValueError: there are no data, or they differ in it.
+        """
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(self.data)]
+        if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
+            raise ValueError(
+                "compose: a sub-batch is of data with a common leading axis, given by keyword to "
+                f"compose or to update; their shapes are {shapes}"
+            )
+        return shapes[0][0]
+
+    def sample(self, size: int, key: jax.Array) -> "Composed":
+        """The function of ``size`` of its examples, drawn without replacement.
+
+        Raises:
+          ValueError: there are fewer, or the chunks do not divide ``size``.
+        """
+        if size > self.examples or size % self.chunks:
+            raise ValueError(
+                f"a sub-batch of {size} examples cannot be drawn from {self.examples} in "
+                f"{self.chunks} chunks: it must be at most all and a multiple of the chunks"
+            )
+        drawn = jax.random.permutation(key, self.examples)[:size]
+        data = jax.tree.map(lambda x: jnp.asarray(x)[drawn], self.data)
+        return dataclasses.replace(self, data=data)
+
     def mean_over_chunks(self, f: Callable[["Composed"], tree.PyTree]) -> tree.PyTree:
         """The mean of ``f`` of every chunk, one after the other; nothing is kept between them."""
         cut = self._cut(self.data)
@@ -275,29 +305,60 @@ def check_preconditioner(method: str, preconditioner: Preconditioner | None) -> 
         )
 
 
+def checked_inverse(
+    method: str,
+    preconditioner: Preconditioner | None,
+    product: Product,
+    g: tree.PyTree,
+    count: jax.Array,
+) -> tuple[Product, int]:
+    """The approximate inverse, the identity for None, and the products that making it took.
+
+    Raises:
+      ValueError: when called, if it returns something of another structure or shape.
+    """
+    if preconditioner is None:
+        return lambda r: r, 0
+    inverse, made = preconditioner(product, g, count)
+
+    def checked(r: tree.PyTree) -> tree.PyTree:
+        z = inverse(r)
+        shapes = [jax.tree.map(jnp.shape, x) for x in (z, g)]
+        if jax.tree.structure(z) != jax.tree.structure(g) or shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{method}(preconditioner=…): the approximate inverse must map a pytree like the "
+                f"parameters to another one, {shapes[1]}; it returned {shapes[0]}"
+            )
+        return z
+
+    return checked, made
+
+
 def hutchinson_diagonal(
-    samples: int = 8, *, floor: Scalar = 1e-2, seed: Scalar = 0
+    samples: int = 8, *, power: Scalar = 1.0, floor: Scalar = 1e-2, seed: Scalar = 0
 ) -> Preconditioner:
     r"""Preconditions by the diagonal, estimated from products with random signs.
 
     .. math::
         D = \frac{1}{s} \sum_{i=1}^{s} z_i \odot C z_i, \qquad
-        v \mapsto v \oslash \max(|D|, \phi \max_j |D_j|)
+        v \mapsto v \oslash \max(|D|, \phi \max_j |D_j|)^\xi
 
     with new signs z in each update. Exact, from one sample, where the curvature C is diagonal;
     right where parameters differ in scale. It is sharded like the parameters.
 
     Args:
       samples: s ≥ 1, products that each update makes.
+      power: ξ in [0, 1]; below 1 where the estimate is not to be trusted wholly.
       floor: φ in [0, 1).
       seed: of the signs.
 
     Returns:
-      The preconditioner, an argument of :func:`gradxform.newton_cg`.
+      The preconditioner, an argument of :func:`gradxform.newton_cg` and
+      :func:`gradxform.hessian_free`.
 
     References:
       Bekas, Kokiopoulou & Saad, "An estimator for the diagonal of a matrix", Appl. Numer. Math.
-      57:1214 (2007).
+      57:1214 (2007). Martens (2010), section 4.7, for ξ = 3/4.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> product = lambda v: jnp.asarray([1.0, 4.0]) * v
@@ -307,7 +368,7 @@ def hutchinson_diagonal(
     """
     check_static("hutchinson_diagonal", samples=samples)
     check("hutchinson_diagonal", samples=(samples, 1, float("inf")), floor=(floor, 0, 1))
-    check("hutchinson_diagonal", seed=(seed, 0, 2**32))
+    check("hutchinson_diagonal", power=(power, 0, 1 + 1e-9), seed=(seed, 0, 2**32))
 
     def build(product: Product, like: tree.PyTree, count: jax.Array) -> tuple[Product, int]:
         def add(total: tree.PyTree, key: jax.Array) -> tuple[tree.PyTree, None]:
@@ -318,7 +379,9 @@ def hutchinson_diagonal(
         diagonal, _ = jax.lax.scan(add, zeros, jax.random.split(_key(seed, count), samples))
         least = scalar(floor) * tree.max_abs(diagonal)
         # where the estimate is 0 throughout, or not finite, this is the identity
-        inverse = tree.map(lambda d: tree.reciprocal(jnp.maximum(jnp.abs(d), least)), diagonal)
+        inverse = tree.map(
+            lambda d: tree.reciprocal(jnp.maximum(jnp.abs(d), least)) ** scalar(power), diagonal
+        )
         return lambda v: tree.map(jnp.multiply, v, inverse), samples
 
     return build
@@ -342,7 +405,8 @@ def nystrom(rank: int = 10, *, seed: Scalar = 0) -> Preconditioner:
       seed: of the sketch.
 
     Returns:
-      The preconditioner, an argument of :func:`gradxform.newton_cg`.
+      The preconditioner, an argument of :func:`gradxform.newton_cg` and
+      :func:`gradxform.hessian_free`.
 
     References:
       Frangella, Tropp & Udell, "Randomized Nyström preconditioning", SIAM J. Matrix Anal. Appl.

@@ -36,6 +36,26 @@ def average(learning_rate: float, decay: float, start: float) -> optax.GradientT
     return gx.polyak_average(gx.nesterov(learning_rate), decay=decay, start=start)
 
 
+def hessian_free(
+    progress: float,
+    maxiter: float,
+    warm_start: float,
+    seed: float,
+    iterates: int,
+    damping: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Of any function: the default curvature is of composed ones."""
+    return gx.hessian_free(
+        curvature=gx.hessian(),
+        damping=damping,
+        progress=progress,
+        maxiter=maxiter,
+        warm_start=warm_start,
+        seed=seed,
+        iterates=iterates,
+    )
+
+
 RATE = {"learning_rate": (0.05, 0.02)}
 MOMENTUM = {"momentum": (0.9, 0.5)}
 RMSPROP = {**RATE, "decay": (0.9, 0.8), "eps": (1e-6, 1e-2)}
@@ -112,6 +132,18 @@ METHODS = {
         gx.trust_region,
         {**TRUST, "tol": (0.1, 0.9), "maxiter": (20, 1)},
         {"solver": "steihaug", "columns": 4, "max_size": 1, "curvature": None},
+        needs=("value", "value_fn"),
+    ),
+    "hessian_free": Method(
+        hessian_free,
+        {
+            "damping": (1.0, 0.1),
+            "progress": (5e-4, 1e-2),
+            "maxiter": (5, 2),
+            "warm_start": (0.95, 0.5),
+            "seed": (0, 1),
+        },
+        {"iterates": 3},
         needs=("value", "value_fn"),
     ),
     "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),

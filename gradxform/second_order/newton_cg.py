@@ -16,6 +16,7 @@ from gradxform.curvature import (
     Product,
     check_curvature,
     check_preconditioner,
+    checked_inverse,
     hessian,
 )
 from gradxform.first_order.sgd import sgd
@@ -109,15 +110,13 @@ def scale_by_newton_cg(
         def product(v: tree.PyTree) -> tree.PyTree:
             return tree.map(lambda v, hv: hv + alpha * v, v, undamped(v))
 
-        made, approximate_inverse = 0, None
-        if preconditioner is not None:
-            approximate_inverse, made = preconditioner(product, g, state.count)
+        inverse, made = checked_inverse("newton_cg", preconditioner, product, g, state.count)
         norm = _norm(g)
         eta = scalar(tol)
         if forcing == "eisenstat_walker":
             eta = _eisenstat_walker(eta, norm, state)
         start = tree.scale(scalar(warm_start), state.direction)
-        d, more = _solve(product, g, norm, start, eta, maxiter, approximate_inverse)
+        d, more = _solve(product, g, norm, start, eta, maxiter, preconditioner and inverse)
 
         slope = tree.vdot(d, g)
         descends = (slope > 0) & jnp.isfinite(slope) & jnp.isfinite(tree.max_abs(d))
@@ -264,7 +263,6 @@ def _solve(
         r, marks = marked
         assert approximate_inverse is not None
         z = approximate_inverse(tree.cast_like(r, g))
-        _check_structure(z, g)
         return jax.tree.map(lambda z: z.astype(dtype), z), marks
 
     unit = tree.divide(scalar(_NORM), norm)
@@ -311,12 +309,3 @@ def _operator(product: Product, like: tree.PyTree, *, scaled: bool) -> Callable[
         return jax.tree.map(turned, v, hv), mark
 
     return operator
-
-
-def _check_structure(z: tree.PyTree, g: tree.PyTree) -> None:
-    shapes = [jax.tree.map(jnp.shape, x) for x in (z, g)]
-    if jax.tree.structure(z) != jax.tree.structure(g) or shapes[0] != shapes[1]:
-        raise ValueError(
-            "newton_cg(preconditioner=…): the approximate inverse must map a pytree like the "
-            f"parameters to another one, {shapes[1]}; it returned {shapes[0]}"
-        )

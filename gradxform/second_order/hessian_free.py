@@ -1,0 +1,451 @@
+"""Hessian-free optimisation: Newton-CG on the Gauss–Newton matrix, made for deep networks."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradxform import protocol, tree
+from gradxform.curvature import (
+    Composed,
+    Curvature,
+    Preconditioner,
+    Product,
+    check_curvature,
+    check_preconditioner,
+    checked_inverse,
+    gauss_newton,
+)
+from gradxform.hyperparameters import Scalar, check, check_static, scalar
+
+_POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
+_LEAST, _LARGEST = 1e-30, 1e30  # λ stays between them
+_SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept
+_ARMIJO, _SHRINK, _TRIALS = 1e-2, 0.8, 60  # of the line search
+_MOST_ITERATIONS = 1000
+_VALUE = 1 / 3  # gradients that a value alone costs
+
+
+class HessianFreeInfo(NamedTuple):
+    """What the updates did; the counters run over all updates."""
+
+    curvature_products: jax.Array  #: products, whatever part of the batch they are of
+    evaluations: jax.Array  #: values of ``value_fn``, beside the one handed to ``update``
+    gradient_equivalents: jax.Array  #: the work of both, in gradients of ``value_fn``
+    rejected: jax.Array  #: updates that found no lower value, and moved nothing
+    non_finite: jax.Array  #: updates whose value or gradient was not finite, which moved nothing
+    damping: jax.Array  #: λ that the next update begins with
+    ratio: jax.Array  #: ρ of the last update, actual over predicted reduction
+    iterations: jax.Array  #: of CG in the last update
+    step_length: jax.Array  #: α that the line search of the last update ended with
+
+
+class HessianFreeState(NamedTuple):
+    """State of :func:`hessian_free`."""
+
+    count: jax.Array  #: updates made so far
+    damping: jax.Array  #: λ; 0 until it is estimated
+    direction: tree.PyTree  #: where the last CG ended, in at least float32
+    info: HessianFreeInfo
+
+
+def hessian_free(
+    *,
+    curvature: Curvature | None = None,
+    curvature_batch_size: int | None = None,
+    damping: Scalar | None = None,
+    progress: Scalar = 5e-4,
+    maxiter: Scalar = 250,
+    warm_start: Scalar = 0.95,
+    preconditioner: Preconditioner | None = None,
+    iterates: int = 5,
+    seed: Scalar = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Martens's Hessian-free optimisation.
+
+    Conjugate gradients minimise a quadratic model of the objective, with the Gauss–Newton matrix G
+    and damping λ,
+
+    .. math::
+        q(p) = g^T p + \tfrac12 p^T (G + \lambda I)\, p
+
+    from a part of the last solution, and stop after iteration i when the model is negative and has
+    progressed by less than :math:`k \epsilon` of itself over the last
+    :math:`k = \max(10, 0.1\, i)` iterations. Of the iterates :math:`\lceil 1.3^j \rceil`, kept on
+    the way, the objective chooses: from the last one back as long as its value falls. Then the
+    step shortens, by 0.8, until :math:`f(\theta + \alpha p) \le f(\theta) + 0.01 \alpha g^T p`. The
+    damping follows Levenberg and Marquardt:
+
+    .. math::
+        \rho = \frac{f(\theta + p) - f(\theta)}{q(p)}, \qquad
+        \lambda \leftarrow \tfrac32 \lambda \text{ if } \rho < \tfrac14, \quad
+        \lambda \leftarrow \tfrac23 \lambda \text{ if } \rho > \tfrac34
+
+    The value falls in every update, or the parameters stay. Along a direction of negative
+    curvature, which a curvature other than Gauss–Newton's may have, CG takes the absolute curvature
+    and ends.
+
+    An update costs the gradient handed to it, a product an iteration, and, as the method needs
+    values at points of its own choice, mostly two or three evaluations of ``value_fn``: all are
+    counted in the state. Data noise misleads it: give it batches as large as they can be, and let
+    the curvature, which needs less of them, be of a part.
+
+    Args:
+      curvature: of ``(value_fn, params)`` to a symmetric map; ``None`` for ``gx.gauss_newton()``.
+      curvature_batch_size: how many examples, drawn anew in each update, the curvature is
+        evaluated on; ``None`` for all. Else ``value_fn`` must have its data from
+        :func:`gradxform.compose`, or by keyword through ``update``.
+      damping: the first λ ≥ 0, in units of the curvature; ``None`` for the curvature along the
+        first gradient, :math:`g^T G g / g^T g`. λ = 0 stays.
+      progress: ε ≥ 0.
+      maxiter: most iterations of CG in an update; never more than twice the parameters, nor 1000.
+      warm_start: in [0, 1): what multiple of the last solution CG begins from.
+      preconditioner: ``gx.hutchinson_diagonal(power=0.75)`` is nearest to Martens's; see
+        :func:`gradxform.newton_cg`.
+      iterates: how many of the iterates are kept, the newest, each of the size of the parameters.
+      seed: of the examples drawn.
+
+    Returns:
+      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, all three and the
+      gradient of one batch; keyword arguments named like arguments of ``value_fn`` are handed on to
+      it.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, ``value_fn`` does not come from :func:`gradxform.compose` though the curvature or
+        the sub-batch needs it, or it has fewer examples than ``curvature_batch_size``.
+
+    References:
+      Martens, "Deep learning via Hessian-free optimization", ICML 2010. Martens & Sutskever,
+      "Training deep and recurrent networks with Hessian-free optimization" (2012). Differs: the
+      first λ is relative to the curvature; the diagonal that preconditions is Gauss–Newton's, from
+      random products, in place of the squared gradients' of single examples; near the minimum,
+      values that differ by rounding alone count as equal.
+
+    >>> import jax, jax.numpy as jnp, gradxform as gx
+    >>> x = jnp.linspace(-1.0, 1.0, 32)
+    >>> model = lambda p, x: p["a"] * jnp.tanh(p["b"] * x)
+    >>> loss = lambda outputs, y: jnp.mean((outputs - y) ** 2)
+    >>> value_fn = gx.compose(loss, model, x=x, y=2 * jnp.tanh(3 * x))
+    >>> start = {"a": jnp.asarray(0.5), "b": jnp.asarray(0.5)}
+    >>> solution = gx.minimize(value_fn, start, gx.hessian_free(), tol=1e-4)
+    >>> {name: round(float(x), 2) for name, x in solution.params.items()}
+    {'a': 2.0, 'b': 3.0}
+    """
+    infinity = float("inf")
+    check_curvature("hessian_free", curvature)
+    check_preconditioner("hessian_free", preconditioner)
+    if damping is not None:
+        check("hessian_free", damping=(damping, 0, infinity))
+    check("hessian_free", progress=(progress, 0, infinity), maxiter=(maxiter, 1, infinity))
+    check("hessian_free", warm_start=(warm_start, 0, 1), seed=(seed, 0, 2**32))
+    check_static("hessian_free", iterates=iterates)
+    check("hessian_free", iterates=(iterates, 1, infinity))
+    if curvature_batch_size is not None:
+        check_static("hessian_free", curvature_batch_size=curvature_batch_size)
+        check("hessian_free", curvature_batch_size=(curvature_batch_size, 1, infinity))
+
+    def init(params: tree.PyTree) -> HessianFreeState:
+        def number(x: Scalar = 0.0) -> jax.Array:
+            return jnp.array(scalar(x), copy=True)
+
+        def count() -> jax.Array:
+            return jnp.array(0, jnp.int32)
+
+        first = 0.0 if damping is None else damping
+        info = HessianFreeInfo(
+            curvature_products=count(),
+            evaluations=count(),
+            gradient_equivalents=number(),
+            rejected=count(),
+            non_finite=count(),
+            damping=number(first),
+            ratio=number(),
+            iterations=count(),
+            step_length=number(),
+        )
+        return HessianFreeState(count(), number(first), tree.zeros_like(params), info)
+
+    def update(
+        grads: tree.PyTree,
+        state: HessianFreeState,
+        params: tree.PyTree | None = None,
+        *,
+        value: jax.typing.ArrayLike | None = None,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, HessianFreeState]:
+        params = protocol.require("hessian_free", "params", params)
+        value = protocol.check_value("value", protocol.require("hessian_free", "value", value))
+        value_fn = protocol.require("hessian_free", "value_fn", value_fn)
+        value_fn = protocol.bind(value_fn, extra_args)
+        protocol.check_unmasked("hessian_free", params)
+        if not jax.tree.leaves(grads):
+            return grads, state
+        info = state.info
+        finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(grads))
+
+        # all below is over the largest entry of the gradient, so that no unit overflows
+        size = scalar(jnp.where(finite, tree.max_abs(grads), 0))
+        unit = tree.reciprocal(size)
+        g = tree.scale(unit, jax.tree.map(tree.promote, grads))
+        g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
+
+        part, share = value_fn, 1.0
+        if curvature_batch_size is not None:
+            part, share = _sub_batch(value_fn, curvature_batch_size, seed, state.count)
+        undamped = (curvature or gauss_newton())(part, params)
+        lam, products = state.damping, jnp.array(0, jnp.int32)
+        if damping is None:
+            lam, products = jax.lax.cond(
+                (lam == 0) & (size > 0),
+                lambda: (_curvature_along(undamped, g), products + 1),
+                lambda: (lam, products),
+            )
+
+        def product(v: tree.PyTree) -> tree.PyTree:
+            return tree.map(lambda v, gv: gv + lam * v, v, undamped(v))
+
+        inverse, made = checked_inverse("hessian_free", preconditioner, product, g, state.count)
+        start = tree.scale(scalar(warm_start) * unit, state.direction)
+        most = jnp.minimum(scalar(maxiter), _limit(g))
+        cg = _conjugate_gradients(product, inverse, g, start, scalar(progress), most, iterates)
+        products = products + made + cg.products
+
+        def value_at(p: tree.PyTree) -> jax.Array:
+            """f(θ + p), as the loop will see it."""
+            trial = tree.map(lambda x, p: x + size * p, params, p)
+            f = scalar(value_fn(trial))
+            return jnp.where(jnp.isfinite(f), f, jnp.inf)
+
+        f0 = scalar(value)
+        noise = 10 * jnp.finfo(value.dtype).eps * jnp.abs(f0)
+        chosen, evaluations = _backtrack(value_at, cg, iterates)
+        slope = size * (size * tree.vdot(g, chosen.p))
+        alpha, f, more = _line_search(value_at, chosen, f0 + noise, slope)
+        predicted = -size * (size * chosen.q)
+        hidden = (jnp.abs(f0 - chosen.f) <= noise) & (predicted <= noise)
+        ratio = jnp.where(hidden, 0.5, tree.divide(f0 - chosen.f, predicted))
+        moves = finite & (size > 0)
+        accept = moves & jnp.isfinite(f)
+
+        # -- Levenberg and Marquardt's rule
+        factor = jnp.where(ratio > _GOOD, 1 / _FACTOR, jnp.where(ratio < _POOR, _FACTOR, 1))
+        new = jnp.where(lam > 0, jnp.clip(factor * lam, _LEAST, _LARGEST), 0)
+        lam = jnp.where(moves, new, lam)
+
+        p = tree.scale(jnp.where(accept, alpha * size, 0), chosen.p)
+        work = share * products + _VALUE * (evaluations + more)
+        new_info = HessianFreeInfo(
+            curvature_products=tree.add_count(info.curvature_products, products),
+            evaluations=tree.add_count(info.evaluations, evaluations + more),
+            gradient_equivalents=info.gradient_equivalents + work,
+            rejected=tree.add_count(info.rejected, (moves & ~accept).astype(jnp.int32)),
+            non_finite=tree.add_count(info.non_finite, (~finite).astype(jnp.int32)),
+            damping=lam,
+            ratio=jnp.where(moves, ratio, info.ratio),
+            iterations=cg.iterations,
+            step_length=jnp.where(accept, alpha, 0),
+        )
+        direction = tree.select(accept, tree.scale(size, cg.p), state.direction)
+        count = tree.add_count(state.count, 1)
+        new_state = HessianFreeState(count, lam, direction, new_info)
+        new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+        return tree.cast_like(p, grads), new_state
+
+    return protocol.transformation(init, update)
+
+
+def _sub_batch(
+    value_fn: Callable[..., Any], size: int, seed: Scalar, count: jax.Array
+) -> tuple[Composed, float]:
+    """``value_fn`` of some of its examples, and what part of them these are."""
+    if not isinstance(value_fn, Composed):
+        raise ValueError(
+            f"hessian_free(curvature_batch_size={size}): value_fn must know its data to draw from "
+            "them: give value_fn=gx.compose(loss, model, x=x, y=y), or the data to update"
+        )
+    key = jax.random.fold_in(jax.random.key(jnp.asarray(seed).astype(jnp.uint32)), count)
+    return value_fn.sample(size, key), size / value_fn.examples
+
+
+def _curvature_along(product: Product, g: tree.PyTree) -> jax.Array:
+    """gᵀGg/gᵀg, the size of the curvature along the gradient."""
+    ratio = jnp.abs(tree.vdot(g, product(g))) / tree.vdot(g, g)
+    return scalar(jnp.where((ratio > _LEAST) & (ratio < _LARGEST), ratio, 1))
+
+
+def _limit(g: tree.PyTree) -> int:
+    return min(2 * sum(leaf.size for leaf in jax.tree.leaves(g)), _MOST_ITERATIONS)
+
+
+# -- conjugate gradients
+
+
+class _Cg(NamedTuple):
+    p: tree.PyTree  # the solution so far, of (G + λI)p = −g
+    r: tree.PyTree  # (G + λI)p + g
+    d: tree.PyTree
+    rz: jax.Array
+    q: jax.Array  # the model at p
+    history: jax.Array  # q of every iteration
+    kept: tree.PyTree  # iterates, in a ring
+    kept_q: jax.Array
+    newest: jax.Array  # how many were kept
+    iterations: jax.Array
+    products: jax.Array
+    done: jax.Array
+
+
+def _conjugate_gradients(
+    product: Product,
+    inverse: Product,
+    g: tree.PyTree,
+    start: tree.PyTree,
+    progress: jax.Array,
+    maxiter: jax.Array,
+    iterates: int,
+) -> _Cg:
+    """Preconditioned CG for the minimum of q, which falls in every iteration."""
+    zeros = jax.tree.map(jnp.zeros_like, g)
+    started = tree.max_abs(start) > 0
+    curved = jax.lax.cond(started, lambda: product(start), lambda: zeros)
+    # a start that does not lower the model is none
+    q = tree.vdot(start, g) + 0.5 * tree.vdot(start, curved)
+    warm = q < 0
+    start, curved = (tree.select(warm, x, zeros) for x in (start, curved))
+    r = tree.map(jnp.add, curved, g)
+    z = inverse(r)
+    limit = _limit(g)
+    rounding = jnp.finfo(q.dtype).eps ** 2 * tree.vdot(g, inverse(g))
+    keep = jnp.asarray(_kept_iterations(limit))
+    zero = jnp.array(0, jnp.int32)
+    cg = _Cg(
+        p=start,
+        r=r,
+        d=jax.tree.map(jnp.negative, z),
+        rz=tree.vdot(r, z),
+        q=jnp.where(warm, q, 0),
+        history=jnp.zeros(limit + 1, q.dtype).at[0].set(jnp.where(warm, q, 0)),
+        kept=jax.tree.map(lambda x: jnp.stack([x] * iterates), start),
+        kept_q=jnp.zeros(iterates, q.dtype),
+        newest=zero,
+        iterations=zero,
+        products=started.astype(jnp.int32),
+        done=jnp.array(False),
+    )
+
+    def body(cg: _Cg) -> _Cg:
+        bd = product(cg.d)
+        curvature = tree.vdot(cg.d, bd)
+        broken = ~(curvature > 0)  # or not finite
+        usable = jnp.isfinite(curvature) & (curvature != 0)
+        step = jnp.where(usable, cg.rz / jnp.where(usable, jnp.abs(curvature), 1), 0)
+        p = tree.map(lambda p, d: p + step * d, cg.p, cg.d)
+        r = tree.map(lambda r, bd: r + step * bd, cg.r, bd)
+        z = inverse(r)
+        rz = tree.vdot(r, z)
+        q = cg.q - 0.5 * step * cg.rz
+
+        i = cg.iterations + 1
+        slot = cg.newest % iterates
+        kept = jax.tree.map(
+            lambda ring, x: ring.at[slot].set(jnp.where(keep[i], x, ring[slot])), cg.kept, p
+        )
+        k = jnp.maximum(10, i // 10)
+        gained = q - cg.history[jnp.maximum(i - k, 0)]
+        slow = (i > k) & (q < 0) & (gained > k * progress * q)
+        return _Cg(
+            p=p,
+            r=r,
+            d=tree.map(lambda d, z: tree.divide(rz, cg.rz) * d - z, cg.d, z),
+            rz=rz,
+            q=q,
+            history=cg.history.at[i].set(q),
+            kept=kept,
+            kept_q=cg.kept_q.at[slot].set(jnp.where(keep[i], q, cg.kept_q[slot])),
+            newest=cg.newest + keep[i],
+            iterations=i,
+            products=cg.products + 1,
+            done=broken | slow,
+        )
+
+    def unfinished(cg: _Cg) -> jax.Array:
+        return ~cg.done & (cg.iterations < maxiter) & (cg.rz > rounding)
+
+    return jax.lax.while_loop(unfinished, body, cg)
+
+
+def _kept_iterations(limit: int) -> np.ndarray:
+    """1 at every iteration ⌈1.3^j⌉ up to ``limit``, 0 at the others."""
+    steps = range(math.ceil(math.log(limit + 1, _SPACING)))
+    numbers = [math.ceil(_SPACING**j) for j in steps]
+    return np.isin(np.arange(limit + 1), numbers).astype(np.int32)
+
+
+# -- the choice of the step
+
+
+class _Chosen(NamedTuple):
+    p: tree.PyTree
+    q: jax.Array  # the model there
+    f: jax.Array  # the objective there, +∞ for NaN
+
+
+def _backtrack(
+    value_at: Callable[[tree.PyTree], jax.Array], cg: _Cg, iterates: int
+) -> tuple[_Chosen, jax.Array]:
+    """The last of CG's iterates, or an earlier one as long as the value falls on the way there."""
+
+    def body(carry: tuple[_Chosen, jax.Array, jax.Array]) -> tuple[_Chosen, jax.Array, jax.Array]:
+        best, back, _ = carry
+        slot = (cg.newest - back) % iterates
+        p = jax.tree.map(lambda ring: ring[slot], cg.kept)
+        f = value_at(p)
+        better = (f < best.f) | ~jnp.isfinite(best.f)
+        earlier = _Chosen(p, cg.kept_q[slot], f)
+        return tree.select(better, earlier, best), back + 1, better
+
+    def unfinished(carry: tuple[_Chosen, jax.Array, jax.Array]) -> jax.Array:
+        _, back, better = carry
+        return better & (back <= jnp.minimum(cg.newest, iterates))
+
+    # the newest that was kept may be the last itself
+    newest = cg.kept_q[(cg.newest - 1) % iterates]
+    first = jnp.where((cg.newest > 0) & (newest == cg.q), 2, 1)
+    last = _Chosen(cg.p, cg.q, value_at(cg.p))
+    best, back, _ = jax.lax.while_loop(unfinished, body, (last, first, jnp.array(True)))
+    return best, 1 + back - first
+
+
+_Trial: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]  # α, the value, the values taken
+
+
+def _line_search(
+    value_at: Callable[[tree.PyTree], jax.Array],
+    chosen: _Chosen,
+    bound: jax.Array,
+    slope: jax.Array,
+) -> _Trial:
+    """Armijo's search; the value is +∞ where none was low enough."""
+    trials = jnp.array(0, jnp.int32)
+
+    def too_high(alpha: jax.Array, f: jax.Array) -> jax.Array:
+        return ~(f <= bound + _ARMIJO * alpha * slope)
+
+    def body(carry: _Trial) -> _Trial:
+        alpha, _, trials = carry
+        alpha = _SHRINK * alpha
+        return alpha, value_at(tree.scale(alpha, chosen.p)), trials + 1
+
+    def unfinished(carry: _Trial) -> jax.Array:
+        alpha, f, trials = carry
+        return too_high(alpha, f) & (trials < _TRIALS) & (slope < 0)
+
+    one = jnp.ones_like(chosen.f)
+    alpha, f, trials = jax.lax.while_loop(unfinished, body, (one, chosen.f, trials))
+    return alpha, jnp.where(too_high(alpha, f) | ~(slope < 0), jnp.inf, f), trials
