@@ -8,14 +8,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # so that the same figures come o
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 import gradxform as gx
 from gradxform.lab.config import load_config
 from gradxform.lab.data import load
-from gradxform.lab.plots import plot_cost, plot_paths
-from gradxform.lab.surfaces import Surface
+from gradxform.lab.plots import plot_cost, plot_paths, styles
+from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.train import make_walk, race
 
 FOLDER = Path(__file__).resolve().parent / "figures"
@@ -71,9 +72,52 @@ def race_cost() -> Figure:
     return plot_cost(race(config, load("digits")), title=config.title)
 
 
+def second_order() -> Figure:
+    """Rosenbrock's value against evaluations: what the curvature, seen or learnt, is worth."""
+    surface = SURFACES["rosenbrock"]
+    methods = {  # from the slowest, as the curves are from right to left
+        "gradient descent": gx.sgd(1e-3),
+        "Adam": gx.adam(0.02),
+        "nonlinear CG": gx.nonlinear_cg(),
+        "BFGS": gx.bfgs(),
+        "Newton–CG": gx.with_line_search(gx.scale_by_newton_cg()),
+        "trust region": gx.trust_region(),
+    }
+    start, budgets = jnp.asarray(surface.start), np.unique(np.geomspace(1, 2e4, 90).astype(int)) - 1
+    axes = Figure(figsize=(8, 3.6), layout="constrained").add_subplot()
+    for i, (style, (label, tx)) in enumerate(
+        zip(styles(len(methods)), methods.items(), strict=True)
+    ):
+
+        def run(most: jax.Array, tx: optax.GradientTransformation = tx) -> gx.Solution:
+            return gx.minimize(surface.fn, start, tx, tol=1e-3, max_steps=most)
+
+        ends = jax.vmap(run)(jnp.asarray(budgets))
+        counts, first = np.unique(np.asarray(ends.evaluations), return_index=True)
+        axes.plot(
+            counts,
+            np.asarray(ends.value)[first],
+            **style._asdict(),
+            label=label,
+            linewidth=1.5,
+            markersize=5,
+            markevery=(i, 8),
+        )
+    axes.set(xscale="log", yscale="log", xlim=(0.9, 3e4), ylim=(1e-9, 1e2))
+    axes.set_xlabel("evaluations of value and gradient")
+    axes.set_ylabel("value, best so far")
+    axes.set_title(f"{surface.name.capitalize()}'s valley", fontsize="medium")
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=4, frameon=False)
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, draw in (("paths", paths), ("race", race_cost)):
+    for name, draw in (("paths", paths), ("race", race_cost), ("second_order", second_order)):
         draw().savefig(FOLDER / f"{name}.png", dpi=DPI)
         print(f"notebooks/figures/{name}.png")
 
