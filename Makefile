@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/lab.py
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.minimize
+	$(BIN)/python -m benchmarks.curvature
 
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py

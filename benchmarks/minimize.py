@@ -273,10 +273,10 @@ def counted_problems(quick: bool) -> dict[str, tuple[Objective, np.ndarray]]:
         f"Rosenbrock {n}": (rosenbrock, standard_start(n))
         for n in (2, 10, 100)[: 1 if quick else 3]
     }
-    x, y = sklearn.datasets.load_breast_cancer(return_X_y=True)
+    x, y = map(np.asarray, sklearn.datasets.load_breast_cancer(return_X_y=True))
     problems["breast cancer"] = logistic(x, y == 1), np.zeros(x.shape[1] + 1)
     if not quick:
-        x, y = sklearn.datasets.load_digits(return_X_y=True)
+        x, y = map(np.asarray, sklearn.datasets.load_digits(return_X_y=True))
         problems["digits < 5"] = logistic(x, y < 5), np.zeros(x.shape[1] + 1)
     return problems
 

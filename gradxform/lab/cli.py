@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import gradxform
-from gradxform.lab.optimizers import PACKAGES, ConfigError, methods
+from gradxform.lab.optimizers import PACKAGES, ConfigError, curvatures, methods
 
 if TYPE_CHECKING:
     from gradxform.lab.config import Config
@@ -40,6 +40,12 @@ gradxform run digits_race --set training.epochs=5 --set seed=1
 gradxform run my_race.toml --out first     a config of your own
 gradxform list methods                     what a config can name
 """
+
+_WITHOUT_FILES = {
+    None: "a surface needs no data",
+    "digits": "digits come with scikit-learn",
+    "synthetic_text": "the text is made on the spot",
+}
 
 app = typer.Typer(
     help=HELP,
@@ -114,7 +120,7 @@ def run(
 
     Prints a table, best training loss first, and makes a folder of
     config.toml (complete, to run again), metrics.csv (every epoch),
-    summary.json and cost.png.
+    summary.json, cost.png and work.png (updates, gradients, seconds).
 
     \b
     gradxform run digits_race
@@ -151,9 +157,9 @@ def _run(
     except ConfigError as error:
         _fail(str(error))
     dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
-    if data_dir is not None and dataset in (None, "digits"):
-        needs = "a surface needs no data" if dataset is None else "digits come with scikit-learn"
-        print(f"gradxform: --data-dir {data_dir} is not used: {needs}", file=sys.stderr)
+    if data_dir is not None and dataset in _WITHOUT_FILES:
+        why = _WITHOUT_FILES[dataset]
+        print(f"gradxform: --data-dir {data_dir} is not used: {why}", file=sys.stderr)
 
     from jax.errors import JaxRuntimeError
 
@@ -197,11 +203,10 @@ def _run(
 @contextlib.contextmanager
 def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], None]]:
     """Shows how the race goes on stderr; yields what to call with each new row."""
-    steps = config.training.model_dump()
-    total = steps["epochs"] if "epochs" in steps else steps["steps"] + 1
+    total_of = {label: _rows(config, label) for label in config.optimizers}
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
-        yield functools.partial(_print_row, console, total)
+        yield functools.partial(_print_row, console, total_of)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -212,7 +217,7 @@ def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], 
     )
     with Progress(*columns, console=console) as bars:
         bar_of = {
-            label: bars.add_task(label, total=total, start=False, state="")
+            label: bars.add_task(label, total=total_of[label], start=False, state="")
             for label in config.optimizers
         }
 
@@ -224,7 +229,16 @@ def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], 
         yield advance
 
 
-def _print_row(console: Console, total: int, label: str, row: "Row") -> None:
+def _rows(config: "Config", label: str) -> int:
+    """How many rows an optimiser's run has, if it does not end early."""
+    steps = config.training.model_dump()
+    if "steps" in steps:
+        return steps["steps"] + 1
+    return steps["overrides"].get(label, {}).get("epochs") or steps["epochs"]
+
+
+def _print_row(console: Console, total_of: dict[str, int], label: str, row: "Row") -> None:
+    total = total_of[label]
     done = int(row["epoch"] if "epoch" in row else row["step"] + 1)
     tenths = done * 10 // total > (done - 1) * 10 // total
     if tenths or done in (1, total):
@@ -258,6 +272,11 @@ def _list_methods() -> None:
         for m in methods(package, "schedule")
     )
     _print(f'\nSchedules for a learning rate, as {{schedule = "NAME", ...}}: {schedules}')
+    preconditioners = ", ".join(
+        m.name.removeprefix("gradxform.") for m in methods("gradxform", "preconditioner")
+    )
+    _print(f'\nCurvatures, as curvature = "NAME": {", ".join(curvatures())}')
+    _print(f'\nPreconditioners, as {{preconditioner = "NAME", ...}}: {preconditioners}')
 
 
 def _list_tasks() -> None:

@@ -29,6 +29,9 @@ from gradxform.lab.optimizers import ConfigError, Problem, suggest
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
+Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
 
 
 def _batch_size(value: Any) -> int | Literal["full"]:
@@ -51,25 +54,37 @@ class _Table(BaseModel):
 
 
 class _DataTask(_Table):
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
     model_options: dict[str, Any] = {}  #: arguments of the model, like ``hidden = 32``
     validation_split: Fraction = 0.0  #: the last part of the training examples, held out
     l1: Coefficient = 0.0  #: weight of the sum of absolute values of the kernels
     l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
 
 
-class Classification(_DataTask):
+class _ImageTask(_DataTask):
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+
+
+class Classification(_ImageTask):
     """``[task]`` with ``kind = "classification"``: cross-entropy of labelled images."""
 
     kind: Literal["classification"]
     model: Literal["keras_mlp", "logistic", "mlp", "cnn"]
 
 
-class Autoencoder(_DataTask):
-    """``[task]`` with ``kind = "autoencoder"``: squared error of reconstructed images."""
+class Autoencoder(_ImageTask):
+    """``[task]`` with ``kind = "autoencoder"``: images reconstructed from a short code."""
 
     kind: Literal["autoencoder"]
     model: Literal["autoencoder"] = "autoencoder"
+    loss: Literal["squared", "cross_entropy"] = "squared"  #: of a pixel, summed over the image
+
+
+class Language(_DataTask):
+    """``[task]`` with ``kind = "language"``: cross-entropy of the next character of a text."""
+
+    kind: Literal["language"]
+    dataset: Literal["synthetic_text"] = "synthetic_text"
+    model: Literal["transformer"] = "transformer"
 
 
 class SurfaceTask(_Table):
@@ -82,12 +97,25 @@ class SurfaceTask(_Table):
     )
 
 
+class TrainingOverride(_Table):
+    """``[training.overrides.LABEL]``: what is different for one optimiser."""
+
+    epochs: Epochs | None = None
+    batch_size: Annotated[int | Literal["full"] | None, PlainValidator(_batch_size)] = None
+    order: Order | None = None
+    max_seconds: Seconds | None = None
+
+
 class Training(_Table):
     """``[training]`` of a task on data."""
 
-    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)]  #: passes over the training examples
+    epochs: Epochs  #: passes over the training examples
     batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
-    order: Literal["reshuffle", "shuffle_once", "sequential", "online"] = "reshuffle"
+    order: Order = "reshuffle"
+    max_seconds: Seconds | None = None
+    """an optimiser's last epoch is the first after which it has trained for longer, compilation and
+    evaluation apart; on another day it may be another epoch"""
+    overrides: dict[str, TrainingOverride] = {}  #: by the label of an optimiser
 
 
 class SurfaceTraining(_Table):
@@ -125,6 +153,13 @@ class AutoencoderConfig(_Experiment):
     training: Training
 
 
+class LanguageConfig(_Experiment):
+    """An experiment with ``task.kind = "language"``."""
+
+    task: Language
+    training: Training
+
+
 class SurfaceConfig(_Experiment):
     """An experiment with ``task.kind = "surface"``."""
 
@@ -132,12 +167,13 @@ class SurfaceConfig(_Experiment):
     training: SurfaceTraining
 
 
-Config: TypeAlias = ClassificationConfig | AutoencoderConfig | SurfaceConfig
+Config: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig | SurfaceConfig
 
 _SECTIONS = ("name", "title", "seed", "task", "training", "optimizers", "output")
 _KINDS: dict[str, type[Config]] = {
     "classification": ClassificationConfig,
     "autoencoder": AutoencoderConfig,
+    "language": LanguageConfig,
     "surface": SurfaceConfig,
 }
 
@@ -165,7 +201,9 @@ _MODEL_OPTIONS: dict[str, dict[str, _Option]] = {
     "mlp": {"hidden": _WIDTHS, "input_dropout": _RATE, "dropout": _RATE},
     "cnn": {"channels": _WIDTHS, "hidden": _WIDTH, "input_dropout": _RATE, "dropout": _RATE},
     "autoencoder": {"widths": _WIDTHS},
+    "transformer": {"width": _WIDTH, "layers": _WIDTH, "heads": _WIDTH},
 }
+_DEFAULT_MODELS = {"autoencoder": "autoencoder", "language": "transformer"}  # by kind of task
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -227,11 +265,25 @@ def parse_config(
                 continue  # what these hold depends on the kind, which is told already
             found.append(_describe(detail, schema))
     if isinstance(task, Mapping):
-        found += _check_model_options(task, "autoencoder" if meant == ["autoencoder"] else None)
+        found += _check_model_options(task, _DEFAULT_MODELS.get("".join(meant)))
     found += _check_optimizers(table)
+    found += _check_override_labels(table)
     if found or config is None:
         raise ConfigError(source, found)
     return config
+
+
+def require_surface(config: Config) -> SurfaceConfig:
+    """The config of a walk on a surface.
+
+    Raises:
+      ConfigError: it is of a task on data.
+    """
+    if isinstance(config, SurfaceConfig):
+        return config
+    found = f"a movie needs 'surface', found {config.task.kind!r}"
+    mend = "race it by gradxform run, or name a config like valley"
+    raise ConfigError(config.name, [Problem("task.kind", f"{found}: {mend}")])
 
 
 def to_toml(config: Config) -> str:
@@ -252,7 +304,7 @@ def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
     {'surface': ('quadratic', 'rosenbrock', 'beale', 'saddle')}
     """
     choices: dict[str, dict[str, tuple[str, ...]]] = {}
-    for task in (Classification, Autoencoder, SurfaceTask):
+    for task in (Classification, Autoencoder, Language, SurfaceTask):
         found = {
             key: get_args(field.annotation)
             for key, field in task.model_fields.items()
@@ -360,13 +412,27 @@ def _check_optimizers(table: Mapping[str, Any]) -> Iterator[Problem]:
             yield from optimizers.check(entry, f"optimizers.{label}")
 
 
+def _check_override_labels(table: Mapping[str, Any]) -> Iterator[Problem]:
+    training, labels = table.get("training"), table.get("optimizers")
+    overrides = training.get("overrides") if isinstance(training, Mapping) else None
+    if not isinstance(overrides, Mapping) or not isinstance(labels, Mapping):
+        return
+    for label in overrides:
+        if label not in labels:
+            hint = suggest(label, labels) or f"; the labels are {', '.join(labels)}"
+            yield Problem(f"training.overrides.{label}", f"no optimiser is labelled so{hint}")
+
+
 def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
     """A pydantic error in the config's own words."""
     *parents, key = error["loc"]
     path, value = ".".join(map(str, error["loc"])), error["input"]
     owner: Any = schema
     for part in parents:
-        owner = owner.model_fields[part].annotation if part in _fields(owner) else None
+        if get_origin(owner) is dict:
+            owner = get_args(owner)[1]
+        else:
+            owner = owner.model_fields[part].annotation if part in _fields(owner) else None
     match error["type"]:
         case "extra_forbidden":
             keys = _fields(owner)
@@ -376,7 +442,9 @@ def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             example = _EXAMPLES.get(path)
             return Problem(path, f"missing{f', for instance {example}' if example else ''}")
         case "literal_error":
-            choices = get_args(owner.model_fields[key].annotation)
+            annotation = owner.model_fields[key].annotation
+            optional = [part for part in get_args(annotation) if get_origin(part) is Literal]
+            choices = get_args(optional[0] if optional else annotation)
             hint = suggest(value, choices) if isinstance(value, str) else ""
             return Problem(path, f"should be {_either(choices)}, found {value!r}{hint}")
         case "string_pattern_mismatch":

@@ -21,8 +21,8 @@ class DataError(Exception):
 class Split(NamedTuple):
     """A part of a data set: examples and their labels, in step."""
 
-    x: np.ndarray  #: uint8 (n, height, width) or (n, height, width, channels)
-    y: np.ndarray  #: int32 (n,), class numbers from 0
+    x: np.ndarray  #: uint8 (n, height, width) or (n, height, width, channels); of text (n, length)
+    y: np.ndarray  #: int32 (n,), class numbers from 0; of text (n, length), the next characters
 
 
 def refuse(name: object, expected: str, found: str) -> NoReturn:

@@ -1,6 +1,7 @@
-"""The lab's models, as Flax linen modules: images in, logits out, parameters a plain dict.
+"""The lab's models, as Flax linen modules: images or text in, logits out, parameters a plain dict.
 
-A module takes float inputs of shape (n, *image) and ``train``, which turns dropout on.
+A module takes ``train``, which turns dropout on, and float inputs of shape (n, *image); that for
+text takes character numbers of shape (n, length).
 """
 
 import dataclasses
@@ -155,12 +156,60 @@ class Autoencoder(nn.Module):
         return nn.Dense(pixels, kernel_init=sparse_normal)(x).reshape(shape)
 
 
+class Transformer(nn.Module):
+    """A small decoder-only transformer: characters in, logits of each next character out.
+
+    Embedded characters and learned positions; then blocks of causal self-attention and of a
+    perceptron four times as wide, with tanh-GELU, each behind a layer norm and added to what it
+    reads; at last a layer norm and a head of its own weights. There is no dropout. Everything
+    starts as Flax does it: kernels and embeddings normal, of variance 1/inputs and 1/width.
+
+    Every kernel is a matrix, for methods that treat matrices apart, and all of it allows
+    forward-mode differentiation of the gradient.
+
+    Attributes:
+      width: numbers that stand for a character, a multiple of ``heads``.
+      layers: blocks.
+      heads: attention heads of a block.
+
+    Raises:
+      ModelError: ``heads`` does not divide ``width``.
+
+    References:
+      Vaswani et al., "Attention is all you need" (2017); Radford et al., "Language models are
+      unsupervised multitask learners" (2019), for the norm before each part; Hendrycks & Gimpel,
+      "Gaussian error linear units" (2016), for the tanh.
+    """
+
+    num_classes: int
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.width % self.heads:
+            raise ModelError(
+                f"transformer: width={self.width} is no multiple of heads={self.heads}"
+            )
+        start = nn.initializers.normal(self.width**-0.5)
+        positions = self.param("positions", start, (x.shape[1], self.width))
+        h = nn.Embed(self.num_classes, self.width)(x.astype(jnp.int32)) + positions
+        for _ in range(self.layers):
+            q, k, v = jnp.split(nn.Dense(3 * self.width)(nn.LayerNorm()(h)), 3, axis=-1)
+            h += nn.Dense(self.width)(_attention(q, k, v, self.heads))
+            inner = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(h)), approximate=True)
+            h += nn.Dense(self.width)(inner)
+        return nn.Dense(self.num_classes)(nn.LayerNorm()(h))
+
+
 MODELS: dict[str, type[nn.Module]] = {
     "logistic": Logistic,
     "keras_mlp": KerasMLP,
     "mlp": MLP,
     "cnn": CNN,
     "autoencoder": Autoencoder,
+    "transformer": Transformer,
 }
 
 
@@ -221,6 +270,19 @@ def sparse_normal(
 
 def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
+
+
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
+    """For each position, the mean of the values so far, weighted by the softmax of q·k/√d."""
+
+    def apart(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], heads, -1)
+
+    q, k, values = map(apart, (q, k, v))
+    scores = jnp.einsum("nihd,njhd->nhij", q, k) * q.shape[-1] ** -0.5
+    past = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    weights = nn.softmax(jnp.where(past, scores, -jnp.inf))
+    return jnp.einsum("nhij,njhd->nihd", weights, values).reshape(v.shape)
 
 
 def _hint(name: str, known: Any) -> str:

@@ -2,8 +2,11 @@
 
 A table names its function: ``{method = "adam", learning_rate = 1e-3}``, a list of links
 ``{chain = [...]}``, or, where a rate or another number may change in time, ``{schedule =
-"linear_decay", ...}``. The functions a config can name are the public ones of gradxform, optax and
-optax.contrib whose declared result is a gradient transformation or a schedule, and no others.
+"linear_decay", ...}``. A curvature, which takes no arguments, is its name alone, ``curvature =
+"gauss_newton"``; a preconditioner is a table, ``preconditioner = {preconditioner =
+"hutchinson_diagonal", samples = 4}``. The functions a config can name are the public ones of
+gradxform, optax and optax.contrib whose declared result is a gradient transformation, a schedule, a
+curvature or a preconditioner, and no others.
 """
 
 import ast
@@ -26,25 +29,30 @@ PACKAGES = ("gradxform", "optax", "optax.contrib")
 RETURNS = {
     "method": ("GradientTransformation", "GradientTransformationExtraArgs"),
     "schedule": ("Schedule",),
+    "curvature": ("Curvature",),
+    "preconditioner": ("Preconditioner",),
 }
 # Where the numbers of gradxform's functions lie, [low, high), as the functions check it themselves.
 _NOT_NEGATIVE, _RATE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
 INTERVALS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("learning_rate", "kappa", "eps", "eps_root", "tol", "start"), _NOT_NEGATIVE),
-    **dict.fromkeys(("restart", "truncation", "damping"), _NOT_NEGATIVE),
+    **dict.fromkeys(("restart", "truncation", "damping", "progress"), _NOT_NEGATIVE),
     **dict.fromkeys(("init_value", "end_value", "transition_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "b1", "b2", "decay", "rho", "phi", "theta"), _RATE),
     **dict.fromkeys(("curvature", "noise", "floor", "warm_start"), _RATE),
     **dict.fromkeys(("max_newton_steps", "max_trials", "memory_size", "maxiter"), _COUNT),
-    **dict.fromkeys(("columns", "max_size"), _COUNT),
+    **dict.fromkeys(("columns", "max_size", "samples", "rank"), _COUNT),
+    **dict.fromkeys(("iterates", "curvature_batch_size"), _COUNT),
     "decrease": (0, 0.5),
     "trust_region.decrease": (0, 0.25),
     **dict.fromkeys(("initial_radius", "max_radius"), (1e-30, math.inf)),
+    "power": (0, 1 + 1e-9),
     "seed": (0, 2**32),
     **dict.fromkeys(("newton_cg.tol", "scale_by_newton_cg.tol", "trust_region.tol"), _RATE),
     "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
+PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
 
 
 class Problem(NamedTuple):
@@ -128,7 +136,7 @@ def build(table: Table, path: str) -> "optax.GradientTransformationExtraArgs":
 
 @functools.cache
 def methods(package: str, kind: str = "method") -> tuple[Signature, ...]:
-    """The functions of ``package`` that a table can call as a ``"method"`` or a ``"schedule"``.
+    """The functions of ``package`` that a table can call as a ``kind``, a key of :data:`RETURNS`.
 
     Those that need what TOML cannot write, such as a function, are left out.
     """
@@ -141,6 +149,49 @@ def methods(package: str, kind: str = "method") -> tuple[Signature, ...]:
         and not f.variadic
         and all(_admitted(a.annotation) for a in f.arguments.values() if a.required)
     )
+
+
+def curvatures() -> tuple[str, ...]:
+    """The curvatures that a table can name.
+
+    >>> curvatures()
+    ('gauss_newton', 'hessian')
+    """
+    found = methods("gradxform", "curvature")
+    return tuple(f.name.rpartition(".")[2] for f in found)
+
+
+def numbers(table: Any) -> dict[str, bool]:
+    """The numbers that a table's functions take, by dotted path, and whether each sets a shape.
+
+    One that does has to be known when a program is compiled, so it takes whole numbers alone.
+
+    >>> numbers({"chain": [{"method": "lbfgs"}]})["chain.0.memory_size"]
+    True
+    """
+    found: dict[str, bool] = {}
+    if not isinstance(table, Mapping):
+        return found
+    kind = next((kind for kind in RETURNS if kind in table), None)
+    if kind is not None and isinstance(table[kind], str):
+        function = _find(table[kind], kind)
+        for key, argument in function.arguments.items() if function is not None else ():
+            admitted = _admitted(argument.annotation) or ()
+            if "a number" in admitted or "a whole number" in admitted:
+                found[key] = "a number" not in admitted
+    for key, value in table.items():
+        items = enumerate(value) if isinstance(value, list) else [("", value)]
+        for i, item in items:
+            prefix = f"{key}.{i}." if isinstance(value, list) else f"{key}."
+            found |= {prefix + name: static for name, static in numbers(item).items()}
+            if isinstance(item, Mapping) and not isinstance(value, list):
+                found.pop(key, None)  # a schedule stands in the number's place
+    return found
+
+
+def takes(table: Table, name: str) -> bool:
+    """Whether a table's functions take a number at this dotted path."""
+    return name in numbers(table)
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
@@ -226,6 +277,7 @@ _ADMITS = {
     "Schedule": (SCHEDULE,),
     "GradientTransformation": (METHOD,),
     "GradientTransformationExtraArgs": (METHOD,),
+    "Preconditioner": (PRECONDITIONER,),
     "Sequence": ("a list",),
     "tuple": ("a list",),
     "dict": ("a table",),
@@ -248,6 +300,8 @@ def _admitted(annotation: ast.expr | None) -> tuple[str, ...] | None:
             choices = ast.literal_eval(annotation.slice)
             choices = choices if isinstance(choices, tuple) else (choices,)
             return tuple(repr(choice) for choice in choices)
+        case ast.Name("Curvature"):
+            return tuple(repr(name) for name in curvatures())
         case ast.Constant(value=str(text)):
             parts = [ast.parse(text, mode="eval").body]
         case ast.Subscript(value=generic):
@@ -258,6 +312,11 @@ def _admitted(annotation: ast.expr | None) -> tuple[str, ...] | None:
     if any(part is None for part in admitted):
         return None
     return tuple(dict.fromkeys(words for part in admitted if part for words in part))
+
+
+def _takes_curvature(annotation: ast.expr | None) -> bool:
+    names = ast.walk(annotation) if annotation is not None else ()
+    return any(isinstance(node, ast.Name) and node.id == "Curvature" for node in names)
 
 
 def _expected(argument: Argument) -> str:
@@ -301,6 +360,8 @@ def _check_table(table: Table, path: str) -> Iterator[Problem]:
         yield from _check_call(table, path, "schedule")
     elif "method" in table or "chain" in table:
         yield from check(table, path)
+    elif "preconditioner" in table:
+        yield from _check_call(table, path, "preconditioner")
 
 
 def _described(value: Any) -> tuple[str, ...]:
@@ -317,6 +378,8 @@ def _described(value: Any) -> tuple[str, ...]:
             return (SCHEDULE,)
         case {"method": _} | {"chain": _}:
             return (METHOD,)
+        case {"preconditioner": _}:
+            return (PRECONDITIONER,)
         case list():
             return ("a list",)
         case Mapping():
@@ -337,6 +400,8 @@ def _build(value: Any, path: str) -> Any:
             return _call(name, arguments, path)
         case {"schedule": name, **arguments}:
             return _call(name, arguments, path)
+        case {"preconditioner": name, **arguments}:
+            return _call(name, arguments, path)
         case list():
             return [_build(item, f"{path}[{i}]") for i, item in enumerate(value)]
         case Mapping():  # TOML's keys are text, Optax's tables of boundaries have whole numbers
@@ -348,6 +413,10 @@ def _build(value: Any, path: str) -> Any:
 def _call(name: str, arguments: Table, path: str) -> Any:
     package, function = _split(name)
     values = {key: _build(value, f"{path}.{key}") for key, value in arguments.items()}
+    found = signature(package, function)
+    for key, argument in found.arguments.items() if found else ():
+        if key in values and _takes_curvature(argument.annotation):
+            values[key] = _call(values[key], {}, f"{path}.{key}")
     try:
         return getattr(importlib.import_module(package), function)(**values)
     except Exception as error:  # another package's function may raise anything at a bad value

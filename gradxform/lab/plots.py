@@ -1,4 +1,4 @@
-"""Figures: training cost against epochs, and paths on a surface.
+"""Figures: training cost against epochs, loss against work, and paths on a surface.
 
 Line styles and markers tell the optimisers apart without colour. Figures are made without pyplot:
 nothing is left open, and no display is needed.
@@ -45,7 +45,7 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     """Training cost of every optimiser, on a logarithmic scale, against epochs.
 
     On a surface it is the height above the lowest value reached by any of them, against updates.
-    The legend is in the order of the ranking; a curve that ends early is one that diverged.
+    The legend is in the order of the ranking, and names those that diverged.
 
     Args:
       result: of a race.
@@ -82,25 +82,80 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
         )
         legend.append((label, line))
     axes.set_yscale("log")
-    firsts = [y[0] for _, y in curves.values() if len(y) and y[0] > 0]
-    if len(curves) > 1 and firsts:  # one that ran away must not flatten the others
-        axes.set_ylim(top=min(axes.get_ylim()[1], 10 * float(np.median(firsts))))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    _limit_and_mark(axes, [y for _, y in curves.values()])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if on_surface:
         axes.set_xlabel("updates")
         axes.set_ylabel("value above the lowest reached")
     else:
         axes.set_xlabel("epochs (passes over the training examples)")
-        axes.set_ylabel(f"training cost ({_unit(result)})")
+        axes.set_ylabel(f"training cost ({result.unit})")
     figure.suptitle(title or result.name, parse_math=False)
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    _clear(axes)
     where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
     _legend(axes, legend, **where, handlelength=4, frameon=False)
     return figure
+
+
+def plot_work(result: RaceResult, title: str = "") -> Figure:
+    """Training loss after each epoch, or error, against updates, gradients and seconds.
+
+    All scales are logarithmic: minibatches make thousands of updates where large batches make tens.
+    What a gradient is, is told at :func:`gradxform.lab.train.race_on_task`. The legend is in the
+    order of the ranking.
+
+    Args:
+      result: of a race on data.
+      title: over the plot; the name of the task if empty.
+
+    Returns:
+      The figure; save it by ``figure.savefig(path)``.
+    """
+    given = [history.label for history in result.histories]
+    style_of = dict(zip(given, styles(len(given)), strict=True))
+    has_error = any("train_error" in history.rows[-1] for history in result.histories)
+    measure = "train_error" if has_error else "train_loss"
+    figure = Figure(figsize=(12.0, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(_WORK), sharey=True)
+    legend: list[tuple[str, Line2D]] = []
+    for axes, (key, words) in zip(panels, _WORK.items(), strict=True):
+        legend, drawn = [], []
+        for place, history in enumerate(ranked(result)):
+            x, y = (np.asarray([row[k] for row in history.rows], float) for k in (key, measure))
+            y = np.where(np.isfinite(y) & (y > 0), y, np.nan)  # what has a place on the scale
+            drawn.append(y)
+            (line,) = axes.plot(
+                x,
+                y,
+                **style_of[history.label]._asdict(),
+                linewidth=1.5,
+                markersize=5,
+                # in parts of the diagonal, as points crowd on a logarithmic scale
+                markevery=(0.15 * place / len(given), 0.15) if len(x) > 8 else None,
+            )
+            legend.append((history.label + (" (diverged)" if history.diverged else ""), line))
+        if any(np.isfinite(y).any() for y in drawn):  # without a point the scale has no limits
+            axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(words)
+        firsts = [y[0] for y in drawn if np.isfinite(y[0])]
+        if firsts:  # below this a float32 loss is rounding
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-7 * float(np.median(firsts))))
+        _limit_and_mark(axes, drawn)
+        _clear(axes)
+    what = "training error (squared error per image)"
+    panels[0].set_ylabel(what if has_error else f"training loss ({result.unit})")
+    figure.suptitle(title or result.name, parse_math=False)
+    where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+    _legend(panels[-1], legend, **where, handlelength=4, frameon=False)
+    return figure
+
+
+_WORK = {
+    "step": "updates",
+    "gradients": "gradients of all training examples,\nor as much work",
+    "seconds": "seconds of training",
+}
 
 
 def plot_paths(
@@ -156,6 +211,23 @@ def plot_paths(
     return figure
 
 
+def _limit_and_mark(axes: Axes, curves: Sequence[np.ndarray]) -> None:
+    """Limits and ticks of a logarithmic scale of values."""
+    firsts = [y[0] for y in curves if len(y) and y[0] > 0]
+    if len(curves) > 1 and firsts:  # one that ran away must not flatten the others
+        axes.set_ylim(top=min(axes.get_ylim()[1], 10 * float(np.median(firsts))))
+    low, high = axes.get_ylim()
+    few_decades = low > 0 and high < 1e4 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few_decades else (1.0,)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _clear(axes: Axes) -> None:
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _legend(axes: Axes, entries: Sequence[tuple[str, Line2D]], **options: Any) -> None:
     """A legend of texts as they are: "$" and a leading "_" mean nothing in a user's label."""
     if not entries:
@@ -184,8 +256,3 @@ def _finite(rows: Sequence[Mapping[str, float]], *keys: str) -> tuple[np.ndarray
     x, y = (np.asarray([row[key] for row in rows], float) for key in keys)
     kept = np.isfinite(y)
     return x[kept], y[kept]
-
-
-def _unit(result: RaceResult) -> str:
-    has_labels = any("train_accuracy" in history.rows[-1] for history in result.histories)
-    return "cross-entropy, nats" if has_labels else "squared error per image"

@@ -27,8 +27,10 @@ COLUMNS = (
     ("train_loss", "train\nloss"),
     ("validation_loss", "val.\nloss"),
     ("validation_accuracy", "val.\nacc."),
+    ("validation_error", "val.\nerror"),
     ("test_loss", "test\nloss"),
     ("test_accuracy", "test\nacc."),
+    ("test_error", "test\nerror"),
 )
 
 
@@ -162,13 +164,17 @@ def ranking_table(result: RaceResult, title: str) -> Table:
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
-    """Writes ``summary.json`` and ``cost.png``."""
-    from gradxform.lab.plots import plot_cost
+    """Writes ``summary.json``, ``cost.png`` and, of a task on data, ``work.png``."""
+    from gradxform.lab.plots import plot_cost, plot_work
 
     write_atomically(folder / "summary.json", summary_json(config, result))
-    figure = io.BytesIO()
-    plot_cost(result, config.title or config.name).savefig(figure, format="png", dpi=150)
-    write_atomically(folder / "cost.png", figure.getvalue())
+    plots = {"cost.png": plot_cost}
+    if result.measure == "train_loss":
+        plots["work.png"] = plot_work
+    for name, plot in plots.items():
+        figure = io.BytesIO()
+        plot(result, config.title or config.name).savefig(figure, format="png", dpi=150)
+        write_atomically(folder / name, figure.getvalue())
 
 
 def _remove_lone_config(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Tasks: a data set and a model, as the pure functions that a training loop needs."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,30 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from gradxform.curvature import Composed, compose
 from gradxform.lab.data import Dataset, Split, hold_out
-from gradxform.lab.models import Autoencoder, ModelError, build
+from gradxform.lab.models import Autoencoder, ModelError, Transformer, build
 from gradxform.tree import PyTree
 
-__all__ = ["Batch", "ModelError", "Task", "kernel_penalty", "make_task", "shift_images"]
+__all__ = [
+    "Batch",
+    "ModelError",
+    "Task",
+    "kernel_penalty",
+    "make_task",
+    "objective",
+    "shift_images",
+]
+
+
+ImageLoss = Literal["squared", "cross_entropy"]
 
 
 class Batch(NamedTuple):
     """Examples as they are stored, with a weight each."""
 
-    x: jax.Array  #: uint8 (n, *image)
-    y: jax.Array  #: int32 (n,)
+    x: jax.Array  #: uint8 (n, *image); of text (n, length)
+    y: jax.Array  #: int32 (n,); of text (n, length)
     weight: jax.Array  #: float32 (n,), 0 for an example that only fills the batch up
 
 
@@ -29,13 +41,17 @@ class Task(NamedTuple):
 
     name: str
     init: Callable[[jax.Array], PyTree]  #: key -> parameters, float32
-    loss: Callable[[PyTree, Batch, jax.Array], jax.Array]
-    """(params, batch, key) -> the weighted mean loss with dropout on, plus the penalty"""
+    model: Callable[[PyTree, jax.Array, jax.Array], PyTree]
+    """(params, x, key) -> the outputs, in which the loss is convex, with dropout on"""
+    loss: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
+    """(outputs, x, y, weight) -> the weighted mean loss, plus the penalty"""
     metrics: Callable[[PyTree, Batch], dict[str, jax.Array]]
-    """(params, batch) -> weighted sums over the batch, dropout off, no penalty: ``loss`` and
-    ``accuracy``; of an autoencoder ``loss`` alone, the squared error summed over the pixels"""
+    """(params, batch) -> weighted sums over the batch, dropout off, no penalty: ``loss``, and
+    ``accuracy`` or, of an autoencoder, ``error``, the squared error summed over the pixels"""
     draw: Callable[[jax.Array, Batch], Batch]
-    """(key, batch) -> a new sample of each example, for an online stream: :func:`shift_images`"""
+    """(key, batch) -> a new sample of each example, for an online stream: :func:`shift_images`; of
+    text the batch itself"""
+    unit: str  #: of ``loss``, in words
     train: Split
     validation: Split | None
     test: Split
@@ -49,13 +65,18 @@ def make_task(
     validation_split: float = 0.0,
     l1: float = 0.0,
     l2: float = 0.0,
+    loss: ImageLoss = "squared",
 ) -> Task:
     """Sets a model on a data set.
 
     Images stay bytes until they are in the compiled program, which divides them by the data set's
     scale; for ``cnn`` it then standardises each channel with the mean and standard deviation of the
-    training part. The loss of a classifier is the cross-entropy in nats; of an autoencoder, the
-    squared error of an image summed over its pixels.
+    training part. The loss of a classifier is the cross-entropy in nats. That of an autoencoder is
+    summed over the pixels of an image: their squared errors, or the cross-entropies of grey levels
+    taken for probabilities. With squared errors the model ends in the sigmoid, with cross-entropies
+    the loss begins with it, so that the loss is convex in the outputs. The loss of a language model
+    is the cross-entropy of the next character in nats, its accuracy how often that is the likeliest
+    one, each the mean over the positions of a sequence.
 
     Args:
       data: the data set.
@@ -64,22 +85,29 @@ def make_task(
       validation_split: the last fraction of the training part, held out; 0 for none.
       l1: factor of the sum of the kernels' absolute values, added to the training loss.
       l2: factor of the sum of their squares.
+      loss: of an autoencoder.
 
     Raises:
-      ModelError: no such model or option, the model does not fit the images, or a negative factor.
+      ModelError: no such model or option, the model does not fit the data, or a negative factor.
       DataError: the validation split is out of range.
 
     >>> from gradxform.lab.data import load
     >>> task = make_task(load("digits"), "logistic")
     >>> batch = Batch(jnp.array(task.train.x[:3]), jnp.array(task.train.y[:3]), jnp.ones(3))
-    >>> loss = task.loss(task.init(jax.random.key(0)), batch, jax.random.key(1))
-    >>> round(float(loss), 4)  # all classes equally likely: log 10
+    >>> value_fn = objective(task, batch, jax.random.key(1))
+    >>> round(float(value_fn(task.init(jax.random.key(0)))), 4)  # all equally likely: log 10
     2.3026
     """
     for name, value in (("l1", l1), ("l2", l2)):
         if not value >= 0:
             raise ModelError(f"{name}={value}: expected a factor of at least 0")
+    if loss not in get_args(ImageLoss):
+        raise ModelError(f"loss={loss!r}: expected one of {', '.join(get_args(ImageLoss))}")
     module = build(model, data.num_classes, **(model_options or {}))
+    is_text = isinstance(module, Transformer)
+    if is_text != bool(data.alphabet):
+        needs = "text, like synthetic_text" if is_text else "images"
+        raise ModelError(f"{model} does not fit {data.name}: it needs {needs}")
     train, validation = data.train, None
     if validation_split:
         train, validation = hold_out(data.train, validation_split)
@@ -96,23 +124,58 @@ def make_task(
         inputs = (scaled(x) - mean) / deviation
         return cast(jax.Array, module.apply({"params": params}, inputs, **options))
 
-    losses = _reconstruction_losses if isinstance(module, Autoencoder) else _class_losses
+    activation, losses, unit = _output_and_losses(module, loss)
 
-    def loss(params: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
-        outputs = logits(params, batch.x, train=True, rngs={"dropout": key})
-        each = losses(outputs, scaled(batch.x), batch.y)["loss"]
-        fit = jnp.sum(batch.weight * each) / jnp.sum(batch.weight)
-        return fit + kernel_penalty(params, l1, l2) if l1 or l2 else fit
+    def forward(params: PyTree, x: jax.Array, key: jax.Array) -> PyTree:
+        outputs = activation(logits(params, x, train=True, rngs={"dropout": key}))
+        return (outputs, _kernels(params)) if l1 or l2 else outputs
+
+    def mean_loss(outputs: PyTree, x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+        outputs, kernels = outputs if l1 or l2 else (outputs, [])
+        each = losses(outputs, scaled(x), y)["loss"]
+        total = jnp.sum(weight)
+        # a part of a batch, drawn for its curvature, may hold nothing but filling
+        fit = jnp.sum(weight * each) / jnp.where(total > 0, total, 1)
+        return fit + _penalty(kernels, l1, l2) if l1 or l2 else fit
 
     def metrics(params: PyTree, batch: Batch) -> dict[str, jax.Array]:
-        outputs = logits(params, batch.x, train=False)
+        outputs = activation(logits(params, batch.x, train=False))
         each = losses(outputs, scaled(batch.x), batch.y)
         return {name: jnp.sum(batch.weight * values) for name, values in each.items()}
 
-    jax.eval_shape(init, jax.random.key(0))  # a model that does not fit the images says so now
+    jax.eval_shape(init, jax.random.key(0))  # a model that does not fit the data says so now
     return Task(
-        f"{data.name}/{model}", init, loss, metrics, shift_images, train, validation, data.test
+        f"{data.name}/{model}",
+        init,
+        forward,
+        mean_loss,
+        metrics,
+        _unchanged if is_text else shift_images,
+        unit,
+        train,
+        validation,
+        data.test,
     )
+
+
+def objective(task: Task, batch: Batch, key: jax.Array) -> Composed:
+    """What a method minimises on a batch: the task's loss of its model, with the data bound.
+
+    The data are bound by name, so that a method can evaluate curvature on a part of them.
+
+    Args:
+      task: model and loss.
+      batch: the examples.
+      key: of the dropout.
+
+    Returns:
+      The ``value_fn``, see :func:`gradxform.compose`.
+    """
+
+    def model(params: PyTree, x: jax.Array) -> PyTree:
+        return task.model(params, x, key)
+
+    return compose(task.loss, model, x=batch.x, y=batch.y, weight=batch.weight)
 
 
 def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
@@ -129,8 +192,15 @@ def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
     >>> kernel_penalty({"kernel": jnp.array([1.0, -2.0]), "bias": jnp.ones(3)}, l1=0.5, l2=0.25)
     Array(2.75, dtype=float32)
     """
+    return _penalty(_kernels(params), l1, l2)
+
+
+def _kernels(params: PyTree) -> list[jax.Array]:
     named, _ = jax.tree_util.tree_flatten_with_path(params)
-    kernels = [leaf for path, leaf in named if jax.tree_util.keystr(path).endswith("['kernel']")]
+    return [leaf for path, leaf in named if jax.tree_util.keystr(path).endswith("['kernel']")]
+
+
+def _penalty(kernels: Sequence[jax.Array], l1: float, l2: float) -> jax.Array:
     terms = [l1 * jnp.sum(jnp.abs(w)) + l2 * jnp.sum(jnp.square(w)) for w in kernels]
     return sum(terms, start=jnp.zeros((), jnp.float32))
 
@@ -160,11 +230,35 @@ def shift_images(key: jax.Array, batch: Batch, extent: float = 1 / 14) -> Batch:
     return batch._replace(x=jnp.round(moved).astype(batch.x.dtype).reshape(batch.x.shape))
 
 
+def _unchanged(_: jax.Array, batch: Batch) -> Batch:
+    return batch
+
+
 def _interpolation(size: int, shifts: jax.Array) -> jax.Array:
     """Matrices (n, size, size) that shift a line of pixels by linear interpolation."""
     pixels = jnp.arange(size, dtype=jnp.float32)
     sources = jnp.clip(pixels - shifts[:, None], 0, size - 1)
     return jnp.maximum(0, 1 - jnp.abs(sources[..., None] - pixels))
+
+
+_Losses = Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]
+
+
+def _output_and_losses(
+    module: nn.Module, loss: ImageLoss
+) -> tuple[Callable[[jax.Array], jax.Array], _Losses, str]:
+    """What makes outputs of logits; the losses of outputs, images and labels; and their unit."""
+    if isinstance(module, Transformer):
+        return lambda logits: logits, _character_losses, "cross-entropy, nats"
+    if not isinstance(module, Autoencoder):
+        return lambda logits: logits, _class_losses, "cross-entropy, nats"
+    if loss == "cross_entropy":
+        return lambda logits: logits, _pixel_losses, "cross-entropy per image, nats"
+
+    def reconstruction(logits: jax.Array) -> jax.Array:
+        return nn.sigmoid(logits.astype(jnp.float32))
+
+    return reconstruction, _squared_losses, "squared error per image"
 
 
 def _class_losses(logits: jax.Array, _: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -175,11 +269,27 @@ def _class_losses(logits: jax.Array, _: jax.Array, labels: jax.Array) -> dict[st
     return {"loss": cross_entropy, "accuracy": correct.astype(jnp.float32)}
 
 
-def _reconstruction_losses(
-    logits: jax.Array, images: jax.Array, _: jax.Array
+def _character_losses(
+    logits: jax.Array, numbers: jax.Array, following: jax.Array
 ) -> dict[str, jax.Array]:
-    errors = jnp.square(nn.sigmoid(logits.astype(jnp.float32)) - images)
-    return {"loss": jnp.sum(errors.reshape(len(images), -1), axis=-1)}
+    each = _class_losses(logits, numbers, following)
+    return {name: jnp.mean(values, axis=1) for name, values in each.items()}
+
+
+def _squared_losses(outputs: jax.Array, images: jax.Array, _: jax.Array) -> dict[str, jax.Array]:
+    error = _sum_of_pixels(jnp.square(outputs - images))
+    return {"loss": error, "error": error}
+
+
+def _pixel_losses(logits: jax.Array, images: jax.Array, _: jax.Array) -> dict[str, jax.Array]:
+    logits = logits.astype(jnp.float32)
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, images)
+    error = _sum_of_pixels(jnp.square(nn.sigmoid(logits) - images))
+    return {"loss": _sum_of_pixels(cross_entropy), "error": error}
+
+
+def _sum_of_pixels(each: jax.Array) -> jax.Array:
+    return jnp.sum(each.reshape(len(each), -1), axis=-1)
 
 
 def _channel_statistics(x: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

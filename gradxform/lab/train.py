@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,14 +20,14 @@ from gradxform.lab.config import Config, SurfaceConfig
 from gradxform.lab.data import Dataset, Split
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.surfaces import SURFACES, Surface
-from gradxform.lab.tasks import Batch, Task, make_task
+from gradxform.lab.tasks import Batch, Task, make_task, objective
 from gradxform.tree import PyTree
 
 Row = dict[str, float]
 OnRow = Callable[[str, Row], None]
 Transformations = Mapping[str, optax.GradientTransformation]
 
-METRICS = ("loss", "accuracy")
+METRICS = ("loss", "accuracy", "error")
 EVALUATION_BLOCK = 512  # examples evaluated at once: bounds the memory of a large net's activations
 
 
@@ -51,8 +51,18 @@ class Epoch(NamedTuple):
     """What an epoch reports."""
 
     cost: jax.Array  #: training loss, each batch taken before its update; mean over the examples
+    work: jax.Array  #: gradients of a batch that it took, or as much of other work
     params: PyTree  #: the parameters to evaluate
     finite: jax.Array  #: whether cost and parameters are
+
+
+class Settings(NamedTuple):
+    """How one optimiser is trained."""
+
+    epochs: int
+    batch_size: Any  #: a number, once the size of the training part is known
+    order: Order
+    max_seconds: float
 
 
 class History(NamedTuple):
@@ -72,6 +82,7 @@ class RaceResult(NamedTuple):
     name: str
     measure: Literal["train_loss", "value"]  #: what the race is decided on
     histories: tuple[History, ...]  #: in the order they were given
+    unit: str  #: of what it is decided on, in words; "" on a surface
 
 
 def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = None) -> RaceResult:
@@ -103,12 +114,13 @@ def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = Non
     if data is None:
         raise ValueError(f"race needs data=load({config.task.dataset!r})")
     options = config.task.model_dump(exclude={"kind", "dataset", "model"})
+    training = config.training.model_dump(exclude_none=True)
     return race_on_task(
         make_task(data, config.task.model, **options),
         transformations,
         seed=config.seed,
         on_row=on_row,
-        **config.training.model_dump(),
+        **training,
     )
 
 
@@ -119,15 +131,25 @@ def race_on_task(
     epochs: int,
     batch_size: int | Literal["full"] = 128,
     order: Order = "reshuffle",
+    max_seconds: float = math.inf,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     on_row: OnRow | None = None,
 ) -> RaceResult:
     """Trains a task's model with each transformation, from one start and over the same batches.
 
-    Dropout draws the same units for all, too. A row holds ``epoch``; ``cost``, the training loss
-    averaged over the epoch's batches; loss and accuracy of the training, validation and test part
-    after the epoch (``train_loss``, …, at ``gradxform.eval_params``, without dropout and penalty);
-    and ``steps_per_second``.
+    Dropout draws the same units for all, too. A row holds
+
+    - ``epoch``, and ``step``, the updates so far;
+    - ``seconds`` of training so far, compilation and evaluation apart;
+    - ``gradients``, the work so far in gradients of the whole training part: a batch's gradient
+      counts as its share of the examples, and so does each curvature product and each evaluation
+      that a method makes itself and reports in its ``info``, unless its ``gradient_equivalents``
+      say what they cost;
+    - ``cost``, the training loss averaged over the epoch's batches;
+    - loss and accuracy, or error, of the training, validation and test part after the epoch
+      (``train_loss``, …, at ``gradxform.eval_params``, without dropout and penalty);
+    - ``steps_per_second``.
 
     Args:
       task: model, loss and data.
@@ -135,17 +157,21 @@ def race_on_task(
       epochs: passes over the training part.
       batch_size: examples of a batch, at most all of them, or ``"full"`` for all.
       order: how batches are drawn.
+      max_seconds: the last epoch is the first after which ``seconds`` is more than this.
+      overrides: by label, those of the four arguments before that are different for it. Who differs
+        in ``batch_size`` or ``order`` sees other batches.
       seed: of initial parameters, batches and dropout.
       on_row: called with the label and each row.
 
     Raises:
       ConfigError: a transformation fails on this task's parameters.
+      ValueError: an override of no such label or argument.
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     parts = {name: to_device(split) for name, split in splits.items() if split is not None}
     train, size = parts["train"], len(task.train.x)
-    batch_size = size if batch_size == "full" else min(batch_size, size)
-    steps = steps_per_epoch(size, batch_size)
+    common = Settings(epochs, batch_size, order, max_seconds)
+    settings = settings_of(common, overrides or {}, transformations, size)
 
     init_key, key = jax.random.split(jax.random.key(seed))
     params = jax.jit(task.init)(init_key)
@@ -157,26 +183,32 @@ def race_on_task(
     problems: list[Problem | str] = []
     programs = {}
     for label, tx in transformations.items():
-        with _collecting(problems, f"optimizers.{label}"):
-            epoch = jax.jit(
-                make_epoch(task, tx, batch_size=batch_size, order=order), donate_argnums=0
+        with collecting(problems, f"optimizers.{label}"):
+            one = make_epoch(
+                task, tx, batch_size=settings[label].batch_size, order=settings[label].order
             )
             state = jax.eval_shape(lambda tx=tx: init_state(tx, params, key))
-            programs[label] = epoch.trace(state, train)
+            programs[label] = jax.jit(one, donate_argnums=0).trace(state, train)
     if problems:
         raise ConfigError(task.name, problems)
 
     def run(label: str, tx: optax.GradientTransformation) -> History:
+        epochs, batch_size, _, max_seconds = settings[label]
+        steps = steps_per_epoch(size, batch_size)
         started = time.perf_counter()
         epoch = programs[label].lower().compile()
         compile_seconds = time.perf_counter() - started
         state, rows, diverged, result = init_state(tx, params, key), [], False, None
+        seconds = gradients = 0.0
         for number in range(1, epochs + 1):
             started = time.perf_counter()
             state, result = jax.block_until_ready(epoch(state, train))
             elapsed = time.perf_counter() - started
+            seconds += elapsed
+            gradients += float(result.work) * batch_size / size
             means = jax.device_get(evaluation(result.params, parts))
-            row = {"epoch": number, "cost": float(result.cost)}
+            row = {"epoch": number, "step": number * steps}
+            row |= {"seconds": seconds, "gradients": gradients, "cost": float(result.cost)}
             for part, metric in itertools.product(parts, METRICS):
                 if metric in means[part]:
                     row[f"{part}_{metric}"] = float(means[part][metric])
@@ -184,14 +216,14 @@ def race_on_task(
             if on_row is not None:
                 on_row(label, rows[-1])
             diverged = not bool(result.finite) or not math.isfinite(row["train_loss"])
-            if diverged:
+            if diverged or seconds > max_seconds:
                 break
         assert result is not None
         rate = statistics.median(row["steps_per_second"] for row in rows)
         return History(label, tuple(rows), diverged, rate, compile_seconds, result.params)
 
     histories = tuple(run(label, tx) for label, tx in transformations.items())
-    return RaceResult(task.name, "train_loss", histories)
+    return RaceResult(task.name, "train_loss", histories, task.unit)
 
 
 def race_on_surface(
@@ -222,7 +254,7 @@ def race_on_surface(
     problems: list[Problem | str] = []
     programs = {}
     for label, tx in transformations.items():
-        with _collecting(problems, f"optimizers.{label}"):
+        with collecting(problems, f"optimizers.{label}"):
             programs[label] = jax.jit(make_walk(surface.fn, tx, steps)).trace(point)
     if problems:
         raise ConfigError(surface.name, problems)
@@ -245,7 +277,7 @@ def race_on_surface(
         end = points[len(rows) - 1]
         return History(label, tuple(rows), diverged, steps / seconds, compiled - started, end)
 
-    return RaceResult(surface.name, "value", tuple(run(label) for label in transformations))
+    return RaceResult(surface.name, "value", tuple(run(label) for label in transformations), "")
 
 
 def ranked(result: RaceResult) -> tuple[History, ...]:
@@ -292,8 +324,8 @@ def make_epoch(
 
     Args:
       task: model and loss.
-      tx: the transformation; it is given ``value``, ``grad`` and, as ``value_fn``, the loss of the
-        batch with the same dropout.
+      tx: the transformation; it is given ``value``, ``grad`` and, as ``value_fn``, the batch's
+        :func:`gradxform.lab.tasks.objective` with the same dropout.
       batch_size: examples of a batch.
       order: how batches are drawn.
 
@@ -316,27 +348,26 @@ def make_epoch(
             batch = Batch(examples.x[indices], examples.y[indices], weights)
             if order == "online":
                 batch = task.draw(sample_key, batch)
-
-            def value_fn(params: PyTree) -> jax.Array:
-                return task.loss(params, batch, dropout_key)
-
+            value_fn = objective(task, batch, dropout_key)
             value, grads = jax.value_and_grad(value_fn)(params)
             updates, opt_state = tx.update(
                 grads, opt_state, params, value=value, grad=grads, value_fn=value_fn
             )
-            return (optax.apply_updates(params, updates), opt_state), value
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state), (value, _searched(opt_state))
 
-        (params, opt_state), values = jax.lax.scan(
+        (params, opt_state), (values, searched) = jax.lax.scan(
             step, (state.params, state.opt_state), (batches.indices, batches.weights, keys)
         )
         sizes = jnp.sum(batches.weights, axis=1)
         cost = jnp.sum(values * sizes) / jnp.sum(sizes)
+        work = len(values) + jnp.sum(searched) + _work(opt_state) - _work(state.opt_state)
         best = eval_params(opt_state, params)
         finite = functools.reduce(
             jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((cost, best))]
         )
         state = TrainState(params, opt_state, state.epoch + 1, state.key)
-        return state, Epoch(cost, best, finite)
+        return state, Epoch(cost, work, best, finite)
 
     return epoch
 
@@ -400,8 +431,50 @@ def evaluate(task: Task, params: PyTree, examples: Examples) -> dict[str, jax.Ar
     return {metric: total / size for metric, total in totals.items()}
 
 
+def _work(state: optax.OptState) -> jax.Array:
+    """What the ``info`` of each method in a state counts over all updates, in gradients."""
+    total = jnp.zeros((), jnp.float32)
+    for _, info in optax.tree.get_all_with_path(state, "info"):
+        exact = hasattr(info, "gradient_equivalents")
+        names = ("gradient_equivalents",) if exact else ("curvature_products", "evaluations")
+        total += _sum_of(info, names)
+    return total
+
+
+def _searched(state: optax.OptState) -> jax.Array:
+    """The evaluations that Optax's line searches made in the last update."""
+    infos = optax.tree.get_all_with_path(state, "info")
+    zero = jnp.zeros((), jnp.float32)
+    return sum((_sum_of(info, ("num_linesearch_steps",)) for _, info in infos), start=zero)
+
+
+def _sum_of(info: Any, names: Sequence[str]) -> jax.Array:
+    counts = (
+        jnp.sum(jnp.asarray(getattr(info, n), jnp.float32)) for n in names if hasattr(info, n)
+    )
+    return sum(counts, start=jnp.zeros((), jnp.float32))
+
+
+def settings_of(
+    common: Settings,
+    overrides: Mapping[str, Mapping[str, Any]],
+    labels: Iterable[str],
+    size: int,
+) -> dict[str, Settings]:
+    """The settings of each label."""
+    for label in overrides:
+        if label not in labels:
+            raise ValueError(f"overrides[{label!r}]: no transformation is labelled so")
+    found = {}
+    for label in labels:
+        own = common._replace(**overrides.get(label, {}))
+        whole = own.batch_size == "full"
+        found[label] = own._replace(batch_size=size if whole else min(own.batch_size, size))
+    return found
+
+
 @contextlib.contextmanager
-def _collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
+def collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
     """Adds what goes wrong to ``problems``, so that all optimisers are tried before giving up."""
     try:
         yield

@@ -34,8 +34,9 @@ def finished(tmp_path_factory):
 def test_a_run_keeps_its_results(finished):
     _, folder = finished
     names = sorted(file.name for file in folder.iterdir())
-    assert names == ["config.toml", "cost.png", "metrics.csv", "summary.json"]
-    assert (folder / "cost.png").read_bytes().startswith(b"\x89PNG")
+    assert names == ["config.toml", "cost.png", "metrics.csv", "summary.json", "work.png"]
+    for name in ("cost.png", "work.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_metrics_have_a_row_an_epoch(finished):
@@ -47,7 +48,8 @@ def test_the_metrics_have_a_row_an_epoch(finished):
     metrics = {
         f"{part}_{m}" for part in ("train", "validation", "test") for m in ("loss", "accuracy")
     }
-    assert set(rows[0]) == {"optimizer", "epoch", "cost", "steps_per_second"} | metrics
+    work = {"epoch", "step", "seconds", "gradients", "steps_per_second"}
+    assert set(rows[0]) == {"optimizer", "cost"} | work | metrics
     assert all(float(row["cost"]) > 0 for row in rows)
 
 
@@ -199,6 +201,8 @@ def test_a_folder_of_data_that_is_not_needed_is_told(tmp_path):
     assert done.exit_code == 0
     assert f"--data-dir {tmp_path} is not used: digits come with scikit-learn" in done.stderr
     assert "is not used" not in fails("run", "keras_mnist", *args[:2], "--set", entry)
+    told = fails("run", "transformer", "--data-dir", tmp_path, "--out", tmp_path / "x")
+    assert f"--data-dir {tmp_path} is not used: the text is made on the spot" in told
 
 
 @pytest.mark.parametrize("said", [None, "RESOURCE_EXHAUSTED: 9 GB\nx", "INTERNAL: Out of memory"])

@@ -72,11 +72,11 @@ def test_a_config_is_frozen():
         ),
         (
             {"training": {"epochs": 1, "zzz": 3}},
-            "training.zzz: unknown key; the keys here are epochs, batch_size, order",
+            "training.zzz: unknown key; the keys here are epochs, batch_size, order, ",
         ),
         (
             {"training": {"epochs": 1, "steps": 3}},
-            "training.steps: unknown key; the keys here are epochs, batch_size, order",
+            "training.steps: unknown key; the keys here are epochs, batch_size, order, ",
         ),
         (
             {"training": {"epochs": 1, "batch_size": 0}},
@@ -87,13 +87,45 @@ def test_a_config_is_frozen():
             "training.order: should be 'reshuffle', 'shuffle_once', 'sequential' or 'online', "
             "found 'reshufle', did you mean 'reshuffle'?",
         ),
+        (
+            {"training": {"epochs": 1, "max_seconds": 0}},
+            "training.max_seconds: should be greater than 0, found 0",
+        ),
+        (
+            {"training": {"epochs": 1, "overrides": {"sdg": {"epochs": 2}}}},
+            "training.overrides.sdg: no optimiser is labelled so, did you mean 'sgd'?",
+        ),
+        (
+            {"training": {"epochs": 1, "overrides": {"zzz": {}}}},
+            "training.overrides.zzz: no optimiser is labelled so; the labels are sgd",
+        ),
+        (
+            {"training": {"epochs": 1, "overrides": {"sgd": 3}}},
+            "training.overrides.sgd: should be a table, found 3",
+        ),
+        (
+            {"training": {"epochs": 1, "overrides": {"sgd": {"epoch": 2}}}},
+            "training.overrides.sgd.epoch: unknown key, did you mean 'epochs'?",
+        ),
+        (
+            {"training": {"epochs": 1, "overrides": {"sgd": {"order": "sequentia"}}}},
+            "training.overrides.sgd.order: should be 'reshuffle', 'shuffle_once', 'sequential' or "
+            "'online', found 'sequentia', did you mean 'sequential'?",
+        ),
+        (
+            {"training": {"epochs": 1, "overrides": {"sgd": {"batch_size": 0}}}},
+            "training.overrides.sgd.batch_size: should be a whole number from 1 to 1000000, ",
+        ),
         ({"optimizers": {}}, "optimizers: should have an entry"),
         ({"optimizers": {"x": 3}}, "optimizers.x: should be a table, found 3"),
         ({"output": {"foldr": "x"}}, "output.foldr: unknown key, did you mean 'folder'?"),
-        ({"task": {}}, "task.kind: should be 'classification', 'autoencoder' or 'surface', but is"),
+        (
+            {"task": {}},
+            "task.kind: should be 'classification', 'autoencoder', 'language' or 'surface', but is",
+        ),
         (
             {"task": {"kind": "clasification"}},
-            "task.kind: should be 'classification', 'autoencoder' or 'surface', "
+            "task.kind: should be 'classification', 'autoencoder', 'language' or 'surface', "
             "found 'clasification', did you mean 'classification'?",
         ),
         ({"task": ["classification"]}, "task: should be a table"),
@@ -198,6 +230,41 @@ def test_each_mistake_in_a_task_is_named(changes, expected):
         (
             {"chain": [{"method": "sgd", "learning_rate": 1.0}], "lr": 3},
             "optimizers.x.lr: a chain takes no arguments",
+        ),
+        (
+            {"method": "newton_cg", "curvature": "gaus_newton"},
+            "optimizers.x.curvature: should be 'gauss_newton' or 'hessian', found 'gaus_newton', "
+            "did you mean 'gauss_newton'?",
+        ),
+        (
+            {"method": "newton_cg", "curvature": {"curvature": "hessian"}},
+            "optimizers.x.curvature: should be 'gauss_newton' or 'hessian', found {",
+        ),
+        (
+            {"method": "newton_cg", "preconditioner": "nystrom"},
+            'optimizers.x.preconditioner: should be a table {preconditioner = "NAME", ...}, found',
+        ),
+        (
+            {"method": "newton_cg", "preconditioner": {"method": "nystrom"}},
+            'optimizers.x.preconditioner: should be a table {preconditioner = "NAME", ...}, found',
+        ),
+        (
+            {"method": "newton_cg", "preconditioner": {"preconditioner": "nystrm"}},
+            "optimizers.x.preconditioner.preconditioner: no preconditioner named 'nystrm' in "
+            "gradxform, optax or optax.contrib, did you mean 'nystrom'?",
+        ),
+        (
+            {"method": "newton_cg", "preconditioner": {"preconditioner": "adam"}},
+            "optimizers.x.preconditioner.preconditioner: no preconditioner named 'adam'",
+        ),
+        (
+            {"method": "newton_cg", "preconditioner": {"preconditioner": "nystrom", "rnk": 3}},
+            "optimizers.x.preconditioner.rnk: unknown argument of gradxform.nystrom, did you mean "
+            "'rank'?",
+        ),
+        (
+            {"method": "with_line_search", "direction": {"method": "scale_by_newton_cg", "tl": 1}},
+            "optimizers.x.direction.tl: unknown argument of gradxform.scale_by_newton_cg",
         ),
         ({"method": "optax.chain"}, "optimizers.x.method: optax.chain: write chain = [...]"),
     ],
@@ -353,7 +420,9 @@ def test_awkward_values_survive_writing():
         'c "d"': {"chain": chain},
         "e": {"method": "optax.rmsprop", "learning_rate": float("inf"), "nesterov": True},
     }
-    config = parse_config(table(title=text, optimizers=entries))
+    overrides = {label: {"epochs": 3, "max_seconds": 0.5} for label in entries}
+    training = {"epochs": 2, "overrides": overrides}
+    config = parse_config(table(title=text, optimizers=entries, training=training))
     assert parse_config(tomllib.loads(to_toml(config))) == config
 
 
@@ -393,12 +462,40 @@ def test_the_choices_are_those_of_the_lab():
     from gradxform.lab.surfaces import SURFACES
 
     choices = task_choices()
-    assert choices["classification"]["dataset"] == choices["autoencoder"]["dataset"] == DATASETS
+    assert choices["classification"]["dataset"] == choices["autoencoder"]["dataset"]
+    assert choices["classification"]["dataset"] + choices["language"]["dataset"] == DATASETS
     assert choices["surface"]["surface"] == tuple(SURFACES)
-    models = {*choices["classification"]["model"], *choices["autoencoder"]["model"]}
-    assert models == set(MODELS)
+    models = [model for kind in choices.values() for model in kind.get("model", ())]
+    assert sorted(models) == sorted(MODELS)
     order = lab_config.Training.model_fields["order"].annotation
     assert typing.get_args(order) == ORDERS
+
+
+def test_a_language_task_has_all_defaults():
+    config = parse_config(table(task={"kind": "language"}))
+    assert (config.task.dataset, config.task.model) == ("synthetic_text", "transformer")
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": "mnist"}, "task.dataset: should be 'synthetic_text', found 'mnist'"),
+        ({"model": "mlp"}, "task.model: should be 'transformer', found 'mlp'"),
+        ({"loss": "squared"}, "task.loss: unknown key"),
+        (
+            {"model_options": {"head": 2}},
+            "task.model_options.head: unknown option of transformer, did you mean 'heads'?",
+        ),
+        (
+            {"model_options": {"layers": 0}},
+            "task.model_options.layers: should be a whole number from 1 to 100000, found 0",
+        ),
+    ],
+)
+def test_each_mistake_in_a_language_task_is_named(changes, expected):
+    (found,) = problems(table(task={"kind": "language"} | changes))
+    assert found.startswith(expected)
 
 
 def test_the_model_options_are_those_of_the_models():
@@ -463,6 +560,39 @@ def test_build_gives_what_the_table_says():
     assert (float(first), float(second)) == (-3.0, -1.5)
 
 
+def test_build_gives_curvatures_preconditioners_and_directions():
+    import jax
+    import jax.numpy as jnp
+
+    import gradxform as gx
+
+    value_fn = gx.compose(lambda y: jnp.sum(y**2), lambda x: jnp.sinh(x) + x[::-1])
+    point = jnp.asarray([1.0, 2.0])
+
+    def step(tx):
+        value, grads = jax.value_and_grad(value_fn)(point)
+        return tx.update(grads, tx.init(point), point, value=value, grad=grads, value_fn=value_fn)[
+            0
+        ]
+
+    made = {"preconditioner": "hutchinson_diagonal", "samples": 4, "seed": 3}
+    for table, options in [
+        ({"curvature": "gauss_newton"}, {"curvature": gx.gauss_newton()}),
+        ({"curvature": "hessian"}, {}),
+        (
+            {"preconditioner": made, "tol": 0.5},
+            {"preconditioner": gx.hutchinson_diagonal(4, seed=3), "tol": 0.5},
+        ),
+    ]:
+        entry = {"method": "scale_by_newton_cg", "tol": 0.0, **table}
+        expected = gx.scale_by_newton_cg(**{"tol": 0.0, **options})
+        search = {"method": "with_line_search", "direction": entry}
+        parse_config(with_optimizer(**search))
+        for built, direct in [(entry, expected), (search, gx.with_line_search(expected))]:
+            given = step(optimizers.build(built, "optimizers.x"))
+            assert given.tolist() == step(direct).tolist()
+
+
 def test_build_says_where_a_value_is_refused():
     averaged = {"method": "polyak_average", "tx": {"method": "sgd", "learning_rate": -1.0}}
     with pytest.raises(ConfigError, match=r"optimizers\.x\.tx\.learning_rate: sgd.*learning_rate"):
@@ -471,7 +601,7 @@ def test_build_says_where_a_value_is_refused():
 
 NUMBERS = [
     (function, name)
-    for kind in ("method", "schedule")
+    for kind in ("method", "schedule", "preconditioner")
     for function in optimizers.methods("gradxform", kind)
     for name, argument in function.arguments.items()
     if {"a number", "a whole number"} & set(optimizers._admitted(argument.annotation) or ())
@@ -483,7 +613,7 @@ NEEDED |= {"direction": {"method": "sgd", "learning_rate": 0.1}}
 
 @pytest.mark.parametrize(("function", "name"), NUMBERS, ids=lambda x: getattr(x, "name", x))
 def test_intervals_are_those_that_the_functions_check(function, name):
-    kind = "schedule" if function.returns == "Schedule" else "method"
+    kind = next(kind for kind, types in optimizers.RETURNS.items() if function.returns in types)
     required = {key: NEEDED[key] for key, a in function.arguments.items() if a.required}
     short = function.name.rpartition(".")[2]
     low, high = optimizers.INTERVALS.get(f"{short}.{name}") or optimizers.INTERVALS[name]
@@ -494,6 +624,9 @@ def test_intervals_are_those_that_the_functions_check(function, name):
         if kind == "schedule":
             outer = {"method": "sgd", "learning_rate": entry}
             path = f"optimizers.x.learning_rate.{name}"
+        elif kind == "preconditioner":
+            outer = {"method": "newton_cg", "preconditioner": entry}
+            path = f"optimizers.x.preconditioner.{name}"
         else:
             outer, path = entry, f"optimizers.x.{name}"
         if good:
@@ -561,7 +694,7 @@ def test_a_start_is_finite(start):
 def test_a_misspelt_kind_is_the_only_problem(kind):
     task = {"surface": "rosenbrock"} | ({} if kind is None else {"kind": kind})
     (found,) = problems(table(task=task, training={"steps": 3}))
-    assert found.startswith("task.kind: should be 'classification', 'autoencoder' or 'surface'")
+    assert found.startswith("task.kind: should be 'classification', 'autoencoder', 'language' or ")
 
 
 def test_the_rest_is_checked_as_for_the_kind_that_is_meant():

@@ -6,8 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
+import gradxform as gx
 from gradxform.lab.models import MODELS, ModelError, build, sparse_normal
 
 SMALL = {
@@ -44,7 +47,8 @@ def shapes(params):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [*((name, (9, 9)) for name in MODELS), ("cnn", (9, 9, 3))]
+    ("name", "shape"),
+    [*((name, (9, 9)) for name in MODELS if name != "transformer"), ("cnn", (9, 9, 3))],
 )
 def test_outputs(name, shape):
     module, params = make(name, shape)
@@ -83,6 +87,13 @@ def abstract_size(name, shape, **options):
             (28, 28),
             785 * 1000 + 1001 * 500 + 501 * 250 + 251 * 30  # down
             + 31 * 250 + 251 * 500 + 501 * 1000 + 1001 * 784,  # and up
+        ),
+        (
+            "transformer",
+            (64,),
+            (10 + 64) * 64  # characters and positions
+            + 2 * (4 * 64 + 65 * 192 + 65 * 64 + 65 * 256 + 257 * 64)  # blocks
+            + 2 * 64 + 65 * 10,  # the last norm and the head
         ),
     ],
 )  # fmt: skip
@@ -150,6 +161,94 @@ def test_dropout_is_on_in_training_only(name):
     assert not np.allclose(outputs(0, dropout=0), clean)
 
 
+def small_transformer(length=6, layers=2):
+    """A transformer of two heads, with parameters away from its start, and characters for it."""
+    module = build("transformer", 5, width=4, layers=layers, heads=2)
+    x = jax.random.randint(jax.random.key(1), (3, length), 0, 5).astype(jnp.uint8)
+    init = jax.jit(lambda key: module.init(key, x, train=False)["params"])
+    params = jax.tree.map(
+        lambda p: p + 0.1 * np.random.default_rng(p.size).normal(size=p.shape).astype(p.dtype),
+        init(jax.random.key(0, impl="rbg")),
+    )
+    return module, params, x
+
+
+def test_transformer_sees_only_what_came_before():
+    module, params, x = small_transformer()
+    changed = (x[0] + jnp.eye(6, dtype=jnp.uint8)) % 5  # one at each place
+    outputs = apply(module, params, jnp.concatenate([x, changed]))
+    assert outputs.shape == (9, 6, 5)
+    for place, after in enumerate(outputs[3:]):
+        np.testing.assert_array_equal(after[:place], outputs[0, :place])
+        assert np.all(np.any(after[place:] != outputs[0, place:], axis=-1))
+
+
+def test_transformer_by_hand():
+    """In NumPy, head by head and position by position."""
+    module, params, x = small_transformer()
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def norm(h, name):
+        centred = h - h.mean()
+        return centred / np.sqrt(h.var() + 1e-6) * p[name]["scale"] + p[name]["bias"]
+
+    def dense(h, name):
+        return h @ p[name]["kernel"] + p[name]["bias"]
+
+    def gelu(h):
+        return h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+
+    h = [p["Embed_0"]["embedding"][c] + p["positions"][i] for i, c in enumerate(x[0])]
+    for block in range(2):
+        dense_names = [f"Dense_{4 * block + i}" for i in range(4)]
+        rows = [dense(norm(v, f"LayerNorm_{2 * block}"), dense_names[0]) for v in h]
+        q, k, v = (np.array(rows)[:, at : at + 4] for at in (0, 4, 8))
+        for i in range(len(h)):
+            read = np.zeros(4)
+            for head in (slice(0, 2), slice(2, 4)):
+                weights = np.exp(k[: i + 1, head] @ q[i, head] / np.sqrt(2))
+                read[head] = weights @ v[: i + 1, head] / weights.sum()
+            h[i] = h[i] + dense(read, dense_names[1])
+        for i in range(len(h)):
+            inner = gelu(dense(norm(h[i], f"LayerNorm_{2 * block + 1}"), dense_names[2]))
+            h[i] = h[i] + dense(inner, dense_names[3])
+    expected = [dense(norm(v, "LayerNorm_4"), "Dense_8") for v in h]
+    np.testing.assert_allclose(apply(module, params, x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gauss_newton_of_a_transformer_is_the_dense_one():
+    module, params, x = small_transformer(length=3, layers=1)
+    flat, unravel = ravel_pytree(jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params))
+    y = jnp.roll(x, -1, axis=1).astype(jnp.int32)
+
+    def model(params, x):
+        return jnp.asarray(module.apply({"params": params}, x, train=False))
+
+    def loss(outputs, y):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+
+    @jax.jit
+    def matrices(flat):
+        value_fn = gx.compose(loss, lambda flat, x: model(unravel(flat), x), x=x, y=y)
+        product, bend = (c(value_fn, flat) for c in (gx.gauss_newton(), gx.hessian()))
+        jacobian = jax.jacrev(lambda flat: model(unravel(flat), x).ravel())(flat)
+        logits = model(unravel(flat), x)
+        outer = jax.hessian(lambda z: loss(z.reshape(logits.shape), y))(logits.ravel())
+        return (
+            (jax.vmap(product)(jnp.eye(flat.size)), jacobian.T @ outer @ jacobian),
+            (bend(flat), jax.grad(lambda p: jnp.vdot(jax.grad(value_fn)(p), flat))(flat)),
+        )
+
+    for products, exact in matrices(flat):
+        np.testing.assert_allclose(products, exact, atol=1e-12 * np.abs(exact).max())
+
+
+def test_heads_of_a_transformer_share_its_width():
+    with pytest.raises(ModelError, match="transformer: width=30 is no multiple of heads=4"):
+        abstract_size("transformer", (8,), width=30)
+
+
 def test_cnn_needs_room():
     with pytest.raises(ModelError, match=r"cnn: images of 8 x 8 are too small .* at least 9 x 9"):
         abstract_size("cnn", (8, 8))
@@ -173,6 +272,8 @@ def test_cnn_needs_room():
         ("keras_mlp", {"hidden": 0}, "keras_mlp.hidden=0: expected an integer of at least 1"),
         ("keras_mlp", {"hidden": 2.5}, "keras_mlp.hidden=2.5: expected an integer"),
         ("autoencoder", {"widths": "30"}, "autoencoder.widths='30': expected a list"),
+        ("transformer", {"depth": 2}, "transformer has no option 'depth'; .* width, layers, heads"),
+        ("transformer", {"heads": 0}, "transformer.heads=0: expected an integer of at least 1"),
     ],
 )
 def test_refusals(name, options, message):

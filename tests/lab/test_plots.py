@@ -6,19 +6,22 @@ import math
 import numpy as np
 import pytest
 
-from gradxform.lab.plots import plot_cost, plot_paths, styles
+from gradxform.lab.plots import plot_cost, plot_paths, plot_work, styles
 from gradxform.lab.surfaces import SURFACES
 from gradxform.lab.train import History, RaceResult
 
 
-def history(label, costs, *, diverged=False, accuracy=True):
-    metrics = {"train_loss": costs[-1], **({"train_accuracy": 0.5} if accuracy else {})}
-    rows = [{"epoch": i + 1, "cost": cost, **metrics} for i, cost in enumerate(costs)]
+def history(label, costs, *, diverged=False, error=False):
+    rows = [
+        {"epoch": i, "step": 10 * i, "gradients": 3.0 * i, "seconds": 0.5 * i, "cost": cost}
+        | {"train_loss": cost, **({"train_error": 2 * cost} if error else {})}
+        for i, cost in enumerate(costs, start=1)
+    ]
     return History(label, tuple(rows), diverged, 100.0, 1.0, None)
 
 
 def result(*histories):
-    return RaceResult("digits/keras_mlp", "train_loss", histories)
+    return RaceResult("digits/keras_mlp", "train_loss", histories, "cross-entropy, nats")
 
 
 def png(figure):
@@ -43,10 +46,27 @@ def test_the_cost_plot_shows_every_curve_and_says_what_it_shows():
     assert png(figure).startswith(b"\x89PNG")
 
 
-def test_the_unit_of_an_autoencoder_is_its_own():
-    figure = plot_cost(result(history("a", [2.0, 1.0], accuracy=False)))
-    assert figure.axes[0].get_ylabel() == "training cost (squared error per image)"
+def test_the_work_plot_shows_every_curve_against_all_work():
+    race = result(history("slow", [2.0, 1.0, 0.5]), history("fast", [1.0, 0.1, 0.01]))
+    figure = plot_work(race, "A race")
+    assert figure.get_suptitle() == "A race"
+    assert figure.axes[0].get_ylabel() == "training loss (cross-entropy, nats)"
+    for axes, unit in zip(figure.axes, (10, 3.0, 0.5), strict=True):
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        fast, slow = axes.get_lines()  # in the order of the ranking
+        np.testing.assert_array_equal(slow.get_xdata(), [unit, 2 * unit, 3 * unit])
+        np.testing.assert_array_equal(slow.get_ydata(), [2.0, 1.0, 0.5])
+        np.testing.assert_array_equal(fast.get_ydata(), [1.0, 0.1, 0.01])
+    labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert labels == ["fast", "slow"]
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_the_work_plot_of_an_autoencoder_shows_its_error():
+    figure = plot_work(result(history("a", [2.0, 1.0], error=True)))
+    assert figure.axes[0].get_ylabel() == "training error (squared error per image)"
     assert figure.get_suptitle() == "digits/keras_mlp"
+    np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), [4.0, 2.0])
 
 
 def test_a_diverged_curve_is_marked_and_does_not_flatten_the_others():
@@ -55,16 +75,18 @@ def test_a_diverged_curve_is_marked_and_does_not_flatten_the_others():
         history("good", [2.0, 1.0, 0.5]),
         history("fair", [2.0, 1.5, 1.0]),
     )
-    figure = plot_cost(race)
-    (axes,) = figure.axes
-    assert axes.get_legend().get_texts()[-1].get_text() == "bad (diverged)"
-    assert axes.get_ylim()[1] <= 20.0
-    png(figure)
+    for figure in (plot_cost(race), plot_work(race)):
+        axes = figure.axes[-1]
+        assert axes.get_legend().get_texts()[-1].get_text() == "bad (diverged)"
+        assert axes.get_ylim()[1] <= 20.0
+        png(figure)
 
 
 @pytest.mark.parametrize("costs", [[math.nan], [0.0, 0.0], [1.0]])
 def test_odd_curves_can_be_drawn(costs):
-    png(plot_cost(result(history("a", costs, diverged=math.isnan(costs[0])))))
+    race = result(history("a", costs, diverged=math.isnan(costs[0])))
+    png(plot_cost(race))
+    png(plot_work(race))
 
 
 def test_many_epochs_keep_few_markers():
@@ -87,7 +109,7 @@ def test_a_surface_race_shows_the_height_above_the_lowest():
         )
         return History(label, rows, False, 1.0, 1.0, None)
 
-    race = RaceResult("saddle", "value", (walk("a", [1.0, 0.0]), walk("b", [1.0, -1.0])))
+    race = RaceResult("saddle", "value", (walk("a", [1.0, 0.0]), walk("b", [1.0, -1.0])), "")
     figure = plot_cost(race)
     (axes,) = figure.axes
     curves = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
@@ -149,7 +171,9 @@ def test_texts_are_shown_as_they_are():
 
 @pytest.mark.parametrize("first", [0.0, -1.0, math.nan])
 def test_two_odd_curves_can_be_drawn(first):
-    png(plot_cost(result(history("a", [first]), history("b", [first]))))
+    race = result(history("a", [first]), history("b", [first]))
+    png(plot_cost(race))
+    png(plot_work(race))
 
 
 def test_nothing_to_name_needs_no_legend():

@@ -4,9 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
+import gradxform as gx
 from gradxform.lab.data import DataError, Dataset, Split
-from gradxform.lab.tasks import Batch, ModelError, kernel_penalty, make_task, shift_images
+from gradxform.lab.tasks import (
+    Batch,
+    ModelError,
+    kernel_penalty,
+    make_task,
+    objective,
+    shift_images,
+)
 
 SMALL = {
     "logistic": {},
@@ -41,9 +50,16 @@ def jitted(task):
     """The task with its functions compiled: eager, each operation would be compiled by itself."""
     return task._replace(
         init=jax.jit(task.init),
+        model=jax.jit(task.model),
         loss=jax.jit(task.loss),
         metrics=jax.jit(task.metrics),
         draw=jax.jit(task.draw),
+    )
+
+
+def value_and_grad(task):
+    return jax.jit(
+        lambda params, batch, key: jax.value_and_grad(objective(task, batch, key))(params)
     )
 
 
@@ -69,7 +85,7 @@ def test_contract(model, shape):
     params, batch = started(task), batch_of(task.train, range(4))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     key = jax.random.key(1)
-    gradient = jax.jit(jax.value_and_grad(task.loss))
+    gradient = value_and_grad(task)
     loss, grads = gradient(params, batch, key)
     assert loss.shape == ()
     assert loss.dtype == jnp.float32
@@ -78,7 +94,7 @@ def test_contract(model, shape):
     lower, _ = gradient(jax.tree.map(lambda p, g: p - step * g, params, grads), batch, key)
     np.testing.assert_allclose(loss - lower, step * slope, rtol=0.2)
     sums = task.metrics(params, batch)
-    assert set(sums) == ({"loss"} if model == "autoencoder" else {"loss", "accuracy"})
+    assert set(sums) == {"loss", "error" if model == "autoencoder" else "accuracy"}
     assert all(value.shape == () for value in sums.values())
 
 
@@ -100,7 +116,7 @@ def test_partial_batch_is_the_mean_of_its_examples(model):
     params, key = started(task), jax.random.key(0)
     padded = batch_of(task.train, [3, 1, 4, 0, 0], [1, 1, 1, 0, 0])
     exact = batch_of(task.train, [3, 1, 4])
-    gradient = jax.jit(jax.value_and_grad(task.loss))
+    gradient = value_and_grad(task)
     (loss, _), _ = results = gradient(params, padded, key), gradient(params, exact, key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
     singles = [task.metrics(params, batch_of(task.train, [i])) for i in (3, 1, 4)]
@@ -130,17 +146,69 @@ def test_reconstruction_error_by_hand():
     params = jax.tree.map(jnp.zeros_like, started(task))  # every pixel becomes 1/2
     batch = batch_of(task.train, range(5))
     errors = (np.asarray(batch.x) / 255 - 0.5) ** 2
-    np.testing.assert_allclose(task.metrics(params, batch)["loss"], errors.sum(), rtol=1e-5)
+    sums = task.metrics(params, batch)
+    np.testing.assert_allclose(sums["loss"], errors.sum(), rtol=1e-5)
+    np.testing.assert_array_equal(sums["error"], sums["loss"])
+
+
+def test_cross_entropy_of_pixels_by_hand():
+    task, squared = task_of("autoencoder", loss="cross_entropy"), task_of("autoencoder")
+    params, batch, key = started(task), batch_of(task.train, range(5)), jax.random.key(0)
+    x = np.asarray(batch.x, np.float64) / 255
+    chance = 1 / (1 + np.exp(-np.asarray(task.model(params, batch.x, key), np.float64)))
+    entropy = -np.sum(x * np.log(chance) + (1 - x) * np.log(1 - chance))
+    sums = task.metrics(params, batch)
+    np.testing.assert_allclose(sums["loss"], entropy, rtol=1e-5)
+    np.testing.assert_allclose(objective(task, batch, key)(params), entropy / 5, rtol=1e-5)
+    np.testing.assert_allclose(sums["error"], np.sum((chance - x) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(sums["error"], squared.metrics(params, batch)["error"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_the_loss_of_an_autoencoder_is_convex_in_its_outputs(loss):
+    task = task_of("autoencoder", (2, 2), loss=loss)
+    batch = batch_of(task.train, range(3))
+    outputs = task.model(started(task), batch.x, jax.random.key(0))
+    hessian = jax.hessian(lambda flat: task.loss(flat.reshape(outputs.shape), *batch))
+    assert np.linalg.eigvalsh(hessian(outputs.ravel())).min() > 0
+
+
+def test_gauss_newton_takes_the_penalty_exactly():
+    """Logistic regression is linear: its Gauss–Newton matrix is its Hessian."""
+    task = task_of("logistic", (2, 2), l1=0.1, l2=0.3)
+    params, batch = started(task), batch_of(task.train, range(6), [1, 1, 1, 1, 1, 0])
+    value_fn = objective(task, batch, jax.random.key(0))
+    flat, unravel = ravel_pytree(params)
+    hessian = jax.jit(jax.hessian(lambda flat: value_fn(unravel(flat))))(flat)
+    product = gx.gauss_newton()(value_fn, params)
+    matrix = jax.jit(jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0]))(jnp.eye(flat.size))
+    np.testing.assert_allclose(matrix, hessian, atol=1e-6)
+    free = make_task(dataset((2, 2)), "logistic")
+    fit = objective(free, batch, jax.random.key(0))
+    difference = hessian - jax.jit(jax.hessian(lambda flat: fit(unravel(flat))))(flat)
+    kernels = ravel_pytree(jax.tree.map(lambda p: jnp.full(p.shape, p.ndim == 2), params))[0]
+    np.testing.assert_allclose(difference, 2 * 0.3 * np.diag(kernels), atol=1e-6)
+
+
+def test_data_given_anew_take_the_place_of_the_batch():
+    task = task_of("keras_mlp")
+    params, key = started(task), jax.random.key(0)
+    value_fn = objective(task, batch_of(task.train, range(6)), key)
+    part = batch_of(task.train, [1, 4])
+    expected = objective(task, part, key)(params)
+    np.testing.assert_allclose(value_fn(params, **part._asdict()), expected, rtol=1e-6)
+    filling = part._replace(weight=jnp.zeros(2))
+    assert float(value_fn(params, **filling._asdict())) == 0
 
 
 def test_dropout_is_in_the_loss_and_not_in_the_metrics():
     task = task_of("mlp")
     params, batch = started(task), batch_of(task.train, range(4))
-    a, b = (task.loss(params, batch, jax.random.key(key)) for key in (0, 1))
+    a, b = (objective(task, batch, jax.random.key(key))(params) for key in (0, 1))
     assert not np.allclose(a, b)
-    np.testing.assert_array_equal(a, task.loss(params, batch, jax.random.key(0)))
+    np.testing.assert_array_equal(a, objective(task, batch, jax.random.key(0))(params))
     clean = jitted(make_task(dataset(), "mlp", model_options={"hidden": [16], "dropout": 0.0}))
-    assert not np.allclose(a, clean.loss(params, batch, jax.random.key(0)))
+    assert not np.allclose(a, objective(clean, batch, jax.random.key(0))(params))
     np.testing.assert_array_equal(
         task.metrics(params, batch)["loss"], clean.metrics(params, batch)["loss"]
     )
@@ -151,7 +219,8 @@ def test_penalty_is_added_to_the_loss_alone():
     params, batch, key = started(plain), batch_of(plain.train, range(4)), jax.random.key(0)
     kernels = [np.asarray(layer["kernel"], np.float64) for layer in params.values()]
     penalty = sum(0.01 * np.abs(w).sum() + 0.02 * (w**2).sum() for w in kernels)
-    difference = both.loss(params, batch, key) - plain.loss(params, batch, key)
+    with_penalty, without = (objective(task, batch, key)(params) for task in (both, plain))
+    difference = with_penalty - without
     np.testing.assert_allclose(difference, penalty, rtol=1e-5)
     np.testing.assert_allclose(kernel_penalty(params, 0.01, 0.02), penalty, rtol=1e-5)
     jax.tree.map(
@@ -208,6 +277,7 @@ def test_cnn_of_constant_images_is_finite():
     [
         ({"l2": -1.0}, ModelError, "l2=-1.0: expected a factor of at least 0"),
         ({"l1": float("nan")}, ModelError, "l1=nan: expected"),
+        ({"loss": "crossentropy"}, ModelError, "loss='crossentropy': expected one of squared, "),
         ({"validation_split": 1.5}, DataError, "validation split is 1.5"),
         ({"validation_split": -0.5}, DataError, "validation split is -0.5"),
     ],

@@ -1,6 +1,7 @@
 """The race: the loop one would write, fair, resumable, sweepable, safe when it diverges."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import optax
 import pytest
 
 import gradxform as gx
+from gradxform.lab import optimizers
 from gradxform.lab import train as lab_train
 from gradxform.lab.batching import epoch_batches
 from gradxform.lab.config import ConfigError, load_config, parse_config
 from gradxform.lab.data import Dataset, Split, load
 from gradxform.lab.surfaces import SURFACES
-from gradxform.lab.tasks import Batch, make_task
+from gradxform.lab.tasks import Batch, make_task, objective
 from gradxform.lab.train import (
     evaluate,
     init_state,
@@ -67,7 +69,7 @@ def by_hand(task, tx, *, epochs, batch_size, order, seed):
         sample, dropout = jax.random.split(key)
         batch = Batch(x[indices], y[indices], weights)
         batch = task.draw(sample, batch) if order == "online" else batch
-        value, grads = jax.value_and_grad(task.loss)(params, batch, dropout)
+        value, grads = jax.value_and_grad(objective(task, batch, dropout))(params)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
@@ -116,7 +118,7 @@ def test_full_batch_makes_one_update_an_epoch(task):
     params = task.init(jax.random.split(jax.random.key(0))[0])
     batch = Batch(task.train.x, task.train.y, jnp.ones(SIZE))
     for row in history.rows:
-        cost, grads = jax.value_and_grad(task.loss)(params, batch, jax.random.key(0))
+        cost, grads = jax.value_and_grad(objective(task, batch, jax.random.key(0)))(params)
         assert row["cost"] == pytest.approx(float(cost), rel=1e-5)
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
 
@@ -189,6 +191,138 @@ def test_the_full_batch_config_trains_at_accepted_points():
             seen = [np.min(np.abs(costs[: i + 1] - loss)) for i, loss in enumerate(losses)]
             assert np.max(seen) < 1e-5
             assert np.max(np.diff(losses)) < 1e-5
+
+
+GAUSS_NEWTON = {"method": "newton_cg", "curvature": "gauss_newton", "damping": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "raced"),
+    [
+        ("digits_second_order", ["newton, searching"]),
+        ("mnist_second_order", ["newton_cg, Gauss-Newton", "trust_region, Hessian"]),
+    ],
+)
+def test_the_second_order_configs_train(name, raced):
+    tiny = ["task.dataset=digits", "task.model_options.hidden=2"]
+    experiment = load_config(name, tiny)
+    optimizers.build_all(experiment.optimizers)
+    overrides = {
+        k: experiment.training.overrides[k].model_copy(update={"epochs": 8}) for k in raced
+    }
+    training = experiment.training.model_copy(update={"overrides": overrides})
+    chosen = {label: experiment.optimizers[label] for label in raced}
+    result = race(
+        experiment.model_copy(update={"training": training, "optimizers": chosen}), load("digits")
+    )
+    for history in result.histories:
+        last = history.rows[-1]
+        assert last["train_loss"] < 0.95 * history.rows[0]["cost"]
+        assert last["step"] == 8
+        assert last["gradients"] > 8
+
+
+def test_a_row_tells_the_work_so_far(noisy):
+    entries = {
+        "first order": gx.sgd(0.1),
+        "products": optimizers.build(GAUSS_NEWTON, "x"),
+        "nested": gx.inject_hyperparams(gx.newton_cg)(learning_rate=0.1, tol=0.5),
+        "evaluations": gx.coordinate_descent(block="leaf"),
+    }
+    states = {label: [] for label in entries}
+    for label, tx in entries.items():
+        epoch = jax.jit(make_epoch(noisy, tx, batch_size=20))
+        state = init_state(tx, noisy.init(jax.random.key(0)), jax.random.key(1))
+        for _ in range(2):
+            state, result = epoch(state, to_device(noisy.train))
+            states[label].append((state.opt_state, float(result.work)))
+    for label, name in [("products", "curvature_products"), ("nested", "curvature_products")]:
+        (opt_state, first), (end, second) = states[label]
+        counts = [optax.tree.get(s, name) for s in (opt_state, end)]
+        assert 0 < counts[0] < counts[1]
+        assert (first, second) == (3 + counts[0], 3 + counts[1] - counts[0])
+    assert [work for _, work in states["first order"]] == [3, 3]
+    (_, first), (end, second) = states["evaluations"]
+    assert first + second == 6 + optax.tree.get(end, "evaluations")
+
+
+def test_gradients_are_of_the_whole_training_part(task):
+    settings = {"epochs": 3, "batch_size": 16}  # four batches of 16 for 50 examples
+    (history,) = race_on_task(task, {"a": gx.sgd(0.1)}, **settings).histories
+    assert [row["step"] for row in history.rows] == [4, 8, 12]
+    np.testing.assert_allclose([row["gradients"] for row in history.rows], [1.28, 2.56, 3.84])
+    seconds = [row["seconds"] for row in history.rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+class _Info(NamedTuple):
+    curvature_products: jax.Array
+    gradient_equivalents: jax.Array
+
+
+class _State(NamedTuple):
+    info: _Info
+
+
+def test_gradient_equivalents_stand_for_the_other_counters(task):
+    def update(updates, state, params=None):
+        products, equivalents = state.info
+        return updates, _State(_Info(products + 7, equivalents + 0.5))
+
+    start = _State(_Info(jnp.zeros((), jnp.int32), jnp.zeros(())))
+    link = optax.GradientTransformation(lambda params: start, update)
+    result = race_on_task(task, {"a": optax.chain(link, gx.sgd(0.1))}, epochs=2, batch_size="full")
+    rows = result.histories[0].rows
+    np.testing.assert_allclose([row["gradients"] for row in rows], [1.5, 3.0])
+
+
+def test_searches_of_optax_count_their_evaluations(task):
+    tx = optax.lbfgs(memory_size=3)
+    result = race_on_task(task, {"a": tx}, epochs=3, batch_size="full", order="sequential")
+    batch = Batch(*map(jnp.asarray, task.train), jnp.ones(SIZE))
+    value_fn = objective(task, batch, jax.random.key(0))
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    params = task.init(jax.random.split(jax.random.key(0))[0])
+    state, work = tx.init(params), 0
+    for row in result.histories[0].rows:
+        params, state = step(params, state)
+        work += 1 + int(optax.tree.get(state, "num_linesearch_steps"))
+        assert row["gradients"] == work
+
+
+def test_an_override_is_the_race_it_would_be_alone(noisy):
+    entries = {"many": gx.sgd(0.1), "few": gx.momentum(0.1)}
+    own = {"epochs": 3, "batch_size": "full", "order": "sequential"}
+    settings = {"epochs": 2, "batch_size": 16, "seed": 2}
+    many, few = race_on_task(noisy, entries, **settings, overrides={"few": own}).histories
+    (alone,) = race_on_task(noisy, {"few": gx.momentum(0.1)}, **settings | own).histories
+    (other,) = race_on_task(noisy, {"many": gx.sgd(0.1)}, **settings).histories
+    assert [r["cost"] for r in few.rows] == [r["cost"] for r in alone.rows]
+    assert [r["cost"] for r in many.rows] == [r["cost"] for r in other.rows]
+    assert [r["step"] for r in few.rows] == [1, 2, 3]
+
+
+def test_overrides_name_labels_and_settings(task):
+    for overrides in ({"b": {"epochs": 2}}, {"a": {"epoch": 2}}):
+        with pytest.raises(ValueError, match=r"'b'.: no transformation|'epoch'"):
+            race_on_task(task, {"a": gx.sgd(0.1)}, epochs=1, overrides=overrides)
+
+
+def test_a_run_ends_after_its_seconds(task, monkeypatch):
+    clock = iter(range(10**6))  # each reading is a second after the one before
+    monkeypatch.setattr(lab_train.time, "perf_counter", lambda: float(next(clock)))
+    settings = {"epochs": 9, "batch_size": 16, "max_seconds": 3.0}
+    entries = {"a": gx.sgd(0.1), "b": gx.sgd(0.1)}
+    result = race_on_task(task, entries, **settings, overrides={"b": {"max_seconds": 1.5}})
+    seconds = [[row["seconds"] for row in history.rows] for history in result.histories]
+    assert seconds == [[1, 2, 3, 4], [1, 2]]
+    assert not any(history.diverged for history in result.histories)
 
 
 def test_a_diverged_run_stops_and_comes_last(task):
@@ -276,7 +410,9 @@ def test_the_images_stay_bytes(task):
 def test_an_autoencoder_has_no_accuracy():
     task = make_task(dataset(), "autoencoder", model_options={"widths": [6, 2]})
     (history,) = race_on_task(task, {"a": gx.adam(0.01)}, epochs=2, batch_size=16).histories
-    assert set(history.rows[0]) == {"epoch", "cost", "train_loss", "test_loss", "steps_per_second"}
+    metrics = {f"{part}_{metric}" for part in ("train", "test") for metric in ("loss", "error")}
+    work = {"epoch", "step", "seconds", "gradients", "cost", "steps_per_second"}
+    assert set(history.rows[0]) == work | metrics
 
 
 def test_evaluate_is_exact_for_one_block(task):
@@ -307,6 +443,10 @@ def test_a_config_is_raced_as_it_says():
     task = make_task(data, "logistic")
     (expected,) = race_on_task(task, {"sgd": gx.sgd(0.1)}, **settings).histories
     assert [r["cost"] for r in history.rows] == [r["cost"] for r in expected.rows]
+    override = {"epochs": 3, "max_seconds": 1000}
+    training = {"epochs": 2, "batch_size": 16, "overrides": {"sgd": override}}
+    (longer,) = race(config(seed=5, training=training), data).histories
+    assert len(longer.rows) == 3
 
 
 def test_a_race_on_data_needs_data():

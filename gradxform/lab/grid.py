@@ -1,0 +1,268 @@
+"""The members of a sweep: which hyperparameters, which seeds. Imports neither JAX nor Optax."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from gradxform.lab import optimizers
+from gradxform.lab.optimizers import Problem, suggest
+
+Table: TypeAlias = Mapping[str, Any]
+Axes: TypeAlias = Mapping[str, "Axis"]  # by dotted path in an optimiser's table
+
+MAX_MEMBERS = 10**6
+_SCALES = ("log", "linear")
+
+
+class Axis(NamedTuple):
+    """The values of one hyperparameter: those listed, or a range."""
+
+    listed: tuple[float, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    is_log: bool = False
+    points: int | None = None  #: of the range; None to draw from it
+
+    def values(self) -> tuple[float, ...]:
+        """Those of a grid, the ends of a range exactly.
+
+        >>> Axis(low=0.01, high=1.0, is_log=True, points=3).values()
+        (0.01, 0.1, 1.0)
+        """
+        if self.listed:
+            return self.listed
+        steps = (self.points or 2) - 1
+        inner = (self._between(i / steps) for i in range(1, steps))
+        return (self.low, *(float(f"{value:.6g}") for value in inner), self.high)
+
+    def draw(self, generator: random.Random) -> float:
+        """A random one: uniformly, on the logarithmic scale of a ``log`` range."""
+        if self.listed:
+            return generator.choice(self.listed)
+        return self._between(generator.random())
+
+    def _between(self, part: float) -> float:
+        if self.is_log:
+            return self.low ** (1 - part) * self.high**part
+        return (1 - part) * self.low + part * self.high
+
+
+class Member(NamedTuple):
+    """One run of a sweep."""
+
+    label: str  #: of the optimiser
+    values: Mapping[str, float]  #: hyperparameters, by dotted path in the optimiser's table
+    seed: int  #: counted from 0
+
+    """The axes of a table like ``{b2 = [0.9, 0.99], eps = {log = [1e-9, 1e-7], points = 9}}``.
+def read_axes(table: Any, path: str) -> tuple[dict[str, Axis], list[Problem]]:
+    """The axes of a table like ``{b2 = [0.9, 0.99], learning_rate = {log = [0.01, 1], points = 9}}``
+
+    A hyperparameter inside a link or a schedule has a dotted path, ``chain.1.learning_rate`` or
+    ``learning_rate.init_value``.
+
+    Args:
+      table: nested tables, of which the leaves are axes.
+      path: of the table in the config, for messages.
+
+    >>> axes, problems = read_axes({"chain": {"1": {"b2": [0.9, 0.99]}}}, "sweep.axes")
+    >>> axes["chain.1.b2"].values(), problems
+    ((0.9, 0.99), [])
+    """
+    axes: dict[str, Axis] = {}
+    problems: list[Problem] = []
+
+    def walk(value: Any, keys: tuple[str, ...]) -> None:
+        where = ".".join((path, *keys))
+        if isinstance(value, Mapping) and not any(scale in value for scale in _SCALES):
+            if not value and keys:
+                problems.append(Problem(where, f"should be {_WANTED}, found an empty table"))
+            for key, inner in value.items():
+                walk(inner, (*keys, key))
+            return
+        try:
+            axes[".".join(keys)] = _axis(value)
+        except ValueError as error:
+            problems.append(Problem(where, str(error)))
+
+    walk(table, ())
+    return axes, problems
+
+
+def members(
+    tables: Mapping[str, Table],
+    axes: Axes,
+    overrides: Mapping[str, Axes],
+    *,
+    seeds: int = 1,
+    samples: int | None = None,
+    seed: int = 0,
+) -> tuple[Member, ...]:
+    """All runs: of every optimiser its own grid, or ``samples`` random points, times the seeds.
+
+    Args:
+      tables: of the optimisers, by label.
+      axes: of every optimiser that has these hyperparameters.
+      overrides: by label, axes of one optimiser, beside or in place of those.
+      seeds: runs of each point.
+      samples: random points of each optimiser that has an axis, in place of the grid.
+      seed: of the random points.
+
+    >>> rates = {"learning_rate": Axis((0.1, 0.2))}
+    >>> found = members({"a": {"method": "sgd"}, "b": {"method": "lbfgs"}}, rates, {}, seeds=2)
+    >>> [(m.label, m.values, m.seed) for m in found][1:]
+    [('a', {'learning_rate': 0.1}, 1), ('a', {'learning_rate': 0.2}, 0),
+     ('a', {'learning_rate': 0.2}, 1), ('b', {}, 0), ('b', {}, 1)]
+    """
+    return tuple(_members(tables, axes, overrides, seeds, samples, seed))
+
+
+def count(
+    tables: Mapping[str, Table],
+    axes: Axes,
+    overrides: Mapping[str, Axes],
+    *,
+    seeds: int = 1,
+    samples: int | None = None,
+) -> int:
+    """How many :func:`members` there are, without making them."""
+    total = 0
+    for label, table in tables.items():
+        own = _axes_of(label, table, axes, overrides)
+        grid = math.prod(len(a.listed) or a.points or 1 for a in own.values())
+        total += seeds * (samples if samples and own else grid)
+    return total
+
+
+def check(
+    tables: Mapping[str, Table], axes: Axes, overrides: Mapping[str, Axes], samples: int | None
+) -> Iterator[Problem]:
+    """Everything wrong with the axes that the optimisers' signatures tell."""
+    for name, axis in axes.items():
+        where = f"sweep.axes.{name}"
+        yield from _check_points(axis, samples, where)
+        having = [label for label, table in tables.items() if optimizers.takes(table, name)]
+        if not having:
+            known = sorted({n for table in tables.values() for n in optimizers.numbers(table)})
+            hint = suggest(name, known) or f"; they have {', '.join(known) or 'none'}"
+            yield Problem(where, f"no optimiser has such a number{hint}")
+        for label in having:
+            yield from _check_values(tables[label], name, axis, where)
+    for label, own in overrides.items():
+        if label not in tables:
+            hint = suggest(label, tables) or f"; the labels are {', '.join(tables)}"
+            yield Problem(f"sweep.overrides.{label}", f"no optimiser is labelled so{hint}")
+            continue
+        for name, axis in own.items():
+            where = f"sweep.overrides.{label}.{name}"
+            yield from _check_points(axis, samples, where)
+            if not optimizers.takes(tables[label], name):
+                known = optimizers.numbers(tables[label])
+                hint = suggest(name, known) or f"; it has {', '.join(known) or 'none'}"
+                yield Problem(where, f"{label} has no such number{hint}")
+            else:
+                yield from _check_values(tables[label], name, axis, where)
+
+
+def substitute(table: Any, values: Mapping[str, Any]) -> Any:
+    """An optimiser's table with these values at their dotted paths.
+
+    >>> substitute({"chain": [{"method": "sgd"}]}, {"chain.0.learning_rate": 0.1})
+    {'chain': [{'method': 'sgd', 'learning_rate': 0.1}]}
+    """
+    for path, value in values.items():
+        table = _put(table, path.split("."), value)
+    return table
+
+
+def _put(table: Any, keys: Sequence[str], value: Any) -> Any:
+    if not keys:
+        return value
+    first, *rest = keys
+    if isinstance(table, list):
+        return [_put(x, rest, value) if str(i) == first else x for i, x in enumerate(table)]
+    return {**table, first: _put(table.get(first), rest, value)}
+
+
+def _members(
+    tables: Mapping[str, Table],
+    axes: Axes,
+    overrides: Mapping[str, Axes],
+    seeds: int,
+    samples: int | None,
+    seed: int,
+) -> Iterator[Member]:
+    for label, table in tables.items():
+        own = _axes_of(label, table, axes, overrides)
+        if samples and own:
+            generator = random.Random(f"{seed} {label}")
+            points = [[axis.draw(generator) for axis in own.values()] for _ in range(samples)]
+        else:
+            points = itertools.product(*(axis.values() for axis in own.values()))
+        for point in points:
+            values = dict(zip(own, point, strict=True))
+            yield from (Member(label, values, s) for s in range(seeds))
+
+
+def _axes_of(
+    label: str, table: Table, axes: Axes, overrides: Mapping[str, Axes]
+) -> dict[str, Axis]:
+    shared = {name: axis for name, axis in axes.items() if optimizers.takes(table, name)}
+    return {**shared, **overrides.get(label, {})}
+
+
+_WANTED = (
+    "a list of numbers, or a range like {log = [1e-4, 1.0], points = 9} or "
+    "{linear = [0.0, 0.9], points = 4}"
+)
+
+
+def _axis(value: Any) -> Axis:
+    if isinstance(value, list):
+        if not value:
+            raise ValueError(f"should be {_WANTED}, found an empty list")
+        if not all(map(_is_number, value)):
+            raise ValueError(f"should be {_WANTED}, found {value!r}")
+        if len(set(value)) < len(value):
+            raise ValueError(f"lists a value twice: {value!r}")
+        return Axis(tuple(value))
+    if not isinstance(value, Mapping):
+        raise ValueError(f"should be {_WANTED}, found {value!r}")
+    scale = next(scale for scale in _SCALES if scale in value)
+    unknown = value.keys() - {scale, "points"}
+    ends, points = value[scale], value.get("points")
+    if unknown or not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
+        raise ValueError(f"should be {_WANTED}, found {dict(value)!r}")
+    low, high = ends
+    if not low < high or (scale == "log" and low <= 0):
+        raise ValueError(f"{scale} = {ends!r}: the first should be below the second, both positive")
+    if points is not None and not (type(points) is int and 2 <= points <= MAX_MEMBERS):
+        raise ValueError(f"points = {points!r}: should be a whole number of at least 2")
+    return Axis((), float(low), float(high), scale == "log", points)
+
+
+def _check_points(axis: Axis, samples: int | None, where: str) -> Iterator[Problem]:
+    if not axis.listed and (axis.points is None) == (samples is None):
+        if samples is None:
+            yield Problem(where, "a range needs points = N, or sweep.samples for random points")
+        else:
+            yield Problem(where, "points are of a grid: leave them out, as sweep.samples is given")
+
+
+def _check_values(table: Table, name: str, axis: Axis, where: str) -> Iterator[Problem]:
+    if any(optimizers.check(table, "")):
+        return  # told already
+    if optimizers.numbers(table)[name] and not axis.listed:
+        yield Problem(where, "takes whole numbers: list them, like [4, 8, 16]")
+        return
+    for value in axis.listed or (axis.low, axis.high):
+        problems = list(optimizers.check(substitute(table, {name: value}), ""))
+        if problems:
+            yield Problem(where, problems[0].message)
+            return
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
