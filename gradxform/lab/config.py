@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
 
 from pydantic import (
@@ -23,12 +24,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from gradxform.lab import optimizers
+from gradxform.lab import grid, optimizers
 from gradxform.lab.optimizers import ConfigError, Problem, suggest
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
+MAX_POINTS = 1000  # a side of a grid of starts
 Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
@@ -49,6 +51,26 @@ def _point(value: Any) -> tuple[float, float]:
     raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
 
 
+def _starts(value: Any) -> dict[str, int] | tuple[tuple[float, float], ...]:
+    match value:
+        case {"points": int() as points} if len(value) == 1 and 2 <= points <= MAX_POINTS:
+            return {"points": points}
+        case list() if value:
+            return tuple(map(_point, value))
+    raise PydanticCustomError(
+        "starts",
+        "{points = 21}, with 2 to {most} a side, or a list of pairs like [[-1.5, 2.0]]",
+        {"most": MAX_POINTS},
+    )
+
+
+def _rungs(value: Any) -> tuple[int, ...]:
+    epochs = value if isinstance(value, list) else [0]
+    if all(type(epoch) is int and epoch >= 1 for epoch in epochs) and epochs == sorted(set(epochs)):
+        return tuple(epochs)
+    raise PydanticCustomError("rungs", "a list of epochs, each after the one before, like [2, 6]")
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -56,6 +78,7 @@ class _Table(BaseModel):
 class _DataTask(_Table):
     model_options: dict[str, Any] = {}  #: arguments of the model, like ``hidden = 32``
     validation_split: Fraction = 0.0  #: the last part of the training examples, held out
+    examples: Annotated[int | None, Field(ge=1)] = None  #: of the training part, the first so many
     l1: Coefficient = 0.0  #: weight of the sum of absolute values of the kernels
     l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
 
@@ -124,6 +147,38 @@ class SurfaceTraining(_Table):
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: updates
 
 
+class _AnySweep(_Table):
+    axes: dict[str, Any] = {}
+    """hyperparameters of all optimisers that have them, see :func:`gradxform.lab.grid.read_axes`"""
+    overrides: dict[str, dict[str, Any]] = {}  #: by label, of one optimiser
+    samples: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
+    """random points of each optimiser, in place of the grid"""
+
+
+class Sweep(_AnySweep):
+    """``[sweep]`` of a task on data, see :func:`gradxform.lab.sweep.sweep_on_task`."""
+
+    seeds: Annotated[int, Field(ge=1, le=grid.MAX_MEMBERS)] = 1  #: runs of each point
+    vary: Literal["initialisation", "order", "both"] = "initialisation"  #: what a seed changes
+    block_size: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
+    """members that are trained together; as many as memory and speed want if not given"""
+    rungs: Annotated[tuple[int, ...], PlainValidator(_rungs)] = ()
+    """epochs after which only the better points of an optimiser go on"""
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5  #: the part of them that does
+
+
+class SurfaceSweep(_AnySweep):
+    """``[sweep]`` of a surface, see :func:`gradxform.lab.sweep.sweep_on_surface`."""
+
+    starts: Annotated[
+        dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)
+    ] = None
+    """a grid over what is drawn of the surface, of so many points a side, or a list; the task's own
+    start alone if not given"""
+    tol: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """of the largest entry of the gradient, where a method has converged"""
+
+
 class Output(_Table):
     """``[output]``: where runs are kept."""
 
@@ -144,6 +199,7 @@ class ClassificationConfig(_Experiment):
 
     task: Classification
     training: Training
+    sweep: Sweep | None = None
 
 
 class AutoencoderConfig(_Experiment):
@@ -151,6 +207,7 @@ class AutoencoderConfig(_Experiment):
 
     task: Autoencoder
     training: Training
+    sweep: Sweep | None = None
 
 
 class LanguageConfig(_Experiment):
@@ -158,6 +215,7 @@ class LanguageConfig(_Experiment):
 
     task: Language
     training: Training
+    sweep: Sweep | None = None
 
 
 class SurfaceConfig(_Experiment):
@@ -165,11 +223,12 @@ class SurfaceConfig(_Experiment):
 
     task: SurfaceTask
     training: SurfaceTraining
+    sweep: SurfaceSweep | None = None
 
 
 Config: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig | SurfaceConfig
 
-_SECTIONS = ("name", "title", "seed", "task", "training", "optimizers", "output")
+_SECTIONS = ("name", "title", "seed", "task", "training", "optimizers", "sweep", "output")
 _KINDS: dict[str, type[Config]] = {
     "classification": ClassificationConfig,
     "autoencoder": AutoencoderConfig,
@@ -261,13 +320,16 @@ def parse_config(
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             section, *keys = detail["loc"]
-            if section in ("task", "training") and keys and (not meant or keys == ["kind"]):
+            of_kind = section in ("task", "training", "sweep") and keys
+            if of_kind and (not meant or keys == ["kind"]):
                 continue  # what these hold depends on the kind, which is told already
             found.append(_describe(detail, schema))
     if isinstance(task, Mapping):
         found += _check_model_options(task, _DEFAULT_MODELS.get("".join(meant)))
     found += _check_optimizers(table)
     found += _check_override_labels(table)
+    found += _check_axes(table)
+    found += _check_sweep(config) if config is not None else ()
     if found or config is None:
         raise ConfigError(source, found)
     return config
@@ -286,10 +348,22 @@ def require_surface(config: Config) -> SurfaceConfig:
     raise ConfigError(config.name, [Problem("task.kind", f"{found}: {mend}")])
 
 
+def require_sweep(config: Config) -> Sweep | SurfaceSweep:
+    """The ``[sweep]`` of a config.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    if config.sweep is None:
+        mend = "[sweep.axes] with learning_rate = {log = [1e-3, 1.0], points = 7}"
+        raise ConfigError(config.name, [Problem("sweep", f"missing, for instance {mend}")])
+    return config.sweep
+
+
 def to_toml(config: Config) -> str:
     """The config as TOML text, every default written out, that :func:`load_config` accepts."""
     table = config.model_dump(exclude_none=True)
-    return _toml_table({section: table[section] for section in _SECTIONS})
+    return _toml_table({section: table[section] for section in _SECTIONS if section in table})
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -423,6 +497,53 @@ def _check_override_labels(table: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"training.overrides.{label}", f"no optimiser is labelled so{hint}")
 
 
+def _check_axes(table: Mapping[str, Any]) -> Iterator[Problem]:
+    sweep, entries = table.get("sweep"), table.get("optimizers")
+    if not isinstance(sweep, Mapping) or not isinstance(entries, Mapping):
+        return
+    tables = {label: entry for label, entry in entries.items() if isinstance(entry, Mapping)}
+    given, others = sweep.get("axes"), sweep.get("overrides")
+    axes, problems = grid.read_axes(given if isinstance(given, Mapping) else {}, "sweep.axes")
+    overrides = {}
+    for label, own in others.items() if isinstance(others, Mapping) else ():
+        if isinstance(own, Mapping):
+            overrides[label], found = grid.read_axes(own, f"sweep.overrides.{label}")
+            problems += found
+    yield from problems
+    samples = sweep.get("samples")
+    yield from grid.check(tables, axes, overrides, samples if isinstance(samples, int) else None)
+
+
+def _check_sweep(config: Config) -> Iterator[Problem]:
+    """What is wrong with a sweep as a whole."""
+    sweep = config.sweep
+    if sweep is None:
+        return
+    axes, _ = grid.read_axes(sweep.axes, "")
+    overrides = {label: grid.read_axes(own, "")[0] for label, own in sweep.overrides.items()}
+    has_axis = bool(axes) or any(overrides.values())
+    if isinstance(sweep, SurfaceSweep):
+        starts = sweep.starts or [()]
+        runs = starts["points"] ** 2 if isinstance(starts, Mapping) else len(starts)
+        more = "starts = {points = 21}"
+    else:
+        runs, more = sweep.seeds, "seeds = 4"
+    total = grid.count(config.optimizers, axes, overrides, seeds=runs, samples=sweep.samples)
+    if total > grid.MAX_MEMBERS:
+        yield Problem("sweep", f"makes {total} runs, more than {grid.MAX_MEMBERS}")
+    if sweep.samples and not has_axis:
+        yield Problem("sweep.samples", "random points need an axis in [sweep.axes]")
+    elif not has_axis and runs == 1:
+        example = "[sweep.axes] with learning_rate = {log = [1e-3, 1.0], points = 7}"
+        yield Problem("sweep", f"nothing to sweep: needs an axis, as in {example}, or {more}")
+    if isinstance(sweep, Sweep) and isinstance(config.training, Training):
+        overridden = (own.epochs or 1 for own in config.training.overrides.values())
+        last = max([config.training.epochs, *overridden])
+        if sweep.rungs and sweep.rungs[-1] >= last:
+            found = f"found {sweep.rungs[-1]}"
+            yield Problem("sweep.rungs", f"should be before the last epoch, {last}, {found}")
+
+
 def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
     """A pydantic error in the config's own words."""
     *parents, key = error["loc"]
@@ -433,6 +554,8 @@ def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             owner = get_args(owner)[1]
         else:
             owner = owner.model_fields[part].annotation if part in _fields(owner) else None
+            if NoneType in get_args(owner):  # an optional table
+                owner = next(iter(get_args(owner)))
     match error["type"]:
         case "extra_forbidden":
             keys = _fields(owner)
@@ -484,15 +607,14 @@ def _either(choices: Iterable[str]) -> str:
 def _toml_table(table: Mapping[str, Any], path: str = "") -> str:
     values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    # an argument that is a table, like a schedule, reads better beside its neighbours
+    if path.startswith(("optimizers.", "sweep.axes", "sweep.overrides.")):
+        values, tables = {**values, **tables}, {}
     lines = [f"{_toml_key(key)} = {_toml_value(value)}\n" for key, value in values.items()]
     if path and (lines or not tables):
         lines.insert(0, f"\n[{path}]\n")
     for key, value in tables.items():
-        # an argument that is a table, like a schedule, reads better beside its neighbours
-        if path.startswith("optimizers."):
-            lines.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
-        else:
-            lines.append(_toml_table(value, f"{path}.{_toml_key(key)}".lstrip(".")))
+        lines.append(_toml_table(value, f"{path}.{_toml_key(key)}".lstrip(".")))
     return "".join(lines)
 
 

@@ -265,7 +265,7 @@ class _Named(NamedTuple):
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     # NumPy promises the raw stream of a bit generator for ever, but not that of its permutations.
     order = np.argsort(np.random.PCG64(0).random_raw(len(y)))
     shuffled = Split(x[order].astype(np.uint8).reshape(-1, 8, 8), y[order].astype(np.int32))

@@ -56,9 +56,9 @@ class Member(NamedTuple):
     values: Mapping[str, float]  #: hyperparameters, by dotted path in the optimiser's table
     seed: int  #: counted from 0
 
-    """The axes of a table like ``{b2 = [0.9, 0.99], eps = {log = [1e-9, 1e-7], points = 9}}``.
+
 def read_axes(table: Any, path: str) -> tuple[dict[str, Axis], list[Problem]]:
-    """The axes of a table like ``{b2 = [0.9, 0.99], learning_rate = {log = [0.01, 1], points = 9}}``
+    """The axes of a table like ``{b2 = [0.9, 0.99], eps = {log = [1e-9, 1e-7], points = 9}}``.
 
     A hyperparameter inside a link or a schedule has a dotted path, ``chain.1.learning_rate`` or
     ``learning_rate.init_value``.
@@ -144,12 +144,16 @@ def check(
         where = f"sweep.axes.{name}"
         yield from _check_points(axis, samples, where)
         having = [label for label, table in tables.items() if optimizers.takes(table, name)]
-        if not having:
+        if not having and not any(optimizers.check(x, "") for x in tables.values()):
             known = sorted({n for table in tables.values() for n in optimizers.numbers(table)})
             hint = suggest(name, known) or f"; they have {', '.join(known) or 'none'}"
             yield Problem(where, f"no optimiser has such a number{hint}")
-        for label in having:
-            yield from _check_values(tables[label], name, axis, where)
+        refusals = (
+            Problem(where, f"{problem.message}, of {label}")
+            for label in having
+            for problem in _check_values(tables[label], name, axis, where)
+        )
+        yield from itertools.islice(refusals, 1)
     for label, own in overrides.items():
         if label not in tables:
             hint = suggest(label, tables) or f"; the labels are {', '.join(tables)}"

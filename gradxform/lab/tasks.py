@@ -63,6 +63,7 @@ def make_task(
     *,
     model_options: Mapping[str, Any] | None = None,
     validation_split: float = 0.0,
+    examples: int | None = None,
     l1: float = 0.0,
     l2: float = 0.0,
     loss: ImageLoss = "squared",
@@ -83,6 +84,7 @@ def make_task(
       model: a name of :data:`gradxform.lab.models.MODELS`.
       model_options: the model's own options.
       validation_split: the last fraction of the training part, held out; 0 for none.
+      examples: of the training part, the first so many; all if not given.
       l1: factor of the sum of the kernels' absolute values, added to the training loss.
       l2: factor of the sum of their squares.
       loss: of an autoencoder.
@@ -111,6 +113,10 @@ def make_task(
     train, validation = data.train, None
     if validation_split:
         train, validation = hold_out(data.train, validation_split)
+    if examples is not None:
+        if not 1 <= examples <= len(train.x):
+            raise ModelError(f"examples={examples}: there are {len(train.x)} to train on")
+        train = train._replace(x=train.x[:examples], y=train.y[:examples])
     shape = train.x.shape[1:]
     mean, deviation = _channel_statistics(train.x, data.scale) if model == "cnn" else (0.0, 1.0)
 
