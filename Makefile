@@ -28,6 +28,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.minimize
 	$(BIN)/python -m benchmarks.curvature
+	$(BIN)/python -m benchmarks.sweep
 
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py

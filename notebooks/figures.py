@@ -15,8 +15,10 @@ from matplotlib.patheffects import withStroke
 import gradxform as gx
 from gradxform.lab.config import load_config
 from gradxform.lab.data import load
-from gradxform.lab.plots import plot_cost, plot_paths, styles
+from gradxform.lab.movies import gif, movie
+from gradxform.lab.plots import plot_cost, plot_paths, plot_sensitivity, styles
 from gradxform.lab.surfaces import SURFACES, Surface
+from gradxform.lab.sweep import sweep
 from gradxform.lab.train import make_walk, race
 
 FOLDER = Path(__file__).resolve().parent / "figures"
@@ -115,11 +117,20 @@ def second_order() -> Figure:
     return figure
 
 
+def sensitivity() -> Figure:
+    """What becomes of six methods by their learning rates."""
+    config = load_config("learning_rate")
+    return plot_sensitivity(sweep(config, load("digits")), config.title)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, draw in (("paths", paths), ("race", race_cost), ("second_order", second_order)):
+    figures = {"paths": paths, "race": race_cost, "second_order": second_order}
+    for name, draw in {**figures, "sensitivity": sensitivity}.items():
         draw().savefig(FOLDER / f"{name}.png", dpi=DPI)
         print(f"notebooks/figures/{name}.png")
+    (FOLDER / "valley.gif").write_bytes(gif(movie("valley")))
+    print("notebooks/figures/valley.gif")
 
 
 if __name__ == "__main__":

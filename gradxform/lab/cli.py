@@ -1,13 +1,14 @@
-"""The command line: ``gradxform run CONFIG``, ``gradxform list``.
+"""The command line: ``gradxform run CONFIG``, ``sweep CONFIG``, ``movie CONFIG`` and ``list``.
 
 What is slow to import (JAX, Flax, Matplotlib, scikit-learn) is imported where it is used, after
 everything that can go wrong without it.
 """
 
 import contextlib
+import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,13 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 import gradxform
 from gradxform.lab.optimizers import PACKAGES, ConfigError, curvatures, methods
 
 if TYPE_CHECKING:
+    from gradxform.lab.checkpoints import OnState, Snapshot
     from gradxform.lab.config import Config
     from gradxform.lab.train import Row
 
@@ -38,6 +47,8 @@ gradxform run keras_mnist                  the lecture's Keras net on MNIST
 gradxform run keras_mnist --data-dir DATA  the same from files you have
 gradxform run digits_race --set training.epochs=5 --set seed=1
 gradxform run my_race.toml --out first     a config of your own
+gradxform sweep learning_rate              how each optimiser depends on its rate
+gradxform movie valley                     optimisers walking down a surface together
 gradxform list methods                     what a config can name
 """
 
@@ -56,12 +67,59 @@ app = typer.Typer(
 )
 
 
+ConfigName = Annotated[
+    str, typer.Argument(help="A TOML file, or the name of a shipped config.", show_default=False)
+]
+ConfigNameOrNone = Annotated[
+    str | None,
+    typer.Argument(help="A TOML file, or the name of a shipped config.", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the config, as in training.epochs=5. Repeatable.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the data sets' files; if not given $GRADXFORM_DATA, else a download.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to make for the results; if not given runs/NAME-TIMESTAMP.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Go on in this folder from its last checkpoint; needs no CONFIG.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")]
+
+
 class Listed(StrEnum):
     """What ``list`` can show."""
 
     methods = "methods"
     tasks = "tasks"
     configs = "configs"
+
+
+class Format(StrEnum):
+    """What ``movie`` can write."""
+
+    gif = "gif"
+    mp4 = "mp4"
 
 
 def main() -> None:
@@ -86,35 +144,12 @@ def _options(
 
 @app.command()
 def run(
-    config: Annotated[
-        str,
-        typer.Argument(help="A TOML file, or the name of a shipped config.", show_default=False),
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a value of the config, as in training.epochs=5. Repeatable.",
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the data sets' files; if not given $GRADXFORM_DATA, else a download.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to make for the results; if not given runs/NAME-TIMESTAMP.",
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")
-    ] = False,
+    config: ConfigNameOrNone = None,
+    set_: Settings = None,
+    data_dir: DataDir = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    resume: Resume = None,
 ) -> None:
     """Race a config's optimisers on its task.
 
@@ -127,9 +162,73 @@ def run(
     gradxform run mnist_race --set training.epochs=3 --set seed=1
     gradxform run digits_race \\
         --set 'optimizers.mine={method="optax.adamw", learning_rate=0.01}'
+    gradxform run mnist_race --set checkpoint.every=5 --out long
+    gradxform run --resume long
     """
     try:
-        _run(config, set_ or [], data_dir, out, quiet)
+        _run(config, set_ or [], data_dir, out, quiet, resume)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+
+
+@app.command()
+def sweep(
+    config: ConfigNameOrNone = None,
+    set_: Settings = None,
+    data_dir: DataDir = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    resume: Resume = None,
+) -> None:
+    """Train a config's optimisers at many hyperparameters and seeds at once.
+
+    What is swept is the config's [sweep]: the members of an optimiser are
+    one compiled program. Prints the best point of each optimiser, and makes
+    a folder of config.toml, members.csv (a row a member), costs.csv,
+    summary.json, best.toml (the best points, for gradxform run) and figures.
+
+    \b
+    gradxform sweep learning_rate
+    gradxform sweep my_sweep.toml --set sweep.seeds=8
+    gradxform sweep digits_race \\
+        --set 'sweep.axes.learning_rate={log=[1e-4, 1.0], points=9}'
+    """
+    try:
+        _sweep(config, set_ or [], data_dir, out, quiet, resume)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+
+
+@app.command()
+def movie(
+    config: ConfigName,
+    set_: Settings = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="Kind of file; mp4 needs ffmpeg.")
+    ] = Format.gif,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=50,
+            help="Frames a second; if not given 20, or fewer to last 5 seconds.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Draw a config's optimisers walking down their surface together.
+
+    Makes a folder of config.toml and movie.gif: the paths over the contours
+    beside the heights, in at most 120 frames, most of them of the first updates.
+
+    \b
+    gradxform movie valley
+    gradxform movie valley_second_order --set training.steps=30 --fps 5
+    gradxform movie my_walk.toml --format mp4 --out first
+    """
+    try:
+        _movie(config, set_ or [], format_, fps, out)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
 
@@ -147,24 +246,18 @@ def list_(
 
 
 def _run(
-    name: str, overrides: Sequence[str], data_dir: Path | None, out: Path | None, quiet: bool
+    name: str | None,
+    overrides: Sequence[str],
+    data_dir: Path | None,
+    out: Path | None,
+    quiet: bool,
+    resume: Path | None,
 ) -> None:
-    from gradxform.lab.config import SurfaceConfig, load_config
-    from gradxform.lab.data import DataError, load
+    name, overrides = _asked(name, overrides, out, resume)
+    config, dataset = _load(name, overrides, data_dir)
 
-    try:
-        config = load_config(name, overrides)
-    except ConfigError as error:
-        _fail(str(error))
-    dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
-    if data_dir is not None and dataset in _WITHOUT_FILES:
-        why = _WITHOUT_FILES[dataset]
-        print(f"gradxform: --data-dir {data_dir} is not used: {why}", file=sys.stderr)
-
-    from jax.errors import JaxRuntimeError
-
-    from gradxform.lab import optimizers, results
-    from gradxform.lab.models import ModelError
+    from gradxform.lab import checkpoints, optimizers, results
+    from gradxform.lab.data import load
     from gradxform.lab.train import race
 
     rows: list[tuple[str, Row]] = []
@@ -173,18 +266,205 @@ def _run(
         rows.append((label, row))
         advance(label, row)
 
-    try:
+    place = results.run_folder(config, out) if resume is None else contextlib.nullcontext(resume)
+    with _told():
         optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
-        with results.run_folder(config, out) as folder:
+        with place as folder, checkpoints.locked(folder):
+            snapshot = None if resume is None else _last_snapshot(folder, config, "run")
+            if snapshot is not None:
+                for history in snapshot.told["histories"]:
+                    rows += ((history["label"], row) for row in history["rows"])
             data = None if dataset is None else load(dataset, data_dir)
             try:
-                with _progress(config, quiet) as advance:
-                    result = race(config, data, on_row)
+                with (
+                    _progress(config, quiet, rows) as advance,
+                    _keeping(folder, config, "run") as on_state,
+                ):
+                    result = race(config, data, on_row, on_state=on_state, resume=snapshot)
             finally:
                 if rows:  # an interrupted race keeps what it has
                     results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
             results.save(folder, config, result)
-    except (ConfigError, DataError, ModelError, OSError) as error:
+    _show(results.ranking_table(result, config.title or config.name), folder)
+
+
+def _asked(
+    name: str | None, overrides: Sequence[str], out: Path | None, folder: Path | None
+) -> tuple[str, Sequence[str]]:
+    """The config that is asked for and its overrides; a ``folder`` that is resumed has its own."""
+    if folder is None and name is None:
+        _fail("missing argument CONFIG: name a TOML file or a shipped config, see gradxform list")
+    if folder is None:
+        return str(name), overrides
+
+    from gradxform.lab.config import load_config, to_toml
+
+    kept = folder / "config.toml"
+    if not kept.is_file():
+        _fail(f"--resume {folder}: no run is there, it has no config.toml")
+    if out is not None:
+        _fail(f"--out {out}: a run that is resumed stays in its folder, {folder}")
+    try:
+        given = to_toml(load_config(name or kept, overrides))
+        _check_same(to_toml(load_config(kept)), given, str(kept), "given now")
+    except ConfigError as error:
+        _fail(str(error))
+    if (folder / "summary.json").is_file():
+        _say(f"{folder}: this run is finished, nothing is left to do")
+        raise typer.Exit
+    return str(kept), []
+
+
+def _check_same(before: str, now: str, name_before: str, name_now: str) -> None:
+    """Ends with the difference between two configs if there is one."""
+    lines = difflib.unified_diff(
+        before.splitlines(), now.splitlines(), name_before, name_now, lineterm=""
+    )
+    if difference := "\n".join(lines):
+        _fail(f"a run goes on with the config that it was begun with; this differs:\n{difference}")
+
+
+def _last_snapshot(folder: Path, config: "Config", command: str) -> "Snapshot | None":
+    """Where the run in a folder stood at its last checkpoint that is whole."""
+    from gradxform.lab import checkpoints, results
+    from gradxform.lab.config import to_toml
+
+    found = checkpoints.newest(folder / "checkpoints", _say)
+    if found is None:
+        _say(f"{folder} has no usable checkpoint: starts from the beginning")
+        return None
+    snapshot, about = found
+    if about["command"] != command:
+        _fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
+    _check_same(about["config"], to_toml(config), "checkpoint", str(folder / "config.toml"))
+    _say(f"goes on from checkpoint {snapshot.number}")
+    if (was := about["made_with"]) != results.made_with():
+        versions = ", ".join(f"{name} {version}" for name, version in was["versions"].items())
+        _say(f"it was written by {versions} on {was['device']}: numbers may differ from here on")
+    return snapshot
+
+
+@contextlib.contextmanager
+def _keeping(folder: Path, config: "Config", command: str) -> "Iterator[OnState | None]":
+    """Yields what keeps checkpoints of a run, if its config wants them."""
+    from gradxform.lab import checkpoints, results
+    from gradxform.lab.config import SurfaceConfig, to_toml
+
+    if isinstance(config, SurfaceConfig) or not config.checkpoint.every:
+        yield None
+        return
+    about = {
+        "command": command,
+        "config": to_toml(config),
+        "made_with": results.made_with(),
+    }
+    options = config.checkpoint.model_dump()
+    try:
+        with checkpoints.keeping(
+            folder / "checkpoints", about=about, say=_say, **options
+        ) as on_state:
+            yield on_state
+    except KeyboardInterrupt:
+        _fail(f"interrupted; it goes on by gradxform {command} --resume {folder}", INTERRUPTED)
+
+
+def _sweep(
+    name: str | None,
+    overrides: Sequence[str],
+    data_dir: Path | None,
+    out: Path | None,
+    quiet: bool,
+    resume: Path | None,
+) -> None:
+    name, overrides = _asked(name, overrides, out, resume)
+    config, dataset = _load(name, overrides, data_dir, is_sweep=True)
+
+    from gradxform.lab import checkpoints, optimizers, results
+    from gradxform.lab.data import load
+    from gradxform.lab.sweep import sweep as sweep_all
+
+    rows: dict[int, Row] = {}
+
+    def on_epoch(label: str, epoch: int, found: "Mapping[int, Row]") -> None:
+        rows.update(found)
+        advance(label, epoch, found)
+
+    place = results.run_folder(config, out) if resume is None else contextlib.nullcontext(resume)
+    with _told():
+        optimizers.build_all(config.optimizers)
+        with place as folder, checkpoints.locked(folder):
+            snapshot = None if resume is None else _last_snapshot(folder, config, "sweep")
+            if snapshot is not None:
+                rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
+            data = None if dataset is None else load(dataset, data_dir)
+            try:
+                with (
+                    _sweep_progress(config, quiet) as advance,
+                    _keeping(folder, config, "sweep") as on_state,
+                ):
+                    result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
+            finally:
+                if rows:  # an interrupted sweep keeps what it has
+                    results.write_atomically(folder / "members.csv", results.members_csv(rows))
+            results.save_sweep(folder, config, result)
+    _show(results.best_table(result, config.title or config.name), folder)
+
+
+def _movie(
+    name: str, overrides: Sequence[str], format_: Format, fps: float | None, out: Path | None
+) -> None:
+    from gradxform.lab.config import load_config, require_surface
+
+    try:
+        config = require_surface(load_config(name, overrides))
+    except ConfigError as error:
+        _fail(str(error))
+
+    from gradxform.lab import movies, optimizers, results
+
+    with _told():
+        optimizers.build_all(config.optimizers)
+        if format_ is Format.mp4:
+            movies.ffmpeg()  # one that is missing need not wait for the race
+        with results.run_folder(config, out) as folder:
+            frames = movies.movie(config)
+            encode = movies.mp4 if format_ is Format.mp4 else movies.gif
+            file = folder / f"movie.{format_}"
+            results.write_atomically(file, encode(frames, fps))
+    print(f"The movie is {file}", file=sys.stderr)
+
+
+def _load(
+    name: str, overrides: Sequence[str], data_dir: Path | None, *, is_sweep: bool = False
+) -> "tuple[Config, str | None]":
+    """The config, and the name of the data set if it has one."""
+    from gradxform.lab.config import SurfaceConfig, load_config, require_sweep
+
+    try:
+        config = load_config(name, overrides)
+        if is_sweep:
+            require_sweep(config)
+    except ConfigError as error:
+        _fail(str(error))
+    dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
+    if data_dir is not None and dataset in _WITHOUT_FILES:
+        why = _WITHOUT_FILES[dataset]
+        print(f"gradxform: --data-dir {data_dir} is not used: {why}", file=sys.stderr)
+    return config, dataset
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong with a config, its data, memory or files ends in a line on stderr."""
+    from jax.errors import JaxRuntimeError
+
+    from gradxform.lab.checkpoints import CheckpointError
+    from gradxform.lab.data import DataError
+    from gradxform.lab.models import ModelError
+
+    try:
+        yield
+    except (CheckpointError, ConfigError, DataError, ModelError, OSError) as error:
         _fail(str(error))
     except (MemoryError, JaxRuntimeError) as error:
         reason = (str(error).splitlines() or ["Out of memory"])[0]
@@ -192,7 +472,9 @@ def _run(
         if not any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
             raise
         _fail(f"does not fit in memory: {reason}; try a smaller batch_size or model")
-    table = results.ranking_table(result, config.title or config.name)
+
+
+def _show(table: Table, folder: Path) -> None:
     console = Console()
     if console.width >= 100:
         table.padding = (0, 1, 0, 0)
@@ -201,21 +483,16 @@ def _run(
 
 
 @contextlib.contextmanager
-def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], None]]:
-    """Shows how the race goes on stderr; yields what to call with each new row."""
+def _progress(
+    config: "Config", quiet: bool, rows: "Sequence[tuple[str, Row]]"
+) -> Iterator[Callable[[str, "Row"], None]]:
+    """Shows how the race goes on stderr, ``rows`` done; yields what to call with each new row."""
     total_of = {label: _rows(config, label) for label in config.optimizers}
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         yield functools.partial(_print_row, console, total_of)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*_columns(), console=console) as bars:
         bar_of = {
             label: bars.add_task(label, total=total_of[label], start=False, state="")
             for label in config.optimizers
@@ -226,7 +503,54 @@ def _progress(config: "Config", quiet: bool) -> Iterator[Callable[[str, "Row"], 
             bars.start_task(bar)
             bars.update(bar, advance=1, state=_state(row))
 
+        for label, row in rows:
+            advance(label, row)
         yield advance
+
+
+@contextlib.contextmanager
+def _sweep_progress(
+    config: "Config", quiet: bool
+) -> "Iterator[Callable[[str, int, Mapping[int, Row]], None]]":
+    """Shows how the sweep goes on stderr; yields what to call after each epoch of some members."""
+    console = Console(stderr=True, quiet=quiet)
+    total_of = {label: _epochs(config, label) for label in config.optimizers}
+    with contextlib.ExitStack() as stack:
+        bars, bar_of = None, {}
+        if console.is_terminal:
+            bars = stack.enter_context(Progress(*_columns(), console=console))
+            bar_of = {
+                label: bars.add_task(label, total=total, start=False, state="")
+                for label, total in total_of.items()
+            }
+
+        def advance(label: str, epoch: int, found: "Mapping[int, Row]") -> None:
+            total, diverged = total_of[label], sum(row.get("diverged", 0) for row in found.values())
+            state = f"{len(found)} members" + (f", {diverged} diverged" if diverged else "")
+            if bars is not None:
+                bars.start_task(bar_of[label])
+                bars.update(bar_of[label], completed=epoch, state=state)
+            elif epoch * 10 // total > (epoch - 1) * 10 // total or epoch in (1, total):
+                line = f"{label}: epoch {epoch}/{total}, {state}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield advance
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
+
+
+def _epochs(config: "Config", label: str) -> int:
+    """How many epochs an optimiser's members train; a surface is one."""
+    steps = config.training.model_dump()
+    return 1 if "steps" in steps else _rows(config, label)
 
 
 def _rows(config: "Config", label: str) -> int:
@@ -303,6 +627,10 @@ _LISTS = {
     Listed.tasks: _list_tasks,
     Listed.configs: _list_configs,
 }
+
+
+def _say(message: str) -> None:
+    print(f"gradxform: {message}", file=sys.stderr)
 
 
 def _print(what: Any) -> None:

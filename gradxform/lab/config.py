@@ -179,6 +179,14 @@ class SurfaceSweep(_AnySweep):
     """of the largest entry of the gradient, where a method has converged"""
 
 
+class Checkpoint(_Table):
+    """``[checkpoint]`` of a task on data: how a run is kept from being lost."""
+
+    every: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
+    """epochs, of all optimisers together, from one checkpoint to the next; 0 for none"""
+    keep: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 2  #: of them, the last ones
+
+
 class Output(_Table):
     """``[output]``: where runs are kept."""
 
@@ -200,6 +208,7 @@ class ClassificationConfig(_Experiment):
     task: Classification
     training: Training
     sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
 
 
 class AutoencoderConfig(_Experiment):
@@ -208,6 +217,7 @@ class AutoencoderConfig(_Experiment):
     task: Autoencoder
     training: Training
     sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
 
 
 class LanguageConfig(_Experiment):
@@ -216,6 +226,7 @@ class LanguageConfig(_Experiment):
     task: Language
     training: Training
     sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
 
 
 class SurfaceConfig(_Experiment):
@@ -228,7 +239,10 @@ class SurfaceConfig(_Experiment):
 
 Config: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig | SurfaceConfig
 
-_SECTIONS = ("name", "title", "seed", "task", "training", "optimizers", "sweep", "output")
+_SECTIONS = (
+    *("name", "title", "seed", "task", "training"),
+    *("optimizers", "sweep", "checkpoint", "output"),
+)
 _KINDS: dict[str, type[Config]] = {
     "classification": ClassificationConfig,
     "autoencoder": AutoencoderConfig,
@@ -358,6 +372,24 @@ def require_sweep(config: Config) -> Sweep | SurfaceSweep:
         mend = "[sweep.axes] with learning_rate = {log = [1e-3, 1.0], points = 7}"
         raise ConfigError(config.name, [Problem("sweep", f"missing, for instance {mend}")])
     return config.sweep
+
+
+def sweep_members(config: Config) -> tuple[grid.Member, ...]:
+    """The runs of a config's ``[sweep]``; on a surface a member's seed is the number of its start.
+
+    Raises:
+      ConfigError: it has none.
+
+    >>> config = load_config("digits_race", ["sweep.axes.momentum=[0.5, 0.9]"])
+    >>> [m.values["momentum"] for m in sweep_members(config) if m.label == "nesterov"]
+    [0.5, 0.9]
+    """
+    sweep = require_sweep(config)
+    axes, overrides = _axes(sweep)
+    seeds, samples = _runs(sweep), sweep.samples
+    return grid.members(
+        config.optimizers, axes, overrides, seeds=seeds, samples=samples, seed=config.seed
+    )
 
 
 def to_toml(config: Config) -> str:
@@ -519,15 +551,10 @@ def _check_sweep(config: Config) -> Iterator[Problem]:
     sweep = config.sweep
     if sweep is None:
         return
-    axes, _ = grid.read_axes(sweep.axes, "")
-    overrides = {label: grid.read_axes(own, "")[0] for label, own in sweep.overrides.items()}
-    has_axis = bool(axes) or any(overrides.values())
-    if isinstance(sweep, SurfaceSweep):
-        starts = sweep.starts or [()]
-        runs = starts["points"] ** 2 if isinstance(starts, Mapping) else len(starts)
-        more = "starts = {points = 21}"
-    else:
-        runs, more = sweep.seeds, "seeds = 4"
+    axes, overrides = _axes(sweep)
+    has_axis = bool(sweep.axes) or any(sweep.overrides.values())
+    runs = _runs(sweep)
+    more = "starts = {points = 21}" if isinstance(sweep, SurfaceSweep) else "seeds = 4"
     total = grid.count(config.optimizers, axes, overrides, seeds=runs, samples=sweep.samples)
     if total > grid.MAX_MEMBERS:
         yield Problem("sweep", f"makes {total} runs, more than {grid.MAX_MEMBERS}")
@@ -542,6 +569,20 @@ def _check_sweep(config: Config) -> Iterator[Problem]:
         if sweep.rungs and sweep.rungs[-1] >= last:
             found = f"found {sweep.rungs[-1]}"
             yield Problem("sweep.rungs", f"should be before the last epoch, {last}, {found}")
+
+
+def _axes(sweep: Sweep | SurfaceSweep) -> tuple[grid.Axes, Mapping[str, grid.Axes]]:
+    """Of all optimisers, and by label of one."""
+    overrides = {label: grid.read_axes(own, "")[0] for label, own in sweep.overrides.items()}
+    return grid.read_axes(sweep.axes, "")[0], overrides
+
+
+def _runs(sweep: Sweep | SurfaceSweep) -> int:
+    """Runs of each point."""
+    if isinstance(sweep, Sweep):
+        return sweep.seeds
+    starts = sweep.starts or [()]
+    return starts["points"] ** 2 if isinstance(starts, Mapping) else len(starts)
 
 
 def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:

@@ -34,8 +34,7 @@ class Axis(NamedTuple):
         if self.listed:
             return self.listed
         steps = (self.points or 2) - 1
-        inner = (self._between(i / steps) for i in range(1, steps))
-        return (self.low, *(float(f"{value:.6g}") for value in inner), self.high)
+        return (self.low, *(self._between(i / steps) for i in range(1, steps)), self.high)
 
     def draw(self, generator: random.Random) -> float:
         """A random one: uniformly, on the logarithmic scale of a ``log`` range."""
@@ -44,9 +43,12 @@ class Axis(NamedTuple):
         return self._between(generator.random())
 
     def _between(self, part: float) -> float:
+        """In six digits, which may not lead out of the range."""
         if self.is_log:
-            return self.low ** (1 - part) * self.high**part
-        return (1 - part) * self.low + part * self.high
+            value = self.low ** (1 - part) * self.high**part
+        else:
+            value = (1 - part) * self.low + part * self.high
+        return min(max(float(f"{value:.6g}"), self.low), self.high)
 
 
 class Member(NamedTuple):
@@ -144,7 +146,7 @@ def check(
         where = f"sweep.axes.{name}"
         yield from _check_points(axis, samples, where)
         having = [label for label, table in tables.items() if optimizers.takes(table, name)]
-        if not having and not any(optimizers.check(x, "") for x in tables.values()):
+        if not having and not any(any(optimizers.check(x, "")) for x in tables.values()):
             known = sorted({n for table in tables.values() for n in optimizers.numbers(table)})
             hint = suggest(name, known) or f"; they have {', '.join(known) or 'none'}"
             yield Problem(where, f"no optimiser has such a number{hint}")

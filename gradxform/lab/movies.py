@@ -180,8 +180,11 @@ def gif(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
       fps: frames a second, up to 50; :func:`usual_fps` if not given. A GIF counts in hundredths of
         a second, so that single frames may last a hundredth longer than others.
     """
-    # the last frame has every colour
-    palette = frames[-1].quantize(PALETTE, method=Image.Quantize.MAXCOVERAGE)
+    # the last frame has every colour; without a pass of k-means the greys are tinged
+    palette = frames[-1].quantize(PALETTE, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    colours = np.reshape(palette.getpalette() or [], (-1, 3))
+    colours[colours.min(axis=1) > 245] = 255  # the paper is white, not a mean of what is light
+    palette.putpalette(colours.ravel().tolist())
     images = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     rate = fps or usual_fps(len(frames))
     ends = np.round(100 * np.arange(len(frames)) / rate)
@@ -239,6 +242,7 @@ def _stage(
     if legend is not None:
         legend.remove()
     left.set(title="", aspect="equal")
+    left.lines[len(paths)].set_markersize(13)  # the start, as a ring round the heads
     finite = [_finite(surface, path) for path in paths.values()]
     lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
     lowest = min([*lows, *(float(values.min()) for _, values in finite)])
@@ -267,7 +271,7 @@ def _stage(
         walks.append(walk)
     _scale(curves, first, walks)
     _key(table, len(paths))
-    counter = curves.text(1, 1.02, "", transform=curves.transAxes, ha="right", va="bottom")
+    counter = left.text(1, 1.02, "", transform=left.transAxes, ha="right", va="bottom")
     return walks, counter
 
 

@@ -1,21 +1,27 @@
-"""Figures: training cost against epochs, loss against work, and paths on a surface.
+"""Figures: training cost against epochs, loss against work, paths on a surface, and sweeps.
 
 Line styles and markers tell the optimisers apart without colour. Figures are made without pyplot:
 nothing is left open, and no display is needed.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from gradxform.lab.surfaces import Surface
+from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.train import RaceResult, ranked
+
+if TYPE_CHECKING:
+    from gradxform.lab.sweep import Point, SweepResult
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, less the yellow; dark and light
 # ones take turns, so that neighbours differ in grey as well. Numbers of colours, dashes and markers
@@ -209,6 +215,308 @@ def plot_paths(
     figure = axes.get_figure(root=True)
     assert figure is not None
     return figure
+
+
+def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
+    """What becomes of each optimiser against its learning rate, or the first number swept.
+
+    A curve is the mean over the seeds, and the band from the least to the greatest; where other
+    numbers are swept too, it is the best of them. Points of which a member diverged are at the top,
+    and dropped ones where they were then. Random points of several numbers have no curve. On a
+    surface it is the share of the starts solved, and the mean work.
+
+    Args:
+      result: of a sweep with an axis.
+      title: over the plot; the name of the task if empty.
+
+    Returns:
+      The figure; save it by ``figure.savefig(path)``.
+    """
+    from gradxform.lab.sweep import points_of
+
+    on_surface = result.measure == "work"
+    swept = [name for member in result.members for name in member.values]
+    across = "learning_rate" if "learning_rate" in swept else swept[0]
+    figure = Figure(figsize=(8.0, 7.2 if on_surface else 4.8), layout="constrained")
+    panels = figure.subplots(2 if on_surface else 1, 1, sharex=True, squeeze=False)[:, 0]
+    axes = panels[-1]
+    every = points_of(result)
+    xs = np.unique([p.values[across] for own in every.values() for p in own if across in p.values])
+    legend: list[tuple[str, Line2D]] = []
+    drawn, any_lost = [], False
+    chosen = zip(styles(len(every)), every.items(), strict=True)
+    for place, (style, (label, points)) in enumerate(chosen):
+        best = _best_at(points, across)
+        x = np.asarray([point.values[across] for point in best])
+        joined = len(best) < len(points) or all(len(p.values) == 1 for p in points)
+        if not best:  # it has no such number: the same everywhere
+            x, best = xs[[0, -1]], 2 * [min(points, key=_place)]
+        y = np.asarray([p.mean if np.isfinite(p.mean) else np.nan for p in best])
+        drawn.append(y[np.isfinite(y)])
+        options: dict[str, Any] = style._asdict() | {"markersize": 5, "linewidth": 1.5}
+        options |= {} if joined else {"linestyle": "none"}
+        (line,) = axes.plot(x, y, **options)
+        legend.append((label, line))
+        if on_surface:  # starts near and far: a band would cover all
+            shares = [100 * (1 - point.failures / len(point.rows)) for point in best]
+            panels[0].plot(x, shares, **options)
+        else:
+            low, high = np.transpose([_range(point, result.measure) for point in best])
+            band = {"color": style.color, "alpha": 0.15, "linewidth": 0 if joined else 1.5}
+            (axes.fill_between if joined else axes.vlines)(x, low, high, **band)
+        lost = x[np.isnan(y)]
+        any_lost |= len(lost) > 0
+        options |= {"linestyle": "none", "fillstyle": "none"}
+        at_top = np.full(len(lost), 0.98 - 0.035 * place)
+        axes.plot(lost, at_top, **options, transform=axes.get_xaxis_transform())
+    if any_lost:
+        (mark,) = axes.plot([], [], "o", color="0.4", fillstyle="none", markersize=5)
+        legend.append((f"{'none solved' if on_surface else 'diverged'} (at the top)", mark))
+    axes.set_xscale("log" if _is_logarithmic(xs) else "linear")
+    values = np.concatenate(drawn)
+    if len(values) and values.min() > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(top=min(2 * axes.get_ylim()[1], 10 * float(np.median(values))))
+        _limit_and_mark(axes, [])
+    axes.set_xlabel(across.replace("_", " "))
+    axes.set_ylabel(_MEASURES[result.measure].format(result.unit))
+    if on_surface:
+        panels[0].set_ylabel("starts solved (%)")
+    for panel in panels:
+        _clear(panel)
+    figure.suptitle(title or result.name, parse_math=False)
+    where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+    _legend(panels[0], legend, **where, handlelength=4, frameon=False)
+    return figure
+
+
+def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
+    """The measure over two numbers, a panel for each optimiser with two or more axes.
+
+    The panel is of the first two, and where there are more axes the best of the others. Dark is
+    good; a cross is a point of which a member diverged, or of which no start was solved; a star is
+    the best.
+
+    Args:
+      result: of a sweep with an optimiser with two axes.
+      title: over the plot; the name of the task if empty.
+
+    Returns:
+      The figure; save it by ``figure.savefig(path)``.
+    """
+    from gradxform.lab.sweep import points_of
+
+    every = {k: own for k, own in points_of(result).items() if len(own[0].values) >= 2}
+    means = np.asarray([p.mean for own in every.values() for p in own])
+    means = means[np.isfinite(means) & (means > 0)]
+    low, high = (means.min(), means.max()) if len(means) else (0.1, 1.0)
+    norm = LogNorm(
+        low, max(1.01 * low, min(high, 30 * float(np.median(means)) if len(means) else 1))
+    )
+    columns = min(3, len(every))
+    figure, panels = _panels(len(every), columns, (4.2, 3.8))
+    mesh = None
+    for axes, (label, points) in zip(panels, every.items(), strict=True):
+        across, up = list(points[0].values)[:2]
+        xs, ys = (np.unique([p.values[name] for p in points]) for name in (across, up))
+        best = min(points, key=lambda p: (p.dropped, p.mean))
+        if len(xs) * len(ys) <= len(points):  # a grid: its cells in rows and columns
+            table = np.full((len(ys), len(xs)), np.nan)
+            for point in points:
+                at = (
+                    np.searchsorted(ys, point.values[up]),
+                    np.searchsorted(xs, point.values[across]),
+                )
+                table[at] = np.fmin(table[at], point.mean if np.isfinite(point.mean) else np.nan)
+            options = {"norm": norm, "cmap": _COLOURS, "origin": "lower", "aspect": "auto"}
+            mesh = axes.imshow(table, **options)
+            lost = np.argwhere(np.isnan(table))[:, ::-1]
+            star = np.searchsorted(xs, best.values[across]), np.searchsorted(ys, best.values[up])
+            _name_cells(axes.xaxis, xs)
+            _name_cells(axes.yaxis, ys)
+        else:
+            axes.set_xscale("log" if _is_logarithmic(xs) else "linear")
+            axes.set_yscale("log" if _is_logarithmic(ys) else "linear")
+            x, y, mean = np.transpose([(p.values[across], p.values[up], p.mean) for p in points])
+            good = np.isfinite(mean)
+            mesh = axes.scatter(x[good], y[good], c=mean[good], norm=norm, cmap=_COLOURS)
+            lost = np.transpose([x[~good], y[~good]])
+            star = best.values[across], best.values[up]
+        axes.plot(*lost.T, "kx", markersize=6)
+        if np.isfinite(best.mean):
+            axes.plot(*star, "*", color="white", markeredgecolor="black", markersize=13)
+        axes.set(xlabel=across.replace("_", " "), ylabel=up.replace("_", " "))
+        axes.set_title(label, fontsize="medium", parse_math=False)
+    assert mesh is not None
+    _bar(figure, panels, mesh, _MEASURES[result.measure].format(result.unit))
+    figure.suptitle(title or result.name, parse_math=False)
+    return figure
+
+
+def plot_batch_sizes(
+    result: "SweepResult", sizes: Mapping[str, int | str], title: str = ""
+) -> Figure:
+    """What the batch size costs and brings, at the best point of each optimiser.
+
+    The target is the training cost that all of them reach: the highest of their lowest.
+
+    Args:
+      result: of a sweep on data.
+      sizes: batch size by label, a number or ``"full"``.
+      title: over the plot; the name of the task if empty.
+
+    Returns:
+      The figure; save it by ``figure.savefig(path)``.
+    """
+    from gradxform.lab.sweep import best_points
+
+    order = sorted(set(sizes.values()), key=lambda size: (size == "full", size))
+    figure = Figure(figsize=(8.4, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).ravel()
+    points = sorted(best_points(result), key=lambda point: order.index(sizes[point.label]))
+    has = points[0].rows[0] if points else {}
+    metric = next(
+        (m for m in ("test_accuracy", "test_error", "test_loss") if m in has), "test_loss"
+    )
+    costs = [np.mean(result.costs[list(point.numbers)], axis=0) for point in points]
+    target = max((float(np.nanmin(cost)) for cost in costs), default=math.nan)
+    reached = [1 + int(np.argmax(cost <= target)) for cost in costs]
+    panels[0].set_ylabel(metric.replace("_", " "))
+    panels[1].set_ylabel("milliseconds an epoch,\na member's share of the sweep")
+    panels[2].set_ylabel(f"updates to a training cost of {target:.3g}")
+    panels[3].set_ylabel(f"epochs to a training cost of {target:.3g}")
+    for panel in panels[2:]:
+        panel.set_xlabel("batch size")
+    x = [order.index(sizes[point.label]) for point in points]
+    is_curve = len(set(x)) == len(x)
+    options = {"color": "k", "marker": "o", "linestyle": "-" if is_curve else "none"}
+    steps = [point.rows[0]["steps"] / point.rows[0]["epochs"] for point in points]
+    spread = [[row[metric] for row in point.rows] for point in points]
+    times = [1e3 * point.rows[0]["seconds"] / point.rows[0]["epochs"] for point in points]
+    panels[0].plot(x, [np.mean(values) for values in spread], **options)
+    panels[0].vlines(x, [min(v) for v in spread], [max(v) for v in spread], color="k")
+    panels[1].plot(x, times, **options)
+    panels[1].set_ylim(bottom=0)
+    panels[2].plot(x, [e * n for e, n in zip(reached, steps, strict=True)], **options)
+    panels[3].plot(x, reached, **options)
+    for panel in panels[2:]:
+        panel.set_yscale("log")
+        _limit_and_mark(panel, [])
+    for panel in panels:
+        panel.set_xticks(range(len(order)), [str(size) for size in order])
+        _clear(panel)
+    figure.suptitle(title or result.name, parse_math=False)
+    return figure
+
+
+def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
+    """Where each optimiser, at its best point, gets to a minimum from, and at what work.
+
+    Each dot is a start, the darker the more evaluations and curvature products it took; a cross is
+    a start from which it did not get there.
+
+    Args:
+      surface: its name.
+      result: of a sweep on it.
+      title: over the plot; the surface's name if empty.
+
+    Returns:
+      The figure; save it by ``figure.savefig(path)``.
+    """
+    from gradxform.lab.sweep import points_of
+
+    ground = SURFACES[surface]
+    best = [min(own, key=_place) for own in points_of(result).values()]
+    work = [row["work"] for point in best for row in point.rows if row["solved"]]
+    norm = LogNorm(min(work, default=1), max(max(work, default=1), 1.01 * min(work, default=1)))
+    figure, panels = _panels(len(best), min(3, len(best)), (3.8, 3.5))
+    dots = None
+    for axes, point in zip(panels, best, strict=True):
+        _contours(ground, axes)
+        xs = np.asarray([(row["x0"], row["y0"]) for row in point.rows])
+        good = np.asarray([row["solved"] for row in point.rows])
+        size = max(2.0, min(6.0, 110 / np.sqrt(len(xs))))
+        dots = axes.scatter(
+            *xs[good].T,
+            c=[row["work"] for row in point.rows if row["solved"]],
+            s=size**2,
+            norm=norm,
+            cmap=_COLOURS + "_r",
+            linewidth=0,
+        )
+        axes.plot(*xs[~good].T, "kx", markersize=size)
+        for x, y in ground.minima:
+            axes.plot(x, y, "k*", markersize=11, markerfacecolor="white")
+        (left, right), (bottom, top) = ground.bounds
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        values = point.values.items()
+        said = ", ".join(f"{path.replace('_', ' ')} {value:.3g}" for path, value in values)
+        heading = f"{point.label}{f' ({said})' if said else ''}\n{good.sum()} of {len(good)} solved"
+        axes.set_title(heading, fontsize="small", parse_math=False)
+    assert dots is not None
+    _bar(figure, panels, dots, result.unit)
+    figure.suptitle(title or surface, parse_math=False)
+    return figure
+
+
+_COLOURS = "viridis"  # its lightness rises evenly, so that it reads in grey
+_MEASURES = {
+    "validation_loss": "validation loss ({})",
+    "train_loss": "training loss ({})",
+    "work": "{},\nmean of the starts solved",
+}
+
+
+def _place(point: "Point") -> tuple[float, float]:
+    return (point.failures, point.mean)
+
+
+def _best_at(points: "Sequence[Point]", name: str) -> "list[Point]":
+    """For each value of a number the best point that has it, in the order of the values."""
+    best: dict[float, Point] = {}
+    for point in sorted(points, key=_place):
+        if name in point.values:
+            best.setdefault(point.values[name], point)
+    return [best[value] for value in sorted(best)]
+
+
+def _range(point: "Point", measure: str) -> tuple[float, float]:
+    """The least and the greatest of a point's members, NaN where it has no mean."""
+    values = [row[measure] for row in point.rows if row.get("solved", True)]
+    return (min(values), max(values)) if np.isfinite(point.mean) else (np.nan, np.nan)
+
+
+def _is_logarithmic(values: np.ndarray) -> bool:
+    """Whether sorted values lie evenly on a logarithmic scale rather than on a linear one."""
+    low, high = values[0], values[-1]
+    if low <= 0 or high < 10 * low:
+        return False
+    if len(values) == 2:
+        return True
+    middle = float(np.median(values[1:-1]))
+    off = abs(math.log(middle) - math.log(low * high) / 2) / math.log(high / low)
+    return off < abs(middle - (low + high) / 2) / (high - low)
+
+
+def _name_cells(axis: Axis, values: np.ndarray) -> None:
+    """Ticks that tell the values of rows or columns, at most eight of them."""
+    shown = range(0, len(values), -(-len(values) // 8))
+    axis.set_ticks(shown, [f"{values[i]:.3g}" for i in shown])
+
+
+def _bar(figure: Figure, panels: Sequence[Axes], drawn: Any, label: str) -> None:
+    """The colours' scale, with few numbers beside it."""
+    axis = figure.colorbar(drawn, ax=panels, label=label).ax.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, each of a size in inches."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns + 1, size[1] * rows + 0.4), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
 def _limit_and_mark(axes: Axes, curves: Sequence[np.ndarray]) -> None:

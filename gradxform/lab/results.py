@@ -1,4 +1,4 @@
-"""What a race leaves behind: a folder of files, and a table."""
+"""What a race or a sweep leaves behind: a folder of files, and a table."""
 
 import contextlib
 import csv
@@ -10,17 +10,23 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 import gradxform
-from gradxform.lab.config import Config, to_toml
+from gradxform.lab.config import Config, SurfaceConfig, to_toml
+from gradxform.lab.grid import substitute
 from gradxform.lab.train import RaceResult, Row, ranked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gradxform.lab.sweep import Point, SweepResult
 
 COLUMNS = (
     ("value", "value"),
@@ -32,6 +38,9 @@ COLUMNS = (
     ("test_accuracy", "test\nacc."),
     ("test_error", "test\nerror"),
 )
+
+
+SURFACE_COLUMNS = (("work", "work"), ("steps", "updates"), ("value", "value"))
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
@@ -101,44 +110,84 @@ def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
     >>> metrics_csv([("sgd", {"epoch": 1, "cost": 2.5})])
     'optimizer,epoch,cost\\nsgd,1,2.5\\n'
     """
-    text = io.StringIO()
-    columns = ["optimizer", *dict.fromkeys(key for _, row in rows for key in row)]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"optimizer": label, **row} for label, row in rows)
-    return text.getvalue()
+    return _csv([{"optimizer": label, **row} for label, row in rows])
+
+
+def members_csv(rows: Mapping[int, dict[str, Any]]) -> str:
+    """One line for each member of a sweep, by its number.
+
+    >>> members_csv({3: {"optimizer": "sgd", "learning_rate": 0.1}})
+    'member,optimizer,learning_rate\\n3,sgd,0.1\\n'
+    """
+    return _csv([{"member": number, **row} for number, row in sorted(rows.items())])
+
+
+def costs_csv(result: "SweepResult") -> str:
+    """One line for each epoch that a member of a sweep ran: its number, the epoch, the cost."""
+    lines = (
+        f"{number},{epoch},{cost}\n"
+        for number, costs in enumerate(result.costs.tolist())
+        for epoch, cost in enumerate(costs, start=1)
+        if math.isfinite(cost)
+    )
+    return "".join(["member,epoch,cost\n", *lines])
 
 
 def summary_json(config: Config, result: RaceResult) -> str:
     """The ranking and what it was made with; numbers that are not finite become null."""
-    import jax
-    import jaxlib
-    import optax
-
     ranking = [
         {
             "rank": rank,
             "optimizer": history.label,
             "diverged": history.diverged,
-            "final": {key: _finite(value) for key, value in history.rows[-1].items()},
+            "final": _finite_row(history.rows[-1]),
             "steps_per_second": history.steps_per_second,
             "compile_seconds": history.compile_seconds,
         }
         for rank, history in enumerate(ranked(result), start=1)
     ]
-    packages = (gradxform, jax, jaxlib, optax)
-    summary = {
-        "name": config.name,
-        "title": config.title or config.name,
-        "task": result.name,
-        "seed": config.seed,
-        "ranked_by": result.measure,
-        "ranking": ranking,
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version()}
-        | {p.__name__: p.__version__ for p in packages},
+    found = {"ranked_by": result.measure, "ranking": ranking}
+    return _summary(config, result.name, found)
+
+
+def sweep_summary_json(config: Config, result: "SweepResult") -> str:
+    """The best point of each optimiser, the best first, and what the sweep was made with."""
+    from gradxform.lab.sweep import best_points, points_of
+
+    every = points_of(result)
+    best = [
+        {
+            "rank": rank,
+            "optimizer": point.label,
+            "hyperparameters": point.values,
+            f"mean_{result.measure}": point.mean,
+            "points": len(every[point.label]),
+            "members": [_finite_row(row) for row in point.rows],
+        }
+        for rank, point in enumerate(best_points(result), start=1)
+    ]
+    found = {
+        "compared_by": result.measure,
+        "best": best,
+        "members": len(result.members),
+        "failures": sum(point.failures for points in every.values() for point in points),
+        "seconds": result.seconds,
+        "compile_seconds": result.compile_seconds,
     }
-    return json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    return _summary(config, result.name, found)
+
+
+def best_toml(config: Config, points: Iterable["Point"]) -> str:
+    """The config of a race of these points; the optimisers without one are left out."""
+    best = {point.label: point.values for point in points}
+    training = config.training
+    if not isinstance(config, SurfaceConfig):
+        kept = {label: x for label, x in config.training.overrides.items() if label in best}
+        training = config.training.model_copy(update={"overrides": kept})
+    entries = config.optimizers.items()
+    chosen = {label: substitute(x, best[label]) for label, x in entries if label in best}
+    update = {"optimizers": chosen, "training": training, "sweep": None}
+    return to_toml(config.model_copy(update=update))
 
 
 def ranking_table(result: RaceResult, title: str) -> Table:
@@ -163,18 +212,147 @@ def ranking_table(result: RaceResult, title: str) -> Table:
     return table
 
 
+def best_table(result: "SweepResult", title: str) -> Table:
+    """The best point of each optimiser, the best first, with the means of its members.
+
+    Of the measure it tells the least and the greatest, too.
+    """
+    from gradxform.lab.sweep import best_points, points_of
+
+    table = Table(
+        title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD, padding=0
+    )
+    every, best = points_of(result), best_points(result)
+    on_surface = result.measure == "work"
+    columns = dict(SURFACE_COLUMNS if on_surface else COLUMNS[1:])
+    shown = [key for key in columns if any(key in point.rows[0] for point in best)]
+    table.add_column("#", justify="right")
+    table.add_column("optimiser", overflow="fold")
+    table.add_column("best point", overflow="fold")
+    for key in shown:
+        table.add_column(columns[key], justify="right")
+    table.add_column("not\nsolved" if on_surface else "diverged\nof all", justify="right")
+    without = [label for label in every if label not in [point.label for point in best]]
+    for rank, point in enumerate(best, start=1):
+        values = "\n".join(f"{path} {value:.4g}" for path, value in point.values.items())
+        cells = (_mean(key, point, with_range=key == result.measure) for key in shown)
+        row = (str(rank), Text(point.label), Text(values), *cells)
+        table.add_row(*row, _failed([point] if on_surface else every[point.label]))
+    for label in without:
+        row = ("", Text(label), "none", *[""] * len(shown))
+        table.add_row(*row, _failed(every[label]))
+    return table
+
+
+def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
+    """Writes all that a sweep leaves but ``members.csv``."""
+    from gradxform.lab.sweep import best_points
+
+    best = best_points(result)
+    if best:
+        write_atomically(folder / "best.toml", best_toml(config, best))
+    if result.costs.size:
+        write_atomically(folder / "costs.csv", costs_csv(result))
+    for name, figure in _sweep_figures(config, result):
+        _save_figure(folder / name, figure)
+    write_atomically(folder / "summary.json", sweep_summary_json(config, result))
+
+
 def save(folder: Path, config: Config, result: RaceResult) -> None:
     """Writes ``summary.json``, ``cost.png`` and, of a task on data, ``work.png``."""
     from gradxform.lab.plots import plot_cost, plot_work
 
-    write_atomically(folder / "summary.json", summary_json(config, result))
     plots = {"cost.png": plot_cost}
     if result.measure == "train_loss":
         plots["work.png"] = plot_work
     for name, plot in plots.items():
-        figure = io.BytesIO()
-        plot(result, config.title or config.name).savefig(figure, format="png", dpi=150)
-        write_atomically(folder / name, figure.getvalue())
+        _save_figure(folder / name, plot(result, config.title or config.name))
+    # the last file: where it is, a run is finished
+    write_atomically(folder / "summary.json", summary_json(config, result))
+
+
+def _sweep_figures(config: Config, result: "SweepResult") -> "Iterator[tuple[str, Figure]]":
+    from gradxform.lab.plots import plot_batch_sizes, plot_heatmaps, plot_sensitivity, plot_starts
+
+    title = config.title or config.name
+    axes = [list(member.values) for member in result.members]
+    if any(axes):
+        yield "sensitivity.png", plot_sensitivity(result, title)
+    if any(len(own) >= 2 for own in axes):
+        yield "heatmap.png", plot_heatmaps(result, title)
+    if isinstance(config, SurfaceConfig):
+        yield "starts.png", plot_starts(config.task.surface, result, title)
+    else:
+        common, overrides = config.training.batch_size, config.training.overrides
+        sizes = {
+            label: (own.batch_size if (own := overrides.get(label)) else None) or common
+            for label in config.optimizers
+        }
+        if len(set(sizes.values())) > 1:
+            yield "batch_size.png", plot_batch_sizes(result, sizes, title)
+
+
+def _save_figure(path: Path, figure: "Figure") -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    write_atomically(path, content.getvalue())
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def made_with() -> dict[str, Any]:
+    """The device and the versions that numbers depend on."""
+    import jax
+    import jaxlib
+    import optax
+
+    packages = (gradxform, jax, jaxlib, optax)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version()}
+        | {p.__name__: p.__version__ for p in packages},
+    }
+
+
+def _summary(config: Config, task: str, found: Mapping[str, Any]) -> str:
+    """JSON text of what was found and of what it was made with."""
+    summary = {
+        "name": config.name,
+        "title": config.title or config.name,
+        "task": task,
+        "seed": config.seed,
+        **found,
+        **made_with(),
+    }
+    return json.dumps(summary, indent=2, allow_nan=False) + "\n"
+
+
+def _mean(key: str, point: "Point", with_range: bool) -> str:
+    """Of the members that did not fail."""
+    rows = [row for row in point.rows if row.get("solved", True) and key in row]
+    values = [row[key] for row in rows]
+    if not values:
+        return "none"
+    mean = _shown(key, sum(values) / len(values))
+    if not with_range or len(values) == 1:
+        return mean
+    return f"{mean}\n{_shown(key, min(values))}–{_shown(key, max(values))}"
+
+
+def _failed(points: Sequence["Point"]) -> str:
+    members = sum(len(point.rows) for point in points)
+    return f"{sum(point.failures for point in points)} of {members}"
+
+
+def _finite_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _finite(x) if isinstance(x, float) else x for k, x in row.items()}
 
 
 def _remove_lone_config(folder: Path) -> None:

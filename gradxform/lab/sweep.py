@@ -16,10 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.lab import optimizers
-from gradxform.lab.batching import Order
+from gradxform.lab.batching import Order, steps_per_epoch
+from gradxform.lab.checkpoints import CheckpointError, OnState, Snapshot, fit
+from gradxform.lab.config import Config, SurfaceConfig, require_sweep, sweep_members
+from gradxform.lab.data import Dataset
 from gradxform.lab.grid import Member, Table, substitute
 from gradxform.lab.optimizers import ConfigError, Problem
-from gradxform.lab.tasks import Task
+from gradxform.lab.surfaces import SURFACES, Surface
+from gradxform.lab.tasks import Task, make_task
 from gradxform.lab.train import (
     METRICS,
     Examples,
@@ -31,32 +35,60 @@ from gradxform.lab.train import (
     make_epoch,
     settings_of,
 )
+from gradxform.minimization import Status, minimize
 from gradxform.tree import PyTree
 
 Vary = Literal["initialisation", "order", "both"]
-OnEpoch = Callable[[str, int, int], None]
+Row = dict[str, Any]
+OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
 
 # Members that one call trains, on each device: more are no faster on a CPU, where a net that is
 # worth sweeping fills the vector units alone; an accelerator wants as many as fit.
 _BLOCK = {"cpu": 32}
 _LARGEST_BLOCK = 1024
 _MEMORY = 0.8  # of what there is
+_SOLVED = 1e-3  # above the value of a surface's minimum; its saddles and plateaus are higher
+_RESERVED = (
+    *("optimizer", "seed", "epochs", "steps", "diverged", "dropped", "seconds", "cost"),
+    *("x0", "y0", "x", "y", "value", "evaluations", "curvature_products", "work", "status"),
+)
 
 
 class SweepResult(NamedTuple):
     """How all members of a sweep did."""
 
     name: str
-    measure: Literal["validation_loss", "train_loss"]  #: what members are compared by
+    measure: Literal["validation_loss", "train_loss", "work"]  #: what members are compared by
     unit: str  #: of it, in words
     members: tuple[Member, ...]
-    rows: tuple[dict[str, Any], ...]
-    """one a member: ``optimizer``, its hyperparameters, ``seed``, ``epochs`` that it ran,
-    ``diverged``, ``dropped``, ``cost`` of its last epoch, and the metrics after it:
-    ``pandas.DataFrame(result.rows)`` is a tidy table"""
-    costs: np.ndarray  #: training cost of every epoch, (members, epochs), NaN where it did not run
+    rows: tuple[Row, ...]
+    """one a member: ``optimizer``, its hyperparameters, ``seed``, the ``epochs`` and ``steps`` that
+    it ran, ``diverged``, ``dropped``, its share of the ``seconds``, ``cost`` of its last epoch, and
+    the metrics after it; or what :func:`sweep_on_surface` tells. ``pandas.DataFrame(result.rows)``
+    is a tidy table"""
+    costs: np.ndarray
+    """training cost of every epoch, (members, epochs), NaN where it did not run; no epochs on a
+    surface"""
     seconds: float  #: of training, compilation and evaluation apart
     compile_seconds: float
+
+
+class Point(NamedTuple):
+    """All runs of the same hyperparameters."""
+
+    label: str  #: of the optimiser
+    values: Mapping[str, float]  #: hyperparameters, by dotted path in the optimiser's table
+    numbers: tuple[int, ...]  #: of its members
+    rows: tuple[Row, ...]  #: of these
+    failures: int  #: members that diverged or, on a surface, were not solved
+    mean: float
+    """of the measure over all its members, and over those solved on a surface; infinite if one
+    diverged, or none was solved"""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was trained for fewer epochs, being among the worse after a rung."""
+        return any(row.get("dropped") for row in self.rows)
 
 
 class _Group(NamedTuple):
@@ -65,7 +97,16 @@ class _Group(NamedTuple):
     label: str
     table: Table  # of the optimiser, the other numbers in their places
     paths: tuple[str, ...]  # of the traced ones
+    whole: frozenset[str]  # those of them that are integers in every member
     members: tuple[int, ...]
+
+    def built(self, values: jax.Array) -> Any:
+        """The optimiser with these numbers, which may be traced."""
+        traced = {
+            path: value.astype(jnp.int32) if path in self.whole else value
+            for path, value in zip(self.paths, values, strict=True)
+        }
+        return optimizers.build(substitute(self.table, traced), f"optimizers.{self.label}")
 
 
 class _Block(NamedTuple):
@@ -75,6 +116,72 @@ class _Block(NamedTuple):
     values: jax.Array  # (block, hyperparameters)
     alive: jax.Array  # (block,)
     state: TrainState
+
+
+def sweep(
+    config: Config,
+    data: Dataset | None = None,
+    on_epoch: OnEpoch | None = None,
+    *,
+    on_state: OnState | None = None,
+    resume: Snapshot | None = None,
+) -> SweepResult:
+    """Runs the members of a config's ``[sweep]`` on its task.
+
+    Args:
+      config: the experiment.
+      data: the data set that a task on data names, see :func:`gradxform.lab.data.load`.
+      on_epoch: called with an optimiser's label, the epoch, and by number the rows so far of the
+        members that trained in it: metrics are there after the last epoch and after rungs. On a
+        surface it is called once for each program.
+      on_state: see :func:`sweep_on_task`; minimising a surface is too short for it.
+      resume: likewise.
+
+    Raises:
+      ConfigError: there is no ``[sweep]``; an optimiser cannot be built or does not fit the task;
+        or the members do not fit into memory.
+      CheckpointError: ``resume`` is of another sweep.
+      ModelError: the model does not fit the data.
+      DataError: the validation split leaves nothing to train on or to validate with.
+
+    >>> from gradxform.lab.config import parse_config
+    >>> config = parse_config({
+    ...     "name": "walk", "task": {"kind": "surface", "surface": "saddle", "start": [1, 0.5]},
+    ...     "training": {"steps": 100}, "optimizers": {"a": {"method": "sgd", "learning_rate": 1}},
+    ...     "sweep": {"axes": {"learning_rate": [0.01, 0.1]}},
+    ... })
+    >>> [(row["learning_rate"], row["status"]) for row in sweep(config).rows]
+    [(0.01, 'max_steps'), (0.1, 'converged')]
+    """
+    table = require_sweep(config)
+    members = sweep_members(config)
+    if isinstance(config, SurfaceConfig):
+        surface = SURFACES[config.task.surface]
+        starts = table.model_dump()["starts"] or [config.task.start or surface.start]
+        return sweep_on_surface(
+            surface,
+            config.optimizers,
+            members,
+            starts=grid_of_starts(surface, **starts) if isinstance(starts, dict) else starts,
+            max_steps=config.training.steps,
+            tol=table.model_dump()["tol"],
+            on_epoch=on_epoch,
+        )
+    if data is None:
+        raise ValueError(f"sweep needs data=load({config.task.dataset!r})")
+    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
+    training = config.training.model_dump(exclude_none=True)
+    return sweep_on_task(
+        make_task(data, config.task.model, **options),
+        config.optimizers,
+        members,
+        seed=config.seed,
+        on_epoch=on_epoch,
+        on_state=on_state,
+        resume=resume,
+        **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
+        **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
+    )
 
 
 def sweep_on_task(
@@ -92,6 +199,8 @@ def sweep_on_task(
     rungs: Sequence[int] = (),
     keep: float = 0.5,
     on_epoch: OnEpoch | None = None,
+    on_state: OnState | None = None,
+    resume: Snapshot | None = None,
 ) -> SweepResult:
     """Trains a task's model by every member, in as few compiled programs as can be.
 
@@ -117,7 +226,9 @@ def sweep_on_task(
       block_size: members that are trained together; as many as memory and speed want if not given.
       rungs: epochs after which members are dropped.
       keep: the part of the points that goes on, above 0 and below 1.
-      on_epoch: called with the optimiser's label, the epoch, and how many members it trained.
+      on_epoch: see :func:`sweep`.
+      on_state: called after each epoch of a program, for checkpoints.
+      resume: where an interrupted sweep of the same arguments stood, on as many devices.
 
     Returns:
       The result; members are compared by validation loss, or by training loss where there is no
@@ -126,6 +237,7 @@ def sweep_on_task(
     Raises:
       ConfigError: an optimiser cannot be built or does not fit the task, or the members do not fit
         into memory.
+      CheckpointError: ``resume`` is of another sweep.
 
     >>> from gradxform.lab.data import load
     >>> from gradxform.lab.grid import Axis, members
@@ -148,7 +260,7 @@ def sweep_on_task(
     common = Settings(epochs, batch_size, order, math.inf)
     settings = settings_of(common, overrides or {}, tables, size)
     measure = "validation_loss" if "validation" in parts else "train_loss"
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, Row] = {}
     costs = np.full((len(members), max(s.epochs for s in settings.values())), np.nan)
     seconds = compile_seconds = 0.0
 
@@ -161,42 +273,238 @@ def sweep_on_task(
     if problems:
         raise ConfigError(task.name, problems)
 
-    for group, program in zip(groups, programs, strict=True):
-        started = time.perf_counter()
-        lanes, blocks = _first_blocks(program, group, members, parts["train"], mesh, block_size)
-        compile_seconds += time.perf_counter() - started
-        last = settings[group.label].epochs
-        for epoch in range(1, last + 1):
+    first = done = lanes = 0
+    blocks: list[_Block] = []
+    if resume is not None:
+        costs, blocks = _restored(resume, groups, programs, members, mesh, costs)
+        first, done, lanes = (resume.told[name] for name in ("group", "epoch", "lanes"))
+        seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
+        rows |= {int(number): row for number, row in resume.told["rows"].items()}
+
+    for i, (group, program) in list(enumerate(zip(groups, programs, strict=True)))[first:]:
+        if not blocks:
             started = time.perf_counter()
-            for i, block in enumerate(blocks):
-                blocks[i], cost = _advance(program, block, parts["train"])
+            lanes, blocks = _first_blocks(program, group, members, parts["train"], mesh, block_size)
+            compile_seconds += time.perf_counter() - started
+            rows |= {number: _first_row(members[number]) for number in group.members}
+        last = settings[group.label].epochs
+        steps = steps_per_epoch(size, settings[group.label].batch_size)
+        for epoch in range(done + 1, last + 1):
+            compile_seconds += _compile(program, blocks, parts["train"])
+            started = time.perf_counter()
+            for j, block in enumerate(blocks):
+                blocks[j], cost = _advance(program, block, parts["train"])
                 costs[block.members[block.members >= 0], epoch - 1] = cost
-            seconds += time.perf_counter() - started
-            training = [n for block in blocks for n in block.members if n >= 0]
+            elapsed = time.perf_counter() - started
+            seconds += elapsed
+            training = [int(n) for block in blocks for n in block.members if n >= 0]
+            for number in training:
+                _count(rows[number], costs[number, epoch - 1], steps, elapsed / len(training))
+            if epoch == last or epoch in rungs:
+                for block in blocks:
+                    for number, found in _metrics(program, block, parts).items():
+                        rows[number] |= {"dropped": epoch != last, **found}
             if on_epoch is not None:
-                on_epoch(group.label, epoch, len(training))
-            if epoch != last and epoch not in rungs:
-                continue
-            for block in blocks:
-                for number, found in _metrics(program, block, parts).items():
-                    ran = costs[number][np.isfinite(costs[number])]
-                    rows[number] = {
-                        "optimizer": group.label,
-                        **members[number].values,
-                        "seed": members[number].seed,
-                        "epochs": len(ran),
-                        "diverged": found.pop("diverged"),
-                        "dropped": epoch != last,
-                        "cost": float(ran[-1]) if len(ran) else math.nan,
-                        **found,
-                    }
-            if epoch != last:
+                on_epoch(group.label, epoch, {number: rows[number] for number in training})
+            if epoch != last and epoch in rungs:
                 kept = _better_points(members, rows, training, measure, keep)
                 blocks = _regroup(program, blocks, kept, lanes, mesh)
+            if on_state is not None:
+                told = {"group": i, "epoch": epoch, "lanes": lanes, "rows": rows}
+                told |= {"seconds": seconds, "compile_seconds": compile_seconds}
+                number = sum(settings[earlier.label].epochs for earlier in groups[:i]) + epoch
+                going_on = blocks if epoch != last else []
+                on_state(number, functools.partial(_snapshot, number, told, costs, going_on, mesh))
+        done, blocks = 0, []
     ordered = tuple(rows[i] for i in range(len(members)))
     return SweepResult(
         task.name, measure, task.unit, tuple(members), ordered, costs, seconds, compile_seconds
     )
+
+
+def sweep_on_surface(
+    surface: Surface,
+    tables: Mapping[str, Table],
+    members: Sequence[Member],
+    *,
+    starts: Sequence[Sequence[float]],
+    max_steps: int,
+    tol: float = 1e-4,
+    on_epoch: OnEpoch | None = None,
+) -> SweepResult:
+    """Minimises a surface by every member, those of one optimiser by one vmapped program.
+
+    A row holds ``optimizer``, its hyperparameters, the start ``x0``, ``y0``, the best point ``x``,
+    ``y`` that :func:`gradxform.minimize` found with its ``value``; the ``steps``, ``evaluations``
+    and ``curvature_products`` it took, ``work``, the sum of the latter two; ``status``; and whether
+    it is ``solved``: converged to one of the surface's minima, not to a saddle.
+
+    Args:
+      surface: the function.
+      tables: of the optimisers, as in a config, by label.
+      members: the runs, see :func:`gradxform.lab.grid.members`; the seed of each is the number of
+        its start.
+      starts: pairs of numbers.
+      max_steps: the most updates of each.
+      tol: of the largest entry of the gradient, where it has converged.
+      on_epoch: see :func:`sweep`.
+
+    Returns:
+      The result; members are compared by their work.
+
+    Raises:
+      ConfigError: an optimiser cannot be built or fails on a point.
+
+    >>> from gradxform.lab.grid import Member
+    >>> runs = [Member("newton", {}, 0), Member("newton", {}, 1)]
+    >>> result = sweep_on_surface(
+    ...     SURFACES["quadratic"], {"newton": {"method": "newton"}}, runs,
+    ...     starts=[(-4.6, -2.2), (1.0, 1.0)], max_steps=10,
+    ... )
+    >>> [(row["steps"], row["solved"]) for row in result.rows]
+    [(1, True), (1, True)]
+    """
+    points = jnp.asarray(starts, jnp.float32)
+    lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
+    rows: dict[int, Row] = {}
+    seconds = compile_seconds = 0.0
+
+    problems: list[Problem | str] = []
+    groups, programs = tuple(_groups(tables, members)), []
+    for group in groups:
+        values = [[members[n].values[path] for path in group.paths] for n in group.members]
+        arguments = (
+            jnp.asarray(values, jnp.float32).reshape(len(values), len(group.paths)),
+            points[jnp.asarray([members[n].seed for n in group.members])],
+        )
+        with collecting(problems, f"optimizers.{group.label}"):
+            program = jax.jit(jax.vmap(_solver(surface, group, max_steps, tol)))
+            programs.append((program.trace(*arguments), arguments))
+    if problems:
+        raise ConfigError(surface.name, problems)
+
+    for group, (traced, arguments) in zip(groups, programs, strict=True):
+        started = time.perf_counter()
+        program = traced.lower().compile()
+        compiled = time.perf_counter()
+        found = jax.device_get(jax.block_until_ready(program(*arguments)))
+        compile_seconds += compiled - started
+        seconds += time.perf_counter() - compiled
+        own = {}
+        for lane, number in enumerate(group.members):
+            end = {name: x[lane].item() for name, x in found.items()}
+            status = Status(end.pop("status"))
+            solved = status == Status.converged and end["value"] <= min(lows) + _SOLVED
+            own[number] = {
+                **_columns(members[number]),
+                **dict(zip(("x0", "y0"), map(float, starts[members[number].seed]), strict=True)),
+                **end,
+                "work": end["evaluations"] + end["curvature_products"],
+                "status": status.name,
+                "solved": solved,
+            }
+        rows |= own
+        if on_epoch is not None:
+            on_epoch(group.label, 1, own)
+    ordered, costs = tuple(rows[i] for i in range(len(members))), np.empty((len(members), 0))
+    unit = "evaluations and curvature products"
+    name = surface.name
+    return SweepResult(name, "work", unit, tuple(members), ordered, costs, seconds, compile_seconds)
+
+
+def grid_of_starts(surface: Surface, points: int) -> tuple[tuple[float, float], ...]:
+    """Starts in a square grid over what is drawn of a surface, the middles of equal cells.
+
+    Args:
+      surface: whose bounds.
+      points: a side.
+
+    >>> grid_of_starts(SURFACES["saddle"], 2)
+    ((-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0))
+    """
+    x, y = (
+        [low + (high - low) * (i + 0.5) / points for i in range(points)]
+        for low, high in surface.bounds
+    )
+    return tuple((a, b) for b in y for a in x)
+
+
+def points_of(result: SweepResult) -> dict[str, tuple[Point, ...]]:
+    """The points of each optimiser, in the order of their members, by label."""
+    runs: dict[Any, list[int]] = {}
+    for number, member in enumerate(result.members):
+        runs.setdefault((member.label, tuple(member.values.items())), []).append(number)
+    found: dict[str, tuple[Point, ...]] = {}
+    for (label, values), numbers in runs.items():
+        rows = tuple(result.rows[n] for n in numbers)
+        if result.measure == "work":
+            good = [row["work"] for row in rows if row["solved"]]
+        else:
+            good = [row[result.measure] for row in rows if not row["diverged"]]
+        failures = len(rows) - len(good)
+        counts = good and (result.measure == "work" or not failures)
+        mean = float(np.mean(good)) if counts else math.inf
+        point = Point(
+            label, dict(values), tuple(numbers), rows, failures, mean if mean == mean else math.inf
+        )
+        found[label] = (*found.get(label, ()), point)
+    return found
+
+
+def best_points(result: SweepResult) -> tuple[Point, ...]:
+    """The best point of each optimiser, the best of them first.
+
+    On data the lowest mean over the seeds is best, of points that were not dropped and did not
+    diverge with any seed; an optimiser without such a point has none here. On a surface it is the
+    least number of failures and then the least work.
+    """
+    is_surface = result.measure == "work"
+
+    def place(point: Point) -> tuple[float, ...]:
+        return (point.failures if is_surface else 0, point.mean)
+
+    best = []
+    for points in points_of(result).values():
+        able = [p for p in points if math.isfinite(p.mean) and not p.dropped]
+        best += [min(able, key=place)] if able else []
+    return tuple(sorted(best, key=place))
+
+
+def _solver(
+    surface: Surface, group: _Group, max_steps: int, tol: float
+) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
+    def solve(values: jax.Array, start: jax.Array) -> dict[str, jax.Array]:
+        tx = group.built(values)
+        solution = minimize(surface.fn, start, tx, tol=tol, max_steps=max_steps)
+        names = ("value", "steps", "evaluations", "curvature_products", "status")
+        x, y = solution.params
+        return {"x": x, "y": y} | {name: getattr(solution, name) for name in names}
+
+    return solve
+
+
+def _columns(member: Member) -> Row:
+    """What a row tells of a member itself; a hyperparameter named as another column gets a dot."""
+    return {"optimizer": member.label} | {
+        f"optimizer.{path}" if path in _RESERVED else path: value
+        for path, value in member.values.items()
+    }
+
+
+def _first_row(member: Member) -> Row:
+    nothing = {"epochs": 0, "steps": 0, "diverged": False, "dropped": False}
+    nothing |= {"seconds": 0.0, "cost": math.nan}
+    return _columns(member) | {"seed": member.seed} | nothing
+
+
+def _count(row: Row, cost: float, steps: int, seconds: float) -> None:
+    """Adds an epoch to a row, in place."""
+    row["seconds"] += seconds
+    row["diverged"] = not math.isfinite(cost)
+    if not row["diverged"]:
+        row["cost"] = float(cost)
+        row["epochs"] += 1
+        row["steps"] += steps
 
 
 def _groups(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterator[_Group]:
@@ -208,7 +516,9 @@ def _groups(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterator[
         traced = tuple(path for path in member.values if not shapes.get(path))
         found.setdefault((member.label, static, traced), []).append(number)
     for (label, static, traced), numbers in found.items():
-        yield _Group(label, substitute(tables[label], dict(static)), traced, tuple(numbers))
+        table = substitute(tables[label], dict(static))
+        whole = (p for p in traced if all(type(members[n].values[p]) is int for n in numbers))
+        yield _Group(label, table, traced, frozenset(whole), tuple(numbers))
 
 
 class _Programs(NamedTuple):
@@ -227,19 +537,16 @@ def _programs(
     has_own_key = vary != "initialisation"
     state_axes: Any = TrainState(*cast(Any, (0, 0, None, 0 if has_own_key else None)))
 
-    def build(values: jax.Array) -> Any:
-        traced = dict(zip(group.paths, values, strict=True))
-        return optimizers.build(substitute(group.table, traced), f"optimizers.{group.label}")
-
     def start(values: jax.Array, number: jax.Array) -> TrainState:
         own, first = (jax.random.split(jax.random.key(seed + n)) for n in (number, 0))
         params = task.init(first[0] if vary == "order" else own[0])
-        return init_state(build(values), params, own[1] if has_own_key else first[1])
+        return init_state(group.built(values), params, own[1] if has_own_key else first[1])
 
     def epoch(
         values: jax.Array, alive: jax.Array, state: TrainState, train: Examples
     ) -> tuple[jax.Array, TrainState, jax.Array]:
-        one = make_epoch(task, build(values), batch_size=settings.batch_size, order=settings.order)
+        tx = group.built(values)
+        one = make_epoch(task, tx, batch_size=settings.batch_size, order=settings.order)
         new, result = one(state, train)
         alive = alive & result.finite
         kept = tree.select(alive, new[:2], state[:2])
@@ -403,32 +710,35 @@ def _fill(numbers: np.ndarray, lanes: int) -> np.ndarray:
     return np.pad(numbers, (0, lanes - len(numbers)), constant_values=-1)
 
 
+def _compile(program: _Programs, blocks: Sequence[_Block], train: Examples) -> float:
+    """Compiles what is not, and returns the seconds it took."""
+    started = time.perf_counter()
+    for block in blocks:
+        if len(block.members) not in program.compiled:
+            lowered = program.epoch.lower(block.values, block.alive, block.state, train)
+            program.compiled[len(block.members)] = lowered.compile()
+    return time.perf_counter() - started
+
+
 def _advance(program: _Programs, block: _Block, train: Examples) -> tuple[_Block, np.ndarray]:
     """The block after one more epoch, and the cost of each of its members."""
-    lanes = len(block.members)
-    if lanes not in program.compiled:
-        lowered = program.epoch.lower(block.values, block.alive, block.state, train)
-        program.compiled[lanes] = lowered.compile()
-    run = program.compiled[lanes]
+    run = program.compiled[len(block.members)]
     alive, state, cost = run(block.values, block.alive, block.state, train)
     block = block._replace(alive=alive, state=state)
     return block, _read(cost)[block.members >= 0]
 
 
-def _metrics(
-    program: _Programs, block: _Block, parts: Mapping[str, Examples]
-) -> dict[int, dict[str, Any]]:
-    """Whether each member diverged, and its metrics at the parameters to evaluate."""
+def _metrics(program: _Programs, block: _Block, parts: Mapping[str, Examples]) -> dict[int, Row]:
+    """Each member's metrics at the parameters to evaluate."""
+    every = program.metrics(block.state, parts)
     means = {
-        f"{part}_{name}": _read(found[name])
-        for part, found in program.metrics(block.state, parts).items()
+        f"{part}_{name}": _read(every[part][name])
+        for part in parts
         for name in METRICS
-        if name in found
+        if name in every[part]
     }
-    alive = _read(block.alive)
     return {
-        int(number): {"diverged": not alive[lane]}
-        | {name: float(values[lane]) for name, values in means.items()}
+        int(number): {name: float(values[lane]) for name, values in means.items()}
         for lane, number in enumerate(block.members)
         if number >= 0
     }
@@ -482,3 +792,44 @@ def _regroup(
         state = TrainState(params, opt_state, states[0].epoch, key)
         regrouped.append(_Block(numbers, values, alive, state))
     return regrouped
+
+
+# -- checkpoints
+
+
+def _snapshot(
+    number: int, told: Row, costs: np.ndarray, blocks: Sequence[_Block], mesh: Mesh
+) -> Snapshot:
+    """Where a sweep stands; without blocks the next program is to begin."""
+    if not blocks:
+        told = told | {"group": told["group"] + 1, "epoch": 0}
+    lanes = [block.members.tolist() for block in blocks]
+    told = told | {"devices": mesh.devices.size, "blocks": lanes}
+    states = [(block.alive, block.state) for block in blocks]
+    return Snapshot(number, told, (costs.astype(np.float32), states))
+
+
+def _restored(
+    snapshot: Snapshot,
+    groups: Sequence[_Group],
+    programs: Sequence[_Programs],
+    members: Sequence[Member],
+    mesh: Mesh,
+    costs: np.ndarray,
+) -> tuple[np.ndarray, list[_Block]]:
+    """The costs and the blocks that a snapshot was made of."""
+    told = snapshot.told
+    if told.get("devices") != mesh.devices.size:
+        raise CheckpointError(f"it is of a sweep on {told.get('devices')} devices")
+    blocks = []
+    for numbers in map(np.asarray, told["blocks"]):
+        program, group = programs[told["group"]], groups[told["group"]]
+        blocks.append(_start(program, group, members, numbers[numbers >= 0], len(numbers), mesh))
+    like = [(block.alive, block.state) for block in blocks]
+    found, states = fit(snapshot.arrays, (costs.astype(np.float32), like))
+    states = jax.tree.map(lambda x, start: jax.device_put(x, start.sharding), states, like)
+    restored = [
+        block._replace(alive=alive, state=state)
+        for block, (alive, state) in zip(blocks, states, strict=True)
+    ]
+    return np.array(found, np.float64), restored

@@ -16,6 +16,7 @@ import optax
 from gradxform.evaluation import eval_params
 from gradxform.lab import optimizers
 from gradxform.lab.batching import Order, epoch_batches, steps_per_epoch
+from gradxform.lab.checkpoints import CheckpointError, OnState, Snapshot, fit
 from gradxform.lab.config import Config, SurfaceConfig
 from gradxform.lab.data import Dataset, Split
 from gradxform.lab.optimizers import ConfigError, Problem
@@ -85,16 +86,26 @@ class RaceResult(NamedTuple):
     unit: str  #: of what it is decided on, in words; "" on a surface
 
 
-def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = None) -> RaceResult:
+def race(
+    config: Config,
+    data: Dataset | None = None,
+    on_row: OnRow | None = None,
+    *,
+    on_state: OnState | None = None,
+    resume: Snapshot | None = None,
+) -> RaceResult:
     """Runs a config's optimisers on its task.
 
     Args:
       config: the experiment.
       data: the data set that a task on data names, see :func:`gradxform.lab.data.load`.
       on_row: called with the optimiser's label and each new row of its metrics.
+      on_state: see :func:`race_on_task`; a walk on a surface is too short for it.
+      resume: likewise.
 
     Raises:
       ConfigError: an optimiser cannot be built or does not fit the task; all problems at once.
+      CheckpointError: ``resume`` is of another race.
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
 
@@ -120,6 +131,8 @@ def race(config: Config, data: Dataset | None = None, on_row: OnRow | None = Non
         transformations,
         seed=config.seed,
         on_row=on_row,
+        on_state=on_state,
+        resume=resume,
         **training,
     )
 
@@ -135,6 +148,8 @@ def race_on_task(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     on_row: OnRow | None = None,
+    on_state: OnState | None = None,
+    resume: Snapshot | None = None,
 ) -> RaceResult:
     """Trains a task's model with each transformation, from one start and over the same batches.
 
@@ -162,9 +177,13 @@ def race_on_task(
         in ``batch_size`` or ``order`` sees other batches.
       seed: of initial parameters, batches and dropout.
       on_row: called with the label and each row.
+      on_state: called after each epoch, for checkpoints.
+      resume: where an interrupted race of the same arguments stood; the rest of it is run, to the
+        same numbers but for the times.
 
     Raises:
       ConfigError: a transformation fails on this task's parameters.
+      CheckpointError: ``resume`` is of another race.
       ValueError: an override of no such label or argument.
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
@@ -192,15 +211,26 @@ def race_on_task(
     if problems:
         raise ConfigError(task.name, problems)
 
+    histories: list[History] = []
+    going_on: History | None = None
+    restored: TrainState | None = None
+    if resume is not None:
+        histories, restored = _restored(resume, programs)
+        going_on = histories.pop() if restored is not None else None
+
     def run(label: str, tx: optax.GradientTransformation) -> History:
         epochs, batch_size, _, max_seconds = settings[label]
         steps = steps_per_epoch(size, batch_size)
         started = time.perf_counter()
         epoch = programs[label].lower().compile()
         compile_seconds = time.perf_counter() - started
-        state, rows, diverged, result = init_state(tx, params, key), [], False, None
-        seconds = gradients = 0.0
-        for number in range(1, epochs + 1):
+        if going_on is not None and label == going_on.label:
+            state, rows = restored, list(going_on.rows)
+        else:
+            state, rows = init_state(tx, params, key), []
+        seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
+        while True:
+            number = len(rows) + 1
             started = time.perf_counter()
             state, result = jax.block_until_ready(epoch(state, train))
             elapsed = time.perf_counter() - started
@@ -216,14 +246,18 @@ def race_on_task(
             if on_row is not None:
                 on_row(label, rows[-1])
             diverged = not bool(result.finite) or not math.isfinite(row["train_loss"])
-            if diverged or seconds > max_seconds:
-                break
-        assert result is not None
-        rate = statistics.median(row["steps_per_second"] for row in rows)
-        return History(label, tuple(rows), diverged, rate, compile_seconds, result.params)
+            over = diverged or seconds > max_seconds or number == epochs
+            ran = functools.partial(_history, label, rows, diverged, compile_seconds, result.params)
+            if on_state is not None:
+                done = sum(len(earlier.rows) for earlier in histories) + number
+                next_state = None if over else state
+                on_state(done, functools.partial(_snapshot, done, histories, ran, next_state))
+            if over:
+                return ran()
 
-    histories = tuple(run(label, tx) for label, tx in transformations.items())
-    return RaceResult(task.name, "train_loss", histories, task.unit)
+    for label, tx in list(transformations.items())[len(histories) :]:
+        histories.append(run(label, tx))
+    return RaceResult(task.name, "train_loss", tuple(histories), task.unit)
 
 
 def race_on_surface(
@@ -429,6 +463,43 @@ def evaluate(task: Task, params: PyTree, examples: Examples) -> dict[str, jax.Ar
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     totals, _ = jax.lax.scan(sums, zeros, jnp.arange(0, size, block))
     return {metric: total / size for metric, total in totals.items()}
+
+
+def _history(
+    label: str, rows: Sequence[Row], diverged: bool, compile_seconds: float, params: PyTree
+) -> History:
+    rate = statistics.median(row["steps_per_second"] for row in rows)
+    return History(label, tuple(rows), diverged, rate, compile_seconds, params)
+
+
+def _snapshot(
+    done: int, before: Sequence[History], last: Callable[[], History], state: TrainState | None
+) -> Snapshot:
+    """Where a race stands; ``state`` is the last optimiser's, if it is to go on."""
+    histories = [*before, last()]
+    told = {
+        "histories": [history._replace(params=None)._asdict() for history in histories],
+        "goes_on": state is not None,
+    }
+    return Snapshot(done, told, ([history.params for history in histories], state))
+
+
+def _restored(
+    snapshot: Snapshot, programs: Mapping[str, Any]
+) -> tuple[list[History], TrainState | None]:
+    """What a snapshot was made of."""
+    histories = [History(**told) for told in snapshot.told["histories"]]
+    labels = [history.label for history in histories]
+    if labels != list(programs)[: len(labels)]:
+        raise CheckpointError(f"it is of the optimisers {', '.join(labels)}")
+    likes = [programs[label].out_info for label in labels]
+    state = likes[-1][0] if snapshot.told["goes_on"] else None
+    params, state = fit(snapshot.arrays, ([result.params for _, result in likes], state))
+    restored = [
+        history._replace(rows=tuple(history.rows), params=end)
+        for history, end in zip(histories, params, strict=True)
+    ]
+    return restored, state
 
 
 def _work(state: optax.OptState) -> jax.Array:

@@ -140,7 +140,7 @@ def test_user_mistakes_are_told_without_a_traceback(tmp_path):
     told = fails("run", "keras_mnist", "--data-dir", tmp_path)
     assert str(tmp_path) in told
     assert "--data-dir" in told or "train-images" in told
-    assert "Missing argument" in fails("run")
+    assert "missing argument CONFIG" in fails("run")
     fails("list", "everything")
     fails("run", "digits_race", "--sett", "a=b")
 
@@ -209,7 +209,7 @@ def test_a_folder_of_data_that_is_not_needed_is_told(tmp_path):
 def test_what_does_not_fit_in_memory_is_told(said, tmp_path, monkeypatch):
     from jax.errors import JaxRuntimeError
 
-    def race(config, data, on_row):
+    def race(config, data, on_row, **_):
         raise JaxRuntimeError(said) if said else MemoryError
 
     monkeypatch.setattr(train, "race", race)
@@ -219,7 +219,7 @@ def test_what_does_not_fit_in_memory_is_told(said, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_race_keeps_its_metrics(tmp_path, monkeypatch):
-    def interrupted(config, data, on_row):
+    def interrupted(config, data, on_row, **_):
         on_row("sgd", {"epoch": 1, "cost": 2.0})
         raise KeyboardInterrupt
 
@@ -276,8 +276,15 @@ def test_list_shows_what_there_is():
         ["list"],
         ["run", "digits_race", "--set", "training.epoch=3"],
         ["run", "digits_race", "--set", "optimizers.sgd.rate=3"],
+        ["movie", "--help"],
+        ["movie", "digits_race"],
+        ["sweep", "--help"],
+        ["sweep", "digits_race"],
     ],
-    ids=["help", "run help", "version", "list", "wrong key", "wrong argument"],
+    ids=[
+        *("help", "run help", "version", "list", "wrong key", "wrong argument"),
+        *("movie help", "no surface", "sweep help", "no sweep"),
+    ],
 )
 def test_quick_answers_import_nothing_slow(args):
     code = (
@@ -289,3 +296,144 @@ def test_quick_answers_import_nothing_slow(args):
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# -- sweeps
+
+AXES = "sweep={seeds=2, axes={learning_rate=[0.1, 0.5]}, overrides={adam={b2=[0.9, 0.99]}}}"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A short sweep of two optimisers, one by two axes: its output and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "sweep"
+    small = ("--set", "task.model=logistic", "--set", AXES)
+    done = invoke("sweep", "digits_race", *SHORT, "--set", TWO, *small, "--out", folder)
+    assert done.exit_code == 0, done.output
+    return done, folder
+
+
+def test_a_sweep_keeps_its_results(swept):
+    _, folder = swept
+    figures, tables = ["heatmap.png", "sensitivity.png"], ["costs.csv", "members.csv"]
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == sorted(["best.toml", "config.toml", *figures, *tables, "summary.json"])
+    for name in figures:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_of_a_sweep_have_every_member(swept):
+    _, folder = swept
+    with (folder / "members.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["member"] for row in rows] == [str(i) for i in range(12)]
+    assert [row["optimizer"] for row in rows] == ["sgd"] * 4 + ["adam"] * 8
+    assert {"learning_rate", "b2", "seed", "cost", "validation_loss", "diverged"} <= set(rows[0])
+    assert (rows[0]["b2"], rows[-1]["b2"]) == ("", "0.99")
+    with (folder / "costs.csv").open(newline="") as file:
+        costs = list(csv.DictReader(file))
+    assert len(costs) == 24
+    assert float(costs[-1]["cost"]) == pytest.approx(float(rows[-1]["cost"]), rel=1e-6)
+
+
+def test_the_best_points_of_a_sweep_can_be_raced(swept, tmp_path):
+    _, folder = swept
+    best = load_config(folder / "best.toml")
+    assert best.sweep is None
+    with (folder / "members.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["optimizer"] == "sgd"]
+    losses = {rate: 0.0 for rate in ("0.1", "0.5")}
+    for row in rows:
+        losses[row["learning_rate"]] += float(row["validation_loss"])
+    assert best.optimizers["sgd"]["learning_rate"] == float(min(losses, key=losses.__getitem__))
+    ran = invoke("run", folder / "best.toml", "--out", tmp_path / "x", "--quiet")
+    assert ran.exit_code == 0, ran.output
+    (entry,) = (
+        entry
+        for entry in json.loads((tmp_path / "x" / "summary.json").read_text())["ranking"]
+        if entry["optimizer"] == "sgd"
+    )
+    swept_loss = json.loads((folder / "summary.json").read_text())["best"]
+    (point,) = (point for point in swept_loss if point["optimizer"] == "sgd")
+    member = point["members"][0]
+    assert entry["final"]["validation_loss"] == pytest.approx(member["validation_loss"], rel=1e-5)
+
+
+def test_a_sweep_prints_the_best_points(swept):
+    done, folder = swept
+    for words in ("best point", "learning_rate 0.", "b2 0.9", "sgd", "adam", "0 of 8"):
+        assert words in done.stdout
+    assert "sgd: epoch 2/2, 4 members" in done.stderr
+    assert str(folder) in done.stderr
+
+
+def test_a_run_ignores_the_sweep(swept, tmp_path):
+    _, folder = swept
+    one = ("--set", "training.epochs=1", "--out", tmp_path / "x", "--quiet")
+    done = invoke("run", folder / "config.toml", *one)
+    assert done.exit_code == 0, done.output
+    assert load_config(tmp_path / "x" / "config.toml").sweep is not None
+
+
+def test_a_surface_can_be_swept(tmp_path):
+    sweep = "sweep={starts={points=3}, axes={learning_rate=[1e-3, 0.01]}}"
+    one = "optimizers={sgd={method='sgd', learning_rate=0.1}}"
+    args = ("--set", one, "--set", sweep, "--set", "training.steps=500", "--out", tmp_path / "x")
+    done = invoke("sweep", "valley", *args)
+    assert done.exit_code == 0, done.output
+    assert "sgd: epoch 1/1, 18 members" in done.stderr
+    names = sorted(file.name for file in (tmp_path / "x").iterdir())
+    tables = ["best.toml", "config.toml", "members.csv", "summary.json"]
+    assert names == sorted([*tables, "sensitivity.png", "starts.png"])
+
+
+def test_mistakes_in_a_sweep_are_told(tmp_path):
+    told = fails("sweep", "digits_race", "--out", tmp_path / "x")
+    assert "sweep: missing, for instance [sweep.axes] with learning_rate" in told
+    told = fails("sweep", "digits_race", "--set", "sweep.axes.momentm=[0.5]")
+    assert "sweep.axes.momentm: no optimiser has such a number, did you mean 'momentum'?" in told
+    told = fails("sweep", "keras_mnist", "--set", "sweep.seeds=2", "--data-dir", tmp_path)
+    assert str(tmp_path) in told
+    file = tmp_path / "file"
+    file.write_text("")
+    told = fails("sweep", "digits_race", "--set", AXES, "--set", TWO, "--out", file / "x")
+    assert f"--out {file / 'x'}: File exists ({file})" in told
+
+
+def test_no_sweep_is_overwritten(swept):
+    _, folder = swept
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    assert "is there already" in fails("sweep", "digits_race", "--set", AXES, "--out", folder)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("code", [130, 2])
+def test_an_interrupted_sweep_keeps_its_members(code, tmp_path, monkeypatch):
+    from gradxform.lab import sweep as lab_sweep
+
+    def interrupted(config, data, on_epoch, **_):
+        on_epoch("sgd", 1, {1: {"optimizer": "sgd", "cost": 2.0}, 0: {"optimizer": "sgd"}})
+        raise KeyboardInterrupt if code == 130 else MemoryError
+
+    monkeypatch.setattr(lab_sweep, "sweep", interrupted)
+    args = ("--set", TWO, "--set", AXES, "--out", tmp_path / "x")
+    told = fails("sweep", "digits_race", *args, code=code)
+    assert ("interrupted" if code == 130 else "does not fit in memory") in told
+    kept = (tmp_path / "x" / "members.csv").read_text()
+    assert kept == "member,optimizer,cost\n0,sgd,\n1,sgd,2.0\n"
+
+
+def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
+    from gradxform.lab import sweep as lab_sweep
+
+    def full(path, content, write=results.write_atomically):
+        if path.name == "members.csv":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    monkeypatch.setattr(lab_sweep, "sweep", lambda *args: args[2]("sgd", 1, {0: {"cost": 1.0}}))
+    args = ("--set", TWO, "--set", AXES, "--out", tmp_path / "x")
+    told = fails("sweep", "digits_race", *args)
+    assert "No space left on device" in told
+    assert "members.csv" in told

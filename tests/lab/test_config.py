@@ -17,6 +17,7 @@ from gradxform.lab.config import (
     load_config,
     parse_config,
     shipped_configs,
+    sweep_members,
     task_choices,
     to_toml,
 )
@@ -700,3 +701,101 @@ def test_a_misspelt_kind_is_the_only_problem(kind):
 def test_the_rest_is_checked_as_for_the_kind_that_is_meant():
     found = problems(table(task={"kind": "surfac", "surface": "rosenbrok"}, training={"steps": 0}))
     assert [p.split(": ")[0] for p in found] == ["task.kind", "task.surface", "training.steps"]
+
+
+# -- the sweep's table
+
+RATES = {"learning_rate": {"log": [1e-3, 1.0], "points": 4}}
+
+
+def test_a_sweep_has_defaults_and_survives_writing():
+    sweep = {"axes": RATES, "overrides": {"sgd": {"learning_rate": [0.5, 0.1]}}}
+    config = parse_config(table(sweep=sweep))
+    assert (config.sweep.seeds, config.sweep.vary) == (1, "initialisation")
+    assert (config.sweep.rungs, config.sweep.keep) == ((), 0.5)
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+    assert [member.values["learning_rate"] for member in sweep_members(config)] == [0.5, 0.1]
+
+
+def test_awkward_axes_survive_writing():
+    decay = {"schedule": "linear_decay", "init_value": 1.0, "end_value": 0.1, "transition_steps": 9}
+    chain = [{"method": "optax.clip", "max_delta": 1.0}, {"method": "sgd", "learning_rate": decay}]
+    label = 'a.b "c"'
+    axes = {"chain": {"1": {"learning_rate": {"init_value": [1, 0.5]}}}}
+    sweep = {"seeds": 2, "rungs": [1], "overrides": {label: axes}}
+    config = parse_config(table(optimizers={label: {"chain": chain}}, sweep=sweep))
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+    assert len(sweep_members(config)) == 4
+
+
+def test_the_members_of_a_surface_are_starts():
+    surface = {"kind": "surface", "surface": "rosenbrock"}
+    options = {"task": surface, "training": {"steps": 5}}
+    config = parse_config(table(**options, sweep={"starts": {"points": 3}}))
+    assert [member.seed for member in sweep_members(config)] == list(range(9))
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+    config = parse_config(table(**options, sweep={"starts": [[1, 2], [0.5, 0.5]]}))
+    assert config.sweep.starts == ((1.0, 2.0), (0.5, 0.5))
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        ({"seed": 2, "axes": RATES}, "sweep.seed: unknown key, did you mean 'seeds'?"),
+        ({"seeds": 0, "axes": RATES}, "sweep.seeds: should be greater than or equal to 1, found 0"),
+        ({"vary": "orders", "axes": RATES}, "did you mean 'order'?"),
+        ({"rungs": [2, 1], "axes": RATES}, "sweep.rungs: should be a list of epochs, each after"),
+        ({"rungs": [0], "axes": RATES}, "sweep.rungs: should be a list of epochs"),
+        ({"rungs": 1, "axes": RATES}, "sweep.rungs: should be a list of epochs"),
+        (
+            {"rungs": [1, 2], "axes": RATES},
+            "sweep.rungs: should be before the last epoch, 2, found 2",
+        ),
+        ({"keep": 1.0, "axes": RATES}, "sweep.keep: should be less than 1, found 1.0"),
+        ({"keep": 0.0, "axes": RATES}, "sweep.keep: should be greater than 0, found 0.0"),
+        ({"block_size": 0, "axes": RATES}, "sweep.block_size: should be greater than or equal"),
+        ({"starts": {"points": 3}}, "sweep.starts: unknown key"),
+        ({"axes": {"learning_rat": [0.1]}}, "did you mean 'learning_rate'?"),
+        ({"axes": {"learning_rate": []}}, "sweep.axes.learning_rate: should be a list of numbers"),
+        ({"axes": {"learning_rate": [-0.1]}}, "should be at least 0 and finite, found -0.1"),
+        ({"axes": 3}, "sweep.axes: should be a table, found 3"),
+        ({"overrides": {"sdg": RATES}}, "sweep.overrides.sdg: no optimiser is labelled so"),
+        ({}, "sweep: nothing to sweep: needs an axis, as in [sweep.axes] with"),
+        ({"samples": 3, "seeds": 2}, "sweep.samples: random points need an axis in [sweep.axes]"),
+        ({"samples": 3, "axes": RATES}, "points are of a grid: leave them out"),
+        ({"seeds": 10**6, "axes": RATES}, "sweep: makes 4000000 runs, more than 1000000"),
+    ],
+)
+def test_each_mistake_in_a_sweep_is_named(sweep, expected):
+    (problem,) = problems(table(sweep=sweep))
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        ({}, "sweep: nothing to sweep: needs an axis"),
+        ({"starts": {"points": 1}}, "sweep.starts: should be {points = 21}, with 2 to 1000 a side"),
+        ({"starts": []}, "sweep.starts: should be {points = 21}"),
+        ({"starts": [[1.0, 2.0, 3.0]]}, "sweep.starts: should be a pair of numbers"),
+        ({"starts": [[1.0, 2.0]], "tol": 0.0}, "sweep.tol: should be greater than 0, found 0.0"),
+        ({"seeds": 3}, "sweep.seeds: unknown key"),
+    ],
+)
+def test_each_mistake_in_a_sweep_of_a_surface_is_named(sweep, expected):
+    surface = {"kind": "surface", "surface": "rosenbrock"}
+    (problem,) = problems(table(task=surface, training={"steps": 5}, sweep=sweep))
+    assert expected in problem
+
+
+def test_mistakes_in_a_sweep_come_with_the_others():
+    found = problems(
+        table(
+            optimizers={"sgd": {"method": "sgd"}},
+            training={"epoch": 2},
+            sweep={"kep": 0.5, "axes": {"learning_rat": [0.1], "momentum": [0.1]}},
+        )
+    )
+    paths = {problem.partition(":")[0] for problem in found}
+    assert {"optimizers.sgd.learning_rate", "training.epochs", "sweep.kep"} <= paths

@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import gradxform as gx
+from gradxform.lab import models
 from gradxform.lab.models import MODELS, ModelError, build, sparse_normal
 
 SMALL = {
@@ -279,3 +280,13 @@ def test_cnn_needs_room():
 def test_refusals(name, options, message):
     with pytest.raises(ModelError, match=message):
         build(name, 10, **options)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (2, 4)])
+def test_convolution_by_matrices_is_the_convolution(size):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 7, 3))
+    kernel = jax.random.normal(jax.random.key(1), (*size, 3, 4))
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(models._by_matrices(x, kernel), expected, rtol=1e-4, atol=1e-5)

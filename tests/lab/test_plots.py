@@ -6,8 +6,19 @@ import math
 import numpy as np
 import pytest
 
-from gradxform.lab.plots import plot_cost, plot_paths, plot_work, styles
+from gradxform.lab.grid import Member
+from gradxform.lab.plots import (
+    plot_batch_sizes,
+    plot_cost,
+    plot_heatmaps,
+    plot_paths,
+    plot_sensitivity,
+    plot_starts,
+    plot_work,
+    styles,
+)
 from gradxform.lab.surfaces import SURFACES
+from gradxform.lab.sweep import SweepResult, sweep_on_surface
 from gradxform.lab.train import History, RaceResult
 
 
@@ -179,3 +190,150 @@ def test_two_odd_curves_can_be_drawn(first):
 def test_nothing_to_name_needs_no_legend():
     figure = plot_paths(SURFACES["quadratic"]._replace(minima=()), {})
     assert figure.axes[0].get_legend() is None
+
+
+# -- sweeps
+
+
+def swept(losses, *, costs=None):
+    """A result of members given as ((label, values, seed), loss), diverged where it is NaN."""
+    members, rows = [], []
+    for (label, values, seed), loss in losses:
+        members.append(Member(label, values, seed))
+        lost = math.isnan(loss)
+        row = {"optimizer": label, **values, "seed": seed, "diverged": lost, "dropped": False}
+        row |= {"epochs": 2, "steps": 20, "seconds": 0.5, "train_loss": 1.0 if lost else loss}
+        rows.append(row | {"test_accuracy": 1 / (1 + row["train_loss"])})
+    costs = np.ones((len(rows), 2)) if costs is None else np.asarray(costs)
+    measure, unit = "train_loss", "cross-entropy, nats"
+    return SweepResult("task", measure, unit, tuple(members), tuple(rows), costs, 1.0, 1.0)
+
+
+def labels_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_the_sensitivity_is_the_mean_over_seeds_and_marks_what_diverged():
+    figure = plot_sensitivity(
+        swept(
+            [
+                (("sgd", {"learning_rate": 0.01}, 0), 2.0),
+                (("sgd", {"learning_rate": 0.01}, 1), 4.0),
+                (("sgd", {"learning_rate": 1.0}, 0), 1.0),
+                (("sgd", {"learning_rate": 1.0}, 1), math.nan),
+                (("plain", {}, 0), 5.0),
+                (("_2", {"learning_rate": 0.01, "momentum": 0.5}, 0), 3.0),
+                (("_2", {"learning_rate": 0.01, "momentum": 0.9}, 0), 2.5),
+            ]
+        ),
+        "A sweep",
+    )
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_xlabel() == "learning rate"
+    assert axes.get_ylabel() == "training loss (cross-entropy, nats)"
+    assert figure.get_suptitle() == "A sweep"
+    assert labels_of(axes) == ["sgd", "plain", "_2", "diverged (at the top)"]
+    sgd, lost, plain, _, both, *_ = axes.get_lines()
+    np.testing.assert_array_equal(sgd.get_xydata(), [[0.01, 3.0], [1.0, np.nan]])
+    assert lost.get_xdata().tolist() == [1.0]  # though a seed of it did not
+    assert plain.get_ydata().tolist() == [5.0, 5.0]  # it has no rate: the same everywhere
+    assert both.get_ydata().tolist() == [2.5]  # the best momentum
+    png(figure)
+
+
+def test_random_points_of_two_numbers_are_not_joined():
+    points = [((0.3, 0.5), 1.0), ((0.01, 0.9), 2.0), ((0.1, 0.7), 1.5)]
+    result = swept(
+        [(("m", {"learning_rate": r, "momentum": m}, 0), loss) for (r, m), loss in points]
+    )
+    line = plot_sensitivity(result).axes[0].get_lines()[0]
+    assert line.get_linestyle() == "None"
+    np.testing.assert_array_equal(line.get_xdata(), [0.01, 0.1, 0.3])
+    figure = plot_heatmaps(result)
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[r, m] for (r, m), _ in points]
+    png(figure)
+
+
+def test_a_heatmap_has_a_cell_a_point_and_crosses_out_what_diverged():
+    cells = {(r, m): r + m for r in (0.1, 1.0, 10.0) for m in (0.5, 0.9)}
+    cells[10.0, 0.9] = math.nan
+    losses = [(("m", {"rate": r, "momentum": m}, 0), loss) for (r, m), loss in cells.items()]
+    figure = plot_heatmaps(swept([*losses, (("one", {"rate": 0.1}, 0), 1.0)]))
+    axes, bar = figure.axes
+    assert axes.get_title() == "m"
+    table = axes.get_images()[0].get_array()
+    np.testing.assert_allclose(table[0], [0.6, 1.5, 10.5])
+    crosses, star = axes.get_lines()
+    assert crosses.get_xydata().tolist() == [[2, 1]]
+    assert star.get_xydata().tolist() == [[0, 0]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate", "momentum")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.1", "1", "10"]
+    assert bar.get_ylabel() == "training loss (cross-entropy, nats)"
+    png(figure)
+
+
+def test_batch_sizes_are_compared_at_their_best_points():
+    result = swept(
+        [
+            (("large", {"learning_rate": 1.0}, 0), 1.0),
+            (("small", {"learning_rate": 1.0}, 0), 3.0),
+            (("small", {"learning_rate": 2.0}, 0), 0.25),
+            (("lost", {"learning_rate": 2.0}, 0), math.nan),
+        ],
+        costs=[[2.0, 1.0], [9.0, 9.0], [0.75, 0.5], [np.nan, np.nan]],
+    )
+    figure = plot_batch_sizes(result, {"large": "full", "small": 8, "lost": 64})
+    accuracy, seconds, updates, epochs = figure.axes
+    assert [text.get_text() for text in updates.get_xticklabels()] == ["8", "64", "full"]
+    np.testing.assert_allclose(accuracy.get_lines()[0].get_xydata(), [[0, 0.8], [2, 0.5]])
+    np.testing.assert_allclose(seconds.get_lines()[0].get_ydata(), [250.0, 250.0])
+    assert "training cost of 1" in epochs.get_ylabel()  # what both reach
+    np.testing.assert_allclose(epochs.get_lines()[0].get_ydata(), [1, 2])
+    np.testing.assert_allclose(updates.get_lines()[0].get_ydata(), [10, 20])
+    png(figure)
+
+
+def test_the_starts_of_a_surface_are_dots_and_crosses():
+    rates = {"sgd": 0.1, "wild": 9.0}
+    tables = {label: {"method": "sgd", "learning_rate": r} for label, r in rates.items()}
+    runs = [Member(label, {}, start) for label in tables for start in (0, 1)]
+    starts = [(1.0, 0.0), (1.0, 1.0)]  # the first ends on the saddle
+    result = sweep_on_surface(SURFACES["saddle"], tables, runs, starts=starts, max_steps=200)
+    figure = plot_starts("saddle", result)
+    left, right, bar = figure.axes
+    assert left.get_title() == "sgd\n1 of 2 solved"
+    assert left.get_lines()[0].get_xydata().tolist() == [[1.0, 0.0]]
+    assert left.collections[-1].get_offsets().tolist() == [[1.0, 1.0]]
+    assert right.get_title() == "wild\n0 of 2 solved"
+    assert bar.get_ylabel() == "evaluations and curvature products"
+    png(figure)
+    nowhere = result._replace(members=result.members[2:], rows=result.rows[2:])
+    png(plot_starts("saddle", nowhere))
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        ([0.001, 0.01, 0.1, 1.0], True),
+        ([0.01, 0.25, 0.5, 0.75, 1.0], False),
+        ([0.01, 0.1], True),
+        ([0.8, 0.9], False),
+        ([0.0, 0.1, 1.0], False),
+        ([0.1], False),
+    ],
+)
+def test_a_scale_is_that_of_the_values(values, logarithmic):
+    result = swept([(("sgd", {"rate": value}, 0), 1.0) for value in values])
+    scale = plot_sensitivity(result).axes[0].get_xscale()
+    assert scale == ("log" if logarithmic else "linear")
+
+
+def test_a_sweep_in_which_all_diverged_can_be_drawn():
+    rates = [{"learning_rate": r, "momentum": m} for r in (0.1, 1.0) for m in (0.5, 0.9)]
+    result = swept(
+        [(("m", values, 0), math.nan) for values in rates], costs=np.full((4, 2), np.nan)
+    )
+    png(plot_sensitivity(result))
+    png(plot_heatmaps(result))
+    png(plot_batch_sizes(result, {"m": 8}))
