@@ -104,6 +104,9 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write TensorBoard's event files into the folder.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")]
 
 
@@ -150,6 +153,7 @@ def run(
     out: Out = None,
     quiet: Quiet = False,
     resume: Resume = None,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Race a config's optimisers on its task.
 
@@ -166,7 +170,7 @@ def run(
     gradxform run --resume long
     """
     try:
-        _run(config, set_ or [], data_dir, out, quiet, resume)
+        _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
 
@@ -252,12 +256,14 @@ def _run(
     out: Path | None,
     quiet: bool,
     resume: Path | None,
+    tensorboard: bool,
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
     config, dataset = _load(name, overrides, data_dir)
 
     from gradxform.lab import checkpoints, optimizers, results
     from gradxform.lab.data import load
+    from gradxform.lab.tensorboard import events
     from gradxform.lab.train import race
 
     rows: list[tuple[str, Row]] = []
@@ -265,7 +271,9 @@ def _run(
     def on_row(label: str, row: "Row") -> None:
         rows.append((label, row))
         advance(label, row)
+        log(label, row)
 
+    nothing = contextlib.nullcontext(lambda label, row: None)
     place = results.run_folder(config, out) if resume is None else contextlib.nullcontext(resume)
     with _told():
         optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
@@ -277,6 +285,7 @@ def _run(
             data = None if dataset is None else load(dataset, data_dir)
             try:
                 with (
+                    events(folder / "tensorboard") if tensorboard else nothing as log,
                     _progress(config, quiet, rows) as advance,
                     _keeping(folder, config, "run") as on_state,
                 ):
@@ -464,7 +473,14 @@ def _told() -> Iterator[None]:
 
     try:
         yield
-    except (CheckpointError, ConfigError, DataError, ModelError, OSError) as error:
+    except (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ModelError,
+        ModuleNotFoundError,
+        OSError,
+    ) as error:
         _fail(str(error))
     except (MemoryError, JaxRuntimeError) as error:
         reason = (str(error).splitlines() or ["Out of memory"])[0]
