@@ -266,9 +266,14 @@ def sweep_on_task(
 
     problems: list[Problem | str] = []
     groups, programs = tuple(_groups(tables, members)), []
+    started = time.perf_counter()
+    seeds = sorted({0, *(member.seed for member in members)})
+    firsts = _first_states(task, [seed + number for number in seeds], mesh)
+    compile_seconds += time.perf_counter() - started
     for group in groups:
         with collecting(problems, f"optimizers.{group.label}"):
-            programs.append(_programs(task, group, settings[group.label], mesh, seed, vary))
+            own = settings[group.label]
+            programs.append(_programs(task, group, own, mesh, seeds, firsts, vary))
             _check_memory(programs[-1], group, parts["train"], mesh)
     if problems:
         raise ConfigError(task.name, problems)
@@ -531,16 +536,42 @@ class _Programs(NamedTuple):
     compiled: dict[int, Any]  #: ``epoch`` for blocks of so many lanes
 
 
+class _Firsts(NamedTuple):
+    """What the seeds begin with, seed by seed."""
+
+    params: PyTree
+    keys: jax.Array  # raw data of the keys that batches and dropout follow from
+
+
+def _first_states(task: Task, seeds: Sequence[int], mesh: Mesh) -> _Firsts:
+    """Made once for all optimisers, as compiling random numbers takes longer than all else."""
+
+    @jax.jit
+    def first(seed: jax.Array) -> _Firsts:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        return _Firsts(task.init(init_key), jax.random.key_data(key))
+
+    found = [jax.device_get(first(jnp.asarray(seed, jnp.int32))) for seed in seeds]
+    return jax.tree.map(lambda *xs: _put(np.stack(xs), mesh, PartitionSpec()), *found)
+
+
 def _programs(
-    task: Task, group: _Group, settings: Settings, mesh: Mesh, seed: int, vary: Vary
+    task: Task,
+    group: _Group,
+    settings: Settings,
+    mesh: Mesh,
+    seeds: Sequence[int],
+    firsts: _Firsts,
+    vary: Vary,
 ) -> _Programs:
     has_own_key = vary != "initialisation"
     state_axes: Any = TrainState(*cast(Any, (0, 0, None, 0 if has_own_key else None)))
 
-    def start(values: jax.Array, number: jax.Array) -> TrainState:
-        own, first = (jax.random.split(jax.random.key(seed + n)) for n in (number, 0))
-        params = task.init(first[0] if vary == "order" else own[0])
-        return init_state(group.built(values), params, own[1] if has_own_key else first[1])
+    def start(values: jax.Array, seed: jax.Array, firsts: _Firsts) -> TrainState:
+        own, first = (jnp.searchsorted(jnp.asarray(seeds), n) for n in (seed, 0))
+        params = jax.tree.map(lambda x: x[first if vary == "order" else own], firsts.params)
+        key = jax.random.wrap_key_data(firsts.keys[own if has_own_key else first])
+        return init_state(group.built(values), params, key)
 
     def epoch(
         values: jax.Array, alive: jax.Array, state: TrainState, train: Examples
@@ -573,8 +604,9 @@ def _programs(
         )
         return jax.jit(sharded, **options)
 
+    begin = across(start, (0, 0, None), state_axes)
     return _Programs(
-        across(start, (0, 0), state_axes),
+        lambda values, seeds: begin(values, seeds, firsts),
         across(epoch, (0, 0, state_axes, None), (0, state_axes, 0), donate_argnums=2),
         across(metrics, (state_axes, None), 0),
         has_own_key,
