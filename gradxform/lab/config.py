@@ -366,11 +366,18 @@ def require_sweep(config: Config) -> Sweep | SurfaceSweep:
     """The ``[sweep]`` of a config.
 
     Raises:
-      ConfigError: it has none.
+      ConfigError: it has none, or training is to end by time.
     """
     if config.sweep is None:
         mend = "[sweep.axes] with learning_rate = {log = [1e-3, 1.0], points = 7}"
         raise ConfigError(config.name, [Problem("sweep", f"missing, for instance {mend}")])
+    training = config.training
+    if isinstance(training, Training):
+        of = {"": training, **{f".overrides.{k}": own for k, own in training.overrides.items()}}
+        timed = [f"training{path}.max_seconds" for path, own in of.items() if own.max_seconds]
+        if timed:
+            why = "members train together, for the same epochs: leave it out to sweep"
+            raise ConfigError(config.name, [Problem(path, why) for path in timed])
     return config.sweep
 
 

@@ -281,3 +281,18 @@ def test_the_starts_of_a_surface(starts, found):
 def test_a_config_without_a_sweep_is_told():
     with pytest.raises(ConfigError, match=r"sweep: missing, for instance \[sweep.axes\]"):
         sweep(experiment(sweep=None), load("digits"))
+
+
+@pytest.mark.parametrize(
+    ("training", "key"),
+    [
+        ({"epochs": 1, "max_seconds": 1.0}, "training.max_seconds"),
+        (
+            {"epochs": 1, "overrides": {"sgd": {"max_seconds": 1.0}}},
+            "training.overrides.sgd.max_seconds",
+        ),
+    ],
+)
+def test_a_sweep_does_not_end_by_time(training, key):
+    with pytest.raises(ConfigError, match=f"{key}: members train together"):
+        sweep(experiment(training=training), load("digits"))
