@@ -2,51 +2,46 @@
 
 import functools
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from gradxform import tree
-from gradxform.evaluation import eval_params
-from gradxform.lab import optimizers
 from gradxform.lab.batching import Order, steps_per_epoch
-from gradxform.lab.checkpoints import CheckpointError, OnState, Snapshot, fit
+from gradxform.lab.blocks import (
+    Block,
+    Group,
+    Row,
+    Vary,
+    advance,
+    check_memory,
+    compile_epoch,
+    first_blocks,
+    first_states,
+    groups_of,
+    metrics_of,
+    programs_of,
+    put,
+    regroup,
+    restored,
+    snapshot_of,
+)
+from gradxform.lab.checkpoints import OnState, Snapshot
 from gradxform.lab.config import Config, SurfaceConfig, require_sweep, sweep_members
 from gradxform.lab.data import Dataset
-from gradxform.lab.grid import Member, Table, substitute
+from gradxform.lab.grid import Member, Table
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Task, make_task
-from gradxform.lab.train import (
-    METRICS,
-    Examples,
-    Settings,
-    TrainState,
-    collecting,
-    evaluate,
-    init_state,
-    make_epoch,
-    settings_of,
-)
+from gradxform.lab.train import Examples, Settings, collecting, settings_of
 from gradxform.minimization import Status, minimize
-from gradxform.tree import PyTree
 
-Vary = Literal["initialisation", "order", "both"]
-Row = dict[str, Any]
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
 
-# Members that one call trains, on each device: more are no faster on a CPU, where a net that is
-# worth sweeping fills the vector units alone; an accelerator wants as many as fit.
-_BLOCK = {"cpu": 32}
-_LARGEST_BLOCK = 1024
-_MEMORY = 0.8  # of what there is
 _SOLVED = 1e-3  # above the value of a surface's minimum; its saddles and plateaus are higher
 _RESERVED = (
     *("optimizer", "seed", "epochs", "steps", "diverged", "dropped", "seconds", "cost"),
@@ -89,33 +84,6 @@ class Point(NamedTuple):
     def dropped(self) -> bool:
         """Whether it was trained for fewer epochs, being among the worse after a rung."""
         return any(row.get("dropped") for row in self.rows)
-
-
-class _Group(NamedTuple):
-    """Members that one program can train: they differ in numbers that can be traced."""
-
-    label: str
-    table: Table  # of the optimiser, the other numbers in their places
-    paths: tuple[str, ...]  # of the traced ones
-    whole: frozenset[str]  # those of them that are integers in every member
-    members: tuple[int, ...]
-
-    def built(self, values: jax.Array) -> Any:
-        """The optimiser with these numbers, which may be traced."""
-        traced = {
-            path: value.astype(jnp.int32) if path in self.whole else value
-            for path, value in zip(self.paths, values, strict=True)
-        }
-        return optimizers.build(substitute(self.table, traced), f"optimizers.{self.label}")
-
-
-class _Block(NamedTuple):
-    """What one call trains."""
-
-    members: np.ndarray  # their numbers; −1 fills the block up
-    values: jax.Array  # (block, hyperparameters)
-    alive: jax.Array  # (block,)
-    state: TrainState
 
 
 def sweep(
@@ -252,7 +220,7 @@ def sweep_on_task(
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     mesh = Mesh(np.asarray(jax.devices()), ("member",))
     parts = {
-        name: Examples(_put(split.x, mesh, PartitionSpec()), _put(split.y, mesh, PartitionSpec()))
+        name: Examples(put(split.x, mesh, PartitionSpec()), put(split.y, mesh, PartitionSpec()))
         for name, split in splits.items()
         if split is not None
     }
@@ -265,23 +233,23 @@ def sweep_on_task(
     seconds = compile_seconds = 0.0
 
     problems: list[Problem | str] = []
-    groups, programs = tuple(_groups(tables, members)), []
+    groups, programs = tuple(groups_of(tables, members)), []
     started = time.perf_counter()
     seeds = sorted({0, *(member.seed for member in members)})
-    firsts = _first_states(task, [seed + number for number in seeds], mesh)
+    firsts = first_states(task, [seed + number for number in seeds], mesh)
     compile_seconds += time.perf_counter() - started
     for group in groups:
         with collecting(problems, f"optimizers.{group.label}"):
             own = settings[group.label]
-            programs.append(_programs(task, group, own, mesh, seeds, firsts, vary))
-            _check_memory(programs[-1], group, parts["train"], mesh)
+            programs.append(programs_of(task, group, own, mesh, seeds, firsts, vary))
+            check_memory(programs[-1], group, parts["train"], mesh)
     if problems:
         raise ConfigError(task.name, problems)
 
     first = done = lanes = 0
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     if resume is not None:
-        costs, blocks = _restored(resume, groups, programs, members, mesh, costs)
+        costs, blocks = restored(resume, groups, programs, members, mesh, costs)
         first, done, lanes = (resume.told[name] for name in ("group", "epoch", "lanes"))
         seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
         rows |= {int(number): row for number, row in resume.told["rows"].items()}
@@ -289,16 +257,16 @@ def sweep_on_task(
     for i, (group, program) in list(enumerate(zip(groups, programs, strict=True)))[first:]:
         if not blocks:
             started = time.perf_counter()
-            lanes, blocks = _first_blocks(program, group, members, parts["train"], mesh, block_size)
+            lanes, blocks = first_blocks(program, group, members, parts["train"], mesh, block_size)
             compile_seconds += time.perf_counter() - started
             rows |= {number: _first_row(members[number]) for number in group.members}
         last = settings[group.label].epochs
         steps = steps_per_epoch(size, settings[group.label].batch_size)
         for epoch in range(done + 1, last + 1):
-            compile_seconds += _compile(program, blocks, parts["train"])
+            compile_seconds += compile_epoch(program, blocks, parts["train"])
             started = time.perf_counter()
             for j, block in enumerate(blocks):
-                blocks[j], cost = _advance(program, block, parts["train"])
+                blocks[j], cost = advance(program, block, parts["train"])
                 costs[block.members[block.members >= 0], epoch - 1] = cost
             elapsed = time.perf_counter() - started
             seconds += elapsed
@@ -307,19 +275,21 @@ def sweep_on_task(
                 _count(rows[number], costs[number, epoch - 1], steps, elapsed / len(training))
             if epoch == last or epoch in rungs:
                 for block in blocks:
-                    for number, found in _metrics(program, block, parts).items():
+                    for number, found in metrics_of(program, block, parts).items():
                         rows[number] |= {"dropped": epoch != last, **found}
             if on_epoch is not None:
                 on_epoch(group.label, epoch, {number: rows[number] for number in training})
             if epoch != last and epoch in rungs:
                 kept = _better_points(members, rows, training, measure, keep)
-                blocks = _regroup(program, blocks, kept, lanes, mesh)
+                blocks = regroup(program, blocks, kept, lanes, mesh)
             if on_state is not None:
                 told = {"group": i, "epoch": epoch, "lanes": lanes, "rows": rows}
                 told |= {"seconds": seconds, "compile_seconds": compile_seconds}
                 number = sum(settings[earlier.label].epochs for earlier in groups[:i]) + epoch
                 going_on = blocks if epoch != last else []
-                on_state(number, functools.partial(_snapshot, number, told, costs, going_on, mesh))
+                on_state(
+                    number, functools.partial(snapshot_of, number, told, costs, going_on, mesh)
+                )
         done, blocks = 0, []
     ordered = tuple(rows[i] for i in range(len(members)))
     return SweepResult(
@@ -375,7 +345,7 @@ def sweep_on_surface(
     seconds = compile_seconds = 0.0
 
     problems: list[Problem | str] = []
-    groups, programs = tuple(_groups(tables, members)), []
+    groups, programs = tuple(groups_of(tables, members)), []
     for group in groups:
         values = [[members[n].values[path] for path in group.paths] for n in group.members]
         arguments = (
@@ -476,7 +446,7 @@ def best_points(result: SweepResult) -> tuple[Point, ...]:
 
 
 def _solver(
-    surface: Surface, group: _Group, max_steps: int, tol: float
+    surface: Surface, group: Group, max_steps: int, tol: float
 ) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
     def solve(values: jax.Array, start: jax.Array) -> dict[str, jax.Array]:
         tx = group.built(values)
@@ -512,270 +482,6 @@ def _count(row: Row, cost: float, steps: int, seconds: float) -> None:
         row["steps"] += steps
 
 
-def _groups(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterator[_Group]:
-    """The members by optimiser and by the numbers that set shapes."""
-    found: dict[Any, list[int]] = {}
-    for number, member in enumerate(members):
-        shapes = optimizers.numbers(tables[member.label])
-        static = tuple((path, v) for path, v in member.values.items() if shapes.get(path))
-        traced = tuple(path for path in member.values if not shapes.get(path))
-        found.setdefault((member.label, static, traced), []).append(number)
-    for (label, static, traced), numbers in found.items():
-        table = substitute(tables[label], dict(static))
-        whole = (p for p in traced if all(type(members[n].values[p]) is int for n in numbers))
-        yield _Group(label, table, traced, frozenset(whole), tuple(numbers))
-
-
-class _Programs(NamedTuple):
-    """What is compiled for a group; all but the data are of a block of members."""
-
-    start: Callable[[jax.Array, jax.Array], TrainState]  #: values, seeds -> state
-    epoch: Any  #: values, alive, state, data -> alive, state, cost; jitted, state donated
-    metrics: Callable[[TrainState, Mapping[str, Examples]], dict[str, dict[str, jax.Array]]]
-    has_own_key: bool  #: whether each member has a random key of its own
-    compiled: dict[int, Any]  #: ``epoch`` for blocks of so many lanes
-
-
-class _Firsts(NamedTuple):
-    """What the seeds begin with, seed by seed."""
-
-    params: PyTree
-    keys: jax.Array  # raw data of the keys that batches and dropout follow from
-
-
-def _first_states(task: Task, seeds: Sequence[int], mesh: Mesh) -> _Firsts:
-    """Made once for all optimisers, as compiling random numbers takes longer than all else."""
-
-    @jax.jit
-    def first(seed: jax.Array) -> _Firsts:
-        init_key, key = jax.random.split(jax.random.key(seed))
-        return _Firsts(task.init(init_key), jax.random.key_data(key))
-
-    found = [jax.device_get(first(jnp.asarray(seed, jnp.int32))) for seed in seeds]
-    return jax.tree.map(lambda *xs: _put(np.stack(xs), mesh, PartitionSpec()), *found)
-
-
-def _programs(
-    task: Task,
-    group: _Group,
-    settings: Settings,
-    mesh: Mesh,
-    seeds: Sequence[int],
-    firsts: _Firsts,
-    vary: Vary,
-) -> _Programs:
-    has_own_key = vary != "initialisation"
-    state_axes: Any = TrainState(*cast(Any, (0, 0, None, 0 if has_own_key else None)))
-
-    def start(values: jax.Array, seed: jax.Array, firsts: _Firsts) -> TrainState:
-        own, first = (jnp.searchsorted(jnp.asarray(seeds), n) for n in (seed, 0))
-        params = jax.tree.map(lambda x: x[first if vary == "order" else own], firsts.params)
-        key = jax.random.wrap_key_data(firsts.keys[own if has_own_key else first])
-        return init_state(group.built(values), params, key)
-
-    def epoch(
-        values: jax.Array, alive: jax.Array, state: TrainState, train: Examples
-    ) -> tuple[jax.Array, TrainState, jax.Array]:
-        tx = group.built(values)
-        one = make_epoch(task, tx, batch_size=settings.batch_size, order=settings.order)
-        new, result = one(state, train)
-        alive = alive & result.finite
-        kept = tree.select(alive, new[:2], state[:2])
-        cost = jnp.where(alive, result.cost, jnp.nan)
-        return alive, TrainState(kept[0], kept[1], new.epoch, new.key), cost
-
-    def metrics(state: TrainState, parts: Mapping[str, Examples]) -> dict[str, Any]:
-        params = eval_params(state.opt_state, state.params)
-        return {name: evaluate(task, params, part) for name, part in parts.items()}
-
-    def across(f: Callable[..., Any], in_axes: Any, out_axes: Any, **options: Any) -> Any:
-        """``f`` of a block of members, divided among the devices."""
-
-        def specs(axes: Any) -> Any:
-            return jax.tree.map(_spec, axes, is_leaf=lambda axis: axis is None)
-
-        members = jax.vmap(f, in_axes, out_axes)
-        sharded = jax.shard_map(
-            members,
-            mesh=mesh,
-            in_specs=specs(in_axes),
-            out_specs=specs(out_axes),
-            check_vma=False,
-        )
-        return jax.jit(sharded, **options)
-
-    begin = across(start, (0, 0, None), state_axes)
-    return _Programs(
-        lambda values, seeds: begin(values, seeds, firsts),
-        across(epoch, (0, 0, state_axes, None), (0, state_axes, 0), donate_argnums=2),
-        across(metrics, (state_axes, None), 0),
-        has_own_key,
-        {},
-    )
-
-
-def _spec(axis: int | None) -> PartitionSpec:
-    return PartitionSpec() if axis is None else PartitionSpec("member")
-
-
-def _put(x: Any, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
-    """``x`` on the devices, those of other processes included."""
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda at: x[at])
-
-
-def _read(x: jax.Array) -> np.ndarray:
-    """``x`` on the host, the parts of other processes included."""
-    if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
-
-
-# -- memory
-
-
-def _check_memory(program: _Programs, group: _Group, train: Examples, mesh: Mesh) -> None:
-    """Raises an error if the states of all members do not fit, or the optimiser does not."""
-    lanes = mesh.devices.size
-    values = jax.ShapeDtypeStruct((lanes, len(group.paths)), jnp.float32)
-    seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
-    state = jax.eval_shape(program.start, values, seeds)
-    alive = jax.ShapeDtypeStruct((lanes,), jnp.bool_)
-    jax.eval_shape(
-        program.epoch, values, alive, state, train
-    )  # errors in the update, before any run
-    each = _bytes(state) / lanes
-    share, limit = len(group.members) / lanes, _memory(mesh)
-    if share * each > limit:
-        raise ValueError(
-            f"sweep: {len(group.members)} members of {each / 2**20:.3g} MiB each do not fit into "
-            f"{limit * lanes / 2**30:.3g} GiB of memory: sweep fewer at once, or a smaller model"
-        )
-
-
-def _memory(mesh: Mesh) -> float:
-    """Bytes that a device may use."""
-    device = mesh.local_devices[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return _MEMORY * stats["bytes_limit"]
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _MEMORY * pages / len(mesh.local_devices)
-
-
-def _bytes(state: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def _first_blocks(
-    program: _Programs,
-    group: _Group,
-    members: Sequence[Member],
-    train: Examples,
-    mesh: Mesh,
-    block_size: int | None,
-) -> tuple[int, list[_Block]]:
-    """The members of a group in blocks before the first epoch, and how many lanes a block has."""
-    devices = mesh.devices.size
-    usual = _BLOCK.get(mesh.devices.flat[0].platform, _LARGEST_BLOCK) * devices
-    lanes = _lanes(len(group.members), block_size or usual, devices)
-    numbers = np.asarray(group.members)
-    while True:
-        blocks = [
-            _start(program, group, members, numbers[i : i + lanes], lanes, mesh)
-            for i in range(0, len(numbers), lanes)
-        ]
-        first = blocks[0]
-        used = program.epoch.lower(first.values, first.alive, first.state, train).compile()
-        program.compiled[lanes] = used
-        need = _program_bytes(used) + (len(blocks) - 1) * _bytes(first.state) / devices
-        if need <= _memory(mesh):
-            return lanes, blocks
-        if block_size is not None or lanes == devices:
-            raise ConfigError(
-                "sweep",
-                [
-                    f"sweep.block_size: {lanes} members at once take {need / 2**30:.3g} GiB on "
-                    f"each device, where {_memory(mesh) / 2**30:.3g} GiB can be used: take fewer, "
-                    "or a smaller batch or model"
-                ],
-            )
-        lanes = _lanes(lanes // 2, lanes // 2, devices)
-
-
-def _lanes(members: int, wanted: int, devices: int) -> int:
-    """Lanes of a block: not more than there are members, a multiple of the devices."""
-    return -(-min(members, max(wanted, 1)) // devices) * devices
-
-
-def _program_bytes(program: Any) -> float:
-    """Memory on each device while a compiled program runs."""
-    used = program.memory_analysis()
-    if used is None:
-        return 0.0
-    arguments = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-    return arguments + used.temp_size_in_bytes
-
-
-# -- blocks
-
-
-def _start(
-    program: _Programs,
-    group: _Group,
-    members: Sequence[Member],
-    numbers: np.ndarray,
-    lanes: int,
-    mesh: Mesh,
-) -> _Block:
-    """A block before its first epoch."""
-    filled = _fill(numbers, lanes)
-    in_block = [members[i] for i in np.where(filled >= 0, filled, numbers[0])]
-    values = [[member.values[path] for path in group.paths] for member in in_block]
-    spec = PartitionSpec("member")
-    values = _put(np.asarray(values, np.float32).reshape(lanes, len(group.paths)), mesh, spec)
-    seeds = _put(np.asarray([member.seed for member in in_block], np.int32), mesh, spec)
-    return _Block(filled, values, _put(filled >= 0, mesh, spec), program.start(values, seeds))
-
-
-def _fill(numbers: np.ndarray, lanes: int) -> np.ndarray:
-    return np.pad(numbers, (0, lanes - len(numbers)), constant_values=-1)
-
-
-def _compile(program: _Programs, blocks: Sequence[_Block], train: Examples) -> float:
-    """Compiles what is not, and returns the seconds it took."""
-    started = time.perf_counter()
-    for block in blocks:
-        if len(block.members) not in program.compiled:
-            lowered = program.epoch.lower(block.values, block.alive, block.state, train)
-            program.compiled[len(block.members)] = lowered.compile()
-    return time.perf_counter() - started
-
-
-def _advance(program: _Programs, block: _Block, train: Examples) -> tuple[_Block, np.ndarray]:
-    """The block after one more epoch, and the cost of each of its members."""
-    run = program.compiled[len(block.members)]
-    alive, state, cost = run(block.values, block.alive, block.state, train)
-    block = block._replace(alive=alive, state=state)
-    return block, _read(cost)[block.members >= 0]
-
-
-def _metrics(program: _Programs, block: _Block, parts: Mapping[str, Examples]) -> dict[int, Row]:
-    """Each member's metrics at the parameters to evaluate."""
-    every = program.metrics(block.state, parts)
-    means = {
-        f"{part}_{name}": _read(every[part][name])
-        for part in parts
-        for name in METRICS
-        if name in every[part]
-    }
-    return {
-        int(number): {name: float(values[lane]) for name, values in means.items()}
-        for lane, number in enumerate(block.members)
-        if number >= 0
-    }
-
-
 def _better_points(
     members: Sequence[Member],
     rows: Mapping[int, Mapping[str, Any]],
@@ -795,73 +501,3 @@ def _better_points(
 
     best = sorted(points, key=score)[: max(1, math.ceil(keep * len(points)))]
     return np.sort([number for point in best for number in points[point]])
-
-
-def _regroup(
-    program: _Programs, blocks: Sequence[_Block], kept: np.ndarray, lanes: int, mesh: Mesh
-) -> list[_Block]:
-    """The members that go on, in as few blocks as can be."""
-    order = np.concatenate([block.members for block in blocks])
-    lane_of = {number: lane for lane, number in enumerate(order)}
-    lanes = _lanes(len(kept), lanes, mesh.devices.size)
-    sharding = NamedSharding(mesh, PartitionSpec("member"))
-
-    @functools.partial(jax.jit, out_shardings=sharding)
-    def picked(parts: Sequence[PyTree], at: np.ndarray) -> PyTree:
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[at], *parts)
-
-    regrouped = []
-    for i in range(0, len(kept), lanes):
-        numbers = _fill(kept[i : i + lanes], lanes)
-        at = np.asarray([lane_of[n] for n in np.where(numbers >= 0, numbers, kept[0])])
-        states = [block.state for block in blocks]
-        alive = picked([block.alive for block in blocks], at) & _put(
-            numbers >= 0, mesh, PartitionSpec("member")
-        )
-        params, opt_state = picked([state[:2] for state in states], at)
-        key = picked([s.key for s in states], at) if program.has_own_key else states[0].key
-        values = picked([block.values for block in blocks], at)
-        state = TrainState(params, opt_state, states[0].epoch, key)
-        regrouped.append(_Block(numbers, values, alive, state))
-    return regrouped
-
-
-# -- checkpoints
-
-
-def _snapshot(
-    number: int, told: Row, costs: np.ndarray, blocks: Sequence[_Block], mesh: Mesh
-) -> Snapshot:
-    """Where a sweep stands; without blocks the next program is to begin."""
-    if not blocks:
-        told = told | {"group": told["group"] + 1, "epoch": 0}
-    lanes = [block.members.tolist() for block in blocks]
-    told = told | {"devices": mesh.devices.size, "blocks": lanes}
-    states = [(block.alive, block.state) for block in blocks]
-    return Snapshot(number, told, (costs.astype(np.float32), states))
-
-
-def _restored(
-    snapshot: Snapshot,
-    groups: Sequence[_Group],
-    programs: Sequence[_Programs],
-    members: Sequence[Member],
-    mesh: Mesh,
-    costs: np.ndarray,
-) -> tuple[np.ndarray, list[_Block]]:
-    """The costs and the blocks that a snapshot was made of."""
-    told = snapshot.told
-    if told.get("devices") != mesh.devices.size:
-        raise CheckpointError(f"it is of a sweep on {told.get('devices')} devices")
-    blocks = []
-    for numbers in map(np.asarray, told["blocks"]):
-        program, group = programs[told["group"]], groups[told["group"]]
-        blocks.append(_start(program, group, members, numbers[numbers >= 0], len(numbers), mesh))
-    like = [(block.alive, block.state) for block in blocks]
-    found, states = fit(snapshot.arrays, (costs.astype(np.float32), like))
-    states = jax.tree.map(lambda x, start: jax.device_put(x, start.sharding), states, like)
-    restored = [
-        block._replace(alive=alive, state=state)
-        for block, (alive, state) in zip(blocks, states, strict=True)
-    ]
-    return np.array(found, np.float64), restored

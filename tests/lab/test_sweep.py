@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gradxform.lab import blocks
 from gradxform.lab import sweep as lab_sweep
 from gradxform.lab.config import ConfigError, parse_config, sweep_members
 from gradxform.lab.data import load
@@ -180,10 +181,10 @@ def test_all_that_cannot_be_built_is_told_at_once(task):
 
 
 def test_members_that_do_not_fit_are_told(task, monkeypatch):
-    monkeypatch.setattr(lab_sweep, "_memory", lambda mesh: 50.0)
+    monkeypatch.setattr(blocks, "_memory", lambda mesh: 50.0)
     with pytest.raises(ConfigError, match=r"do not fit into .* GiB of memory"):
         run_of(task)
-    monkeypatch.setattr(lab_sweep, "_memory", lambda mesh: 5e3)
+    monkeypatch.setattr(blocks, "_memory", lambda mesh: 5e3)
     with pytest.raises(ConfigError, match=r"sweep.block_size: 16 members at once take"):
         run_of(task, block_size=12)
 
