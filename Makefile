@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench notebooks figures smoke clean
+.PHONY: demo test lint bench bench-quick notebooks figures smoke clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
@@ -29,6 +29,11 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.minimize
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.accelerator
+
+# the last of them, tiny: that it works
+bench-quick: $(INSTALLED)
+	$(BIN)/python -m benchmarks.accelerator --quick
 
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
