@@ -132,7 +132,7 @@ def compose(
         J(\theta) = \frac{1}{m} \sum_{i=1}^{m} L(f(\theta, x_i), y_i)
 
     the same value, gradient and curvature products to rounding, if the loss is a mean over
-    examples, and if no example enters the outputs of another.
+    examples, and if no example enters the outputs of another. The sums are in at least float32.
 
     Args:
       loss: of the outputs, and of data, to one real number.
@@ -182,7 +182,8 @@ class Composed:
     def __call__(self, params: tree.PyTree, **data: Any) -> jax.Array:
         whole = dataclasses.replace(self, data={**self.data, **data})
         if self.chunks > 1 and self.recompute:
-            return whole.mean_over_chunks(lambda chunk: chunk(params))
+            handed = _summed_in_float32(params)
+            return whole.mean_over_chunks(lambda chunk: chunk(handed()))
         loss, model = whole.parts()
         return jnp.asarray(loss(model(params)))
 
@@ -193,13 +194,13 @@ class Composed:
             return lambda y: self.loss(y, **loss_data), lambda p: self.model(p, **model_data)
 
         def loss(outputs: tree.PyTree) -> jax.Array:
-            losses = jax.lax.map(
-                lambda chunk: self.loss(chunk[0], **chunk[1]), (outputs, self._cut(loss_data))
-            )
+            cut = self._cut(loss_data) if loss_data else {}
+            losses = jax.lax.map(lambda chunk: self.loss(chunk[0], **chunk[1]), (outputs, cut))
             return jnp.mean(losses)
 
         def model(params: tree.PyTree) -> tree.PyTree:
-            return jax.lax.map(lambda chunk: self.model(params, **chunk), self._cut(model_data))
+            handed = _summed_in_float32(params)
+            return jax.lax.map(lambda chunk: self.model(handed(), **chunk), self._cut(model_data))
 
         return loss, model
 
@@ -244,9 +245,9 @@ class Composed:
 
         first = jax.tree.map(lambda x: x[0], cut)
         shapes = jax.eval_shape(lambda data: f(Composed(self.loss, self.model, data)), first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zeros = jax.tree.map(lambda x: tree.promote(jnp.zeros(x.shape, x.dtype)), shapes)
         total, _ = jax.lax.scan(add, zeros, cut)
-        return jax.tree.map(lambda x: x / self.chunks, total)
+        return jax.tree.map(lambda x, one: (x / self.chunks).astype(one.dtype), total, shapes)
 
     def _cut(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """The data with a leading axis of chunks."""
@@ -267,6 +268,16 @@ class Composed:
                 "or to update, for instance gx.compose(loss, model, chunks=2, x=x, y=y)"
             )
         return jax.tree_util.tree_map_with_path(cut, data)
+
+
+def _summed_in_float32(params: tree.PyTree) -> Callable[[], tree.PyTree]:
+    """Hands ``params`` to each chunk so that gradients of half precision are summed in float32."""
+
+    def is_half(x: Any) -> bool:
+        return getattr(x, "dtype", None) in (jnp.bfloat16, jnp.float16)
+
+    wide = jax.tree.map(lambda x: tree.promote(x) if is_half(x) else x, params)
+    return lambda: jax.tree.map(lambda w, x: w.astype(x.dtype) if is_half(x) else w, wide, params)
 
 
 def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
