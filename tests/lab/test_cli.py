@@ -432,7 +432,8 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
         write(path, content)
 
     monkeypatch.setattr(results, "write_atomically", full)
-    monkeypatch.setattr(lab_sweep, "sweep", lambda *args: args[2]("sgd", 1, {0: {"cost": 1.0}}))
+    emptied = lambda *args, **_: args[2]("sgd", 1, {0: {"cost": 1.0}})
+    monkeypatch.setattr(lab_sweep, "sweep", emptied)
     args = ("--set", TWO, "--set", AXES, "--out", tmp_path / "x")
     told = fails("sweep", "digits_race", *args)
     assert "No space left on device" in told
