@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -104,6 +105,15 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
+Distributed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|HOST:PORT,PROCESS,PROCESSES",
+        help="One of several processes that divide the members: auto on a cluster that JAX knows, "
+        "such as SLURM or a TPU pod; else where process 0 listens, this process and how many.",
+        show_default=False,
+    ),
+]
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Write TensorBoard's event files into the folder.")
 ]
@@ -183,6 +193,7 @@ def sweep(
     out: Out = None,
     quiet: Quiet = False,
     resume: Resume = None,
+    distributed: Distributed = None,
 ) -> None:
     """Train a config's optimisers at many hyperparameters and seeds at once.
 
@@ -196,9 +207,11 @@ def sweep(
     gradxform sweep my_sweep.toml --set sweep.seeds=8
     gradxform sweep digits_race \\
         --set 'sweep.axes.learning_rate={log=[1e-4, 1.0], points=9}'
+    gradxform sweep learning_rate --distributed localhost:1234,0,2 & \\
+    gradxform sweep learning_rate --distributed localhost:1234,1,2
     """
     try:
-        _sweep(config, set_ or [], data_dir, out, quiet, resume)
+        _sweep(config, set_ or [], data_dir, out, quiet, resume, distributed)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
 
@@ -384,9 +397,16 @@ def _sweep(
     out: Path | None,
     quiet: bool,
     resume: Path | None,
+    distributed: str | None,
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
     config, dataset = _load(name, overrides, data_dir, is_sweep=True)
+    if distributed is not None:
+        if resume is not None or config.model_dump().get("checkpoint", {}).get("every"):
+            _fail(f"--distributed {distributed}: checkpoints are of one process; leave them out")
+        writes = _join(distributed) == 0
+    else:
+        writes = True
 
     from gradxform.lab import checkpoints, optimizers, results
     from gradxform.lab.data import load
@@ -398,7 +418,12 @@ def _sweep(
         rows.update(found)
         advance(label, epoch, found)
 
-    place = results.run_folder(config, out) if resume is None else contextlib.nullcontext(resume)
+    if not writes:
+        place, quiet = _nowhere(), True
+    elif resume is None:
+        place = results.run_folder(config, out)
+    else:
+        place = contextlib.nullcontext(resume)
     with _told():
         optimizers.build_all(config.optimizers)
         with place as folder, checkpoints.locked(folder):
@@ -416,7 +441,37 @@ def _sweep(
                 if rows:  # an interrupted sweep keeps what it has
                     results.write_atomically(folder / "members.csv", results.members_csv(rows))
             results.save_sweep(folder, config, result)
-    _show(results.best_table(result, config.title or config.name), folder)
+    if writes:
+        _show(results.best_table(result, config.title or config.name), folder)
+
+
+def _join(distributed: str) -> int:
+    """Joins the other processes, and returns the number of this one."""
+    import jax
+
+    options: dict[str, Any] = {}
+    match distributed.split(","):
+        case ["auto"]:
+            pass
+        case [address, process, processes] if process.isdecimal() and processes.isdecimal():
+            options = {"num_processes": int(processes), "process_id": int(process)}
+            options |= {"coordinator_address": address}
+        case _:
+            wanted = "auto, or HOST:PORT,PROCESS,PROCESSES like localhost:1234,0,2"
+            _fail(f"--distributed {distributed}: should be {wanted}")
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        _fail(f"--distributed {distributed}: {error}")
+    return jax.process_index()
+
+
+@contextlib.contextmanager
+def _nowhere() -> Iterator[Path]:
+    """The folder of a process that leaves the results to another."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "config.toml").touch()
+        yield Path(name)
 
 
 def _movie(

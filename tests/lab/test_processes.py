@@ -1,49 +1,43 @@
-"""Several processes on one machine, which find each other by ``jax.distributed``."""
+"""Several processes on one machine, which divide the members of a sweep by ``jax.distributed``."""
 
-import json
+import csv
 import math
 import os
 import socket
 import subprocess
 import sys
+import tomllib
+
+import pytest
 
 from gradxform.lab.config import parse_config
 from gradxform.lab.data import load
 from gradxform.lab.sweep import sweep
+from tests.lab.test_cli import fails
 
-CONFIG = {
-    "name": "processes",
-    "task": {
-        "kind": "classification",
-        "dataset": "digits",
-        "model": "logistic",
-        "validation_split": 0.2,
-    },
-    "training": {"epochs": 2},
-    "optimizers": {"sgd": {"method": "sgd", "learning_rate": 0.1}},
-    "sweep": {
-        "axes": {"learning_rate": {"log": [0.001, 1.0], "points": 3}},
-        "seeds": 2,
-        "vary": "order",
-        "rungs": [1],
-    },
-}
+CONFIG = """
+name = "processes"
 
-PROGRAM = f"""
-import json, sys
-import jax
+[task]
+kind = "classification"
+dataset = "digits"
+model = "logistic"
+validation_split = 0.2
 
-number, count, port = map(int, sys.argv[1:])
-jax.distributed.initialize(f"localhost:{{port}}", count, number)
+[training]
+epochs = 2
 
-from gradxform.lab.config import parse_config
-from gradxform.lab.data import load
-from gradxform.lab.sweep import sweep
+[optimizers.sgd]
+method = "sgd"
+learning_rate = 0.1
 
-assert jax.process_count() == count and jax.device_count() == 2 * count
-result = sweep(parse_config({CONFIG!r}), load("digits"))
-print("rows", json.dumps(result.rows))
+[sweep]
+seeds = 2
+vary = "order"
+rungs = [1]
+axes = {learning_rate = {log = [0.001, 1.0], points = 3}}
 """
+COMMAND = (sys.executable, "-c", "from gradxform.lab.cli import main; main()", "sweep")
 
 
 def free_port():
@@ -52,40 +46,50 @@ def free_port():
         return s.getsockname()[1]
 
 
-def run_in_processes(program, count):
-    """What each process prints after the word rows."""
-    port = free_port()
+def test_processes_divide_the_members_of_a_sweep(tmp_path):
+    file, out, port = tmp_path / "config.toml", tmp_path / "out", free_port()
+    file.write_text(CONFIG, encoding="utf-8")
     flags = "--xla_force_host_platform_device_count=2"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", program, str(number), str(count), str(port)],
-            env=environment,
+            [*COMMAND, file, "--out", out, "--distributed", f"localhost:{port},{number},2"],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(count)
+        for number in range(2)
     ]
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    found = []
-    for process, (out, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, err
-        (line,) = (line for line in out.splitlines() if line.startswith("rows "))
-        found.append(json.loads(line.removeprefix("rows ")))
-    return found
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [f"Results are in {out}" in told for _, told in outputs] == [True, False]
 
-
-def test_sweep_divides_its_members_among_processes():
-    expected = sweep(parse_config(CONFIG), load("digits")).rows
-    for rows in run_in_processes(PROGRAM, 2):
-        for row, alone in zip(rows, expected, strict=True):
-            assert row.keys() == alone.keys()
-            for name in row.keys() - {"seconds"}:
-                same = row[name] == alone[name]
-                assert same or math.isclose(row[name], alone[name], rel_tol=1e-5), name
+    with (out / "members.csv").open(encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    expected = sweep(parse_config(tomllib.loads(CONFIG)), load("digits")).rows
+    for row, alone in zip(rows, expected, strict=True):
+        assert row.keys() - {"member"} == alone.keys()
+        for name, value in alone.items():
+            if isinstance(value, float) and name != "seconds":
+                assert math.isclose(float(row[name]), value, rel_tol=1e-5), name
     assert [row["dropped"] for row in expected] == [True] * 2 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--distributed", "localhost:1"], "should be auto, or HOST:PORT,PROCESS,PROCESSES"),
+        (["--distributed", "localhost:1,a,2"], "should be auto, or HOST:PORT,PROCESS,PROCESSES"),
+        (
+            ["--distributed", "localhost:1,0,2", "--set", "checkpoint.every=1"],
+            "--distributed localhost:1,0,2: checkpoints are of one process",
+        ),
+    ],
+)
+def test_mistakes_are_told(given, told, tmp_path):
+    assert told in fails("sweep", "learning_rate", "--out", tmp_path / "x", *given)
+    assert not any(tmp_path.iterdir())
