@@ -29,6 +29,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.minimize
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.accelerator
 
 # the last of them, tiny: that it works

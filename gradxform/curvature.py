@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
@@ -102,8 +101,11 @@ def _curvature(linearise: Curvature, value_fn: ValueFn, params: tree.PyTree) -> 
     """The product in at least float32, chunk by chunk where ``value_fn`` recomputes them."""
     params = jax.tree.map(tree.promote, params)
     if isinstance(value_fn, Composed) and value_fn.chunks > 1 and value_fn.recompute:
-        return lambda v: value_fn.mean_over_chunks(lambda chunk: linearise(chunk, params)(v))
-    return linearise(value_fn, params)
+        product = lambda v: value_fn.mean_over_chunks(lambda chunk: linearise(chunk, params)(v))
+    else:
+        product = linearise(value_fn, params)
+    # left to itself the compiler may keep all of CG's vectors whole on every device
+    return lambda v: tree.sharded_like(product(v), params)
 
 
 def compose(
@@ -409,7 +411,7 @@ def nystrom(rank: int = 10, *, seed: Scalar = 0) -> Preconditioner:
 
     with a new Ω in each update. Right for a positive semi-definite curvature, damped, with a few
     large eigenvalues, as Gauss–Newton's of a deep net; of an indefinite one it is the identity. It
-    keeps r vectors, ravelled, while CG runs.
+    keeps r vectors, ravelled and whole on every device, while CG runs.
 
     Args:
       rank: r ≥ 1, products that each update makes; at most the parameters.
@@ -433,11 +435,11 @@ def nystrom(rank: int = 10, *, seed: Scalar = 0) -> Preconditioner:
     check("nystrom", rank=(rank, 1, float("inf")), seed=(seed, 0, 2**32))
 
     def build(product: Product, like: tree.PyTree, count: jax.Array) -> tuple[Product, int]:
-        flat, unravel = ravel_pytree(like)
+        flat, unravel = tree.ravel(like)
         r = min(rank, flat.size)
         normal = jax.random.normal(_key(seed, count), (flat.size, r), flat.dtype)
         omega, _ = jnp.linalg.qr(normal)
-        y = jax.lax.map(lambda column: ravel_pytree(product(unravel(column)))[0], omega.T).T
+        y = jax.lax.map(lambda column: tree.ravel(product(unravel(column)))[0], omega.T).T
         shift = jnp.finfo(flat.dtype).eps * jnp.linalg.norm(y)
         y = y + shift * omega
         factor = jnp.linalg.cholesky(_dot(omega.T, y))  # NaN of an indefinite curvature
@@ -449,7 +451,7 @@ def nystrom(rank: int = 10, *, seed: Scalar = 0) -> Preconditioner:
         u = jnp.where(usable, u, 0)
 
         def inverse(v: tree.PyTree) -> tree.PyTree:
-            x = ravel_pytree(v)[0]
+            x, _ = tree.ravel(v)
             return unravel(x + _dot(u, weight * _dot(x, u)))
 
         return inverse, r
@@ -469,4 +471,4 @@ def _random_like(draw: Callable[..., jax.Array], key: jax.Array, like: tree.PyTr
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     drawn = [draw(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    return tree.sharded_like(jax.tree.unflatten(structure, drawn), like)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
@@ -114,7 +113,8 @@ def with_line_search(
       The transformation. ``update`` needs ``params``, ``value``, and whatever ``direction`` needs.
 
     Raises:
-      ValueError: an argument is out of range or missing in ``update``.
+      ValueError: an argument is out of range or missing in ``update``; or with ``ravel``, ``init``
+        sees that the parameters are sharded.
 
     References:
       Hager & Zhang, "A new conjugate gradient method with guaranteed descent and an efficient line
@@ -140,7 +140,7 @@ def with_line_search(
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
         values = jax.tree.map(tree.promote, values)
-        return ravel_pytree(values)[0] if ravel and not tree.has_holes(values) else values
+        return tree.ravel(values)[0] if ravel and not tree.has_holes(values) else values
 
     def init(params: tree.PyTree) -> LineSearchState:
         def number(x: float = 0) -> jax.Array:
@@ -152,6 +152,8 @@ def with_line_search(
         def trial() -> Trial:
             return Trial(number(), number(), number())
 
+        if ravel:
+            tree.check_whole("with_line_search", params)
         return LineSearchState(
             params=flatten(tree.copy(params)),
             grad=flatten(tree.zeros_like(params)),
@@ -186,7 +188,7 @@ def with_line_search(
         rounding = jnp.finfo(value.dtype).eps * jnp.abs(state.origin.value)
         eps = jnp.maximum(scalar(noise) * jnp.abs(state.origin.value), 10 * rounding)
 
-        there, here = flatten(params), flatten(grads)
+        there, here = flatten(params), flatten(tree.sharded_like(grads, params))
         trial = Trial(state.t, scalar(value), tree.vdot(here, state.direction))
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
         accept = finite & (state.begin | _is_wolfe(trial, state.origin, delta, sigma, eps))

@@ -121,7 +121,7 @@ def minimize(
       fn: the objective, of the parameters alone, to one real number.
       params: where to start: a pytree of floating-point arrays or Python floats.
       tx: the method, with its learning rate; ``None`` for ``bfgs()`` up to 128 parameters and
-        ``lbfgs()`` beyond.
+        ``lbfgs()`` beyond, leaf by leaf where ``params`` are seen to be sharded.
       tol: stop when the largest absolute entry of the gradient is at most this; positive.
       max_steps: the most updates.
       has_aux: ``fn`` returns a pair, its value and anything else; that of the best point is
@@ -162,7 +162,8 @@ def minimize(
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype=jnp.result_type(p)), params)
     if tx is None:
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        tx = bfgs() if size <= DENSE_LIMIT else lbfgs()
+        ravel = not any(tree.is_sharded(p) for p in jax.tree.leaves(params))
+        tx = bfgs(ravel=ravel) if size <= DENSE_LIMIT else lbfgs(ravel=ravel)
     key = configuration_key(tx)
     recognised = key is not None and _is_hashable(fn)
     run = _compiled_run if recognised else _run

@@ -5,13 +5,17 @@ float16 gradients lose their small terms, and ``b2 = 0.999`` is 1 in bfloat16. f
 float64. An update is handed back in the dtype of the gradient it came from.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
 from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding, PartitionSpec
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -71,7 +75,7 @@ def unflatten(vector: PyTree, like: PyTree) -> PyTree:
     is_vector = getattr(vector, "shape", None) == (size,)
     if not is_vector or jnp.shape(vector) == getattr(like, "shape", None):
         return vector
-    return ravel_pytree(jax.tree.map(promote, like))[1](vector)
+    return ravel(jax.tree.map(promote, like))[1](vector)
 
 
 def check_floating(params: PyTree) -> None:
@@ -92,10 +96,12 @@ def zeros_like(params: PyTree) -> PyTree:
       TypeError: a leaf is not a real floating-point array.
     """
     check_floating(params)
-    return jax.tree.map(
+
+    zeros = jax.tree.map(
         lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(jnp.result_type(p), jnp.float32)),
         params,
     )
+    return sharded_like(zeros, params)
 
 
 def copy(params: PyTree) -> PyTree:
@@ -147,6 +153,101 @@ def select(condition: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y).astype(y.dtype), new, old)
 
 
+def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
+    """‖new‖² of ``new = r + step change``, to all digits but one or two.
+
+    Of inner products that do not wait for ``step``, unless their terms cancel: where the parameters
+    are sharded, one round of communication serves them and those that ``step`` comes from. As Chen
+    & Carson, "Predict-and-recompute conjugate gradient variants", SIAM J. Sci. Comput. 42:A3084
+    (2020).
+    """
+    rr, changed = vdot(r, r), step**2 * vdot(change, change)
+    predicted = rr + 2 * step * vdot(r, change) + changed
+    resolved = predicted > 0.1 * (rr + changed)
+    return jax.lax.cond(resolved, lambda: predicted, lambda: vdot(new, new))
+
+
 def reciprocal(x: Array) -> Array:
     """``1 / x``, and 1 where that is not finite."""
     return jnp.where((x > 0) & jnp.isfinite(1 / x), 1 / x, 1)
+
+
+# -- what is sharded over devices
+
+
+def is_explicit(x: Any) -> bool:
+    """Whether ``x`` is divided along explicit mesh axes, which JAX shows in its type."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether ``x`` is seen to be divided among devices; tracers show explicit mesh axes alone."""
+    if isinstance(x, jax.Array) and not isinstance(x, Tracer):
+        return not x.sharding.is_fully_replicated
+    return is_explicit(x)
+
+
+def check_whole(method: str, params: PyTree) -> None:
+    """Raises a ValueError that names the first leaf which is seen to be sharded."""
+    for path, p in jax.tree_util.tree_leaves_with_path(params):
+        if is_sharded(p):
+            raise ValueError(
+                f"{method}(ravel=True): params{jax.tree_util.keystr(path)} is sharded, and one "
+                "vector of all would be whole on every device; give ravel=False"
+            )
+
+
+def whole(x: Array) -> NamedSharding | None:
+    """The sharding that a sum over all of ``x`` is to be given, where JAX does not choose it."""
+    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec()) if is_explicit(x) else None
+
+
+def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """``ravel_pytree`` of leaves that may be sharded: the vector is whole on every device."""
+
+    def gather(x: Array) -> Array:
+        return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim)) if is_explicit(x) else x
+
+    vector, unravel = ravel_pytree(jax.tree.map(gather, tree))
+    return vector, lambda v: sharded_like(unravel(v), tree)
+
+
+def sharded_like(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` on the devices where ``like``, of the same shapes, is."""
+    return jax.tree.map(_sharded_like, tree, like)
+
+
+def _sharded_like(x: Array, like: Any) -> Array:
+    if is_explicit(like):
+        return jax.sharding.reshard(x, jax.typeof(like).sharding)
+    if isinstance(like, Tracer):  # the compiler finds the sharding, and is told that both share it
+        return shard_alike(x, like)[0]
+    return jax.device_put(x, like.sharding) if is_sharded(like) and not isinstance(x, Tracer) else x
+
+
+def rows_like(matrix: Array, like: PyTree) -> PyTree:
+    """A matrix with its rows where the entries of ``like`` are: leaves (*shape, columns)."""
+    _, unravel = ravel(like)
+    return _rows_sharded_like(jax.vmap(unravel, in_axes=-1, out_axes=-1)(matrix), like)
+
+
+def identity_rows(like: PyTree) -> PyTree:
+    """The rows of the identity, in at least float32; no device makes more than its own."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(promote, like))
+    *starts, size = itertools.accumulate((x.size for x in leaves), initial=0)
+    rows = [
+        (jnp.arange(i, i + x.size).reshape(x.shape)[..., None] == jnp.arange(size)).astype(x.dtype)
+        for i, x in zip(starts, leaves, strict=True)
+    ]
+    return _rows_sharded_like(jax.tree.unflatten(structure, rows), like)
+
+
+def _rows_sharded_like(rows: PyTree, like: PyTree) -> PyTree:
+    places = jax.tree.map(lambda x, rows: jnp.broadcast_to(x[..., None], rows.shape), like, rows)
+    return sharded_like(rows, places)
+
+
+def rows_dot(rows: PyTree, vector: PyTree) -> PyTree:
+    """The matrix times a vector, both like the parameters."""
+    whole_vector, _ = ravel(vector)
+    return jax.tree.map(lambda x: jnp.tensordot(x, whole_vector, 1), rows)

@@ -39,3 +39,12 @@ def test_count_stops_at_the_largest_integer() -> None:
 def test_copy_has_buffers_of_its_own() -> None:
     x = jnp.ones(3)
     assert tree.copy(x).unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("step", [0.5, -0.99, -1.0, -1 + 1e-5, 0.0, jnp.nan])
+def test_next_square(step: float) -> None:
+    """Where all but a millionth cancels, and all, it is of the vector itself."""
+    r = {"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray([[3.0]])}
+    new = jax.tree.map(lambda x: x + step * x, r)
+    found = tree.next_square(r, jnp.asarray(step), r, new)
+    np.testing.assert_allclose(found, 14 * (1 + np.float32(step)) ** 2, rtol=2e-3)

@@ -83,7 +83,7 @@ def delta_bar_delta(
 
     def init(params: tree.PyTree) -> DeltaBarDeltaState:
         zeros = tree.zeros_like(params)
-        gains = jax.tree.map(lambda z: z + 1, zeros)
+        gains = tree.sharded_like(jax.tree.map(lambda z: z + 1, zeros), params)
         return DeltaBarDeltaState(jnp.zeros((), jnp.int32), gains, zeros)
 
     def update(

@@ -192,7 +192,8 @@ def hessian_free(
         # all below is over the largest entry of the gradient, so that no unit overflows
         size = scalar(jnp.where(finite, tree.max_abs(grads), 0))
         unit = tree.reciprocal(size)
-        g = tree.scale(unit, jax.tree.map(tree.promote, grads))
+        g = tree.sharded_like(jax.tree.map(tree.promote, grads), params)
+        g = tree.scale(unit, g)
         g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
 
         part, share = value_fn, 1.0

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
 from gradxform import protocol, tree
@@ -78,7 +77,7 @@ def scale_by_newton(
         params = protocol.require("newton", "params", params)
         value_fn = protocol.bind(protocol.require("newton", "value_fn", value_fn), extra_args)
         protocol.check_unmasked("newton", params)
-        g, unravel = ravel_pytree(jax.tree.map(tree.promote, grads))
+        g, unravel = tree.ravel(jax.tree.map(tree.promote, grads))
         if g.size == 0:
             return grads, state
 
@@ -134,7 +133,7 @@ def newton(
       columns: how many columns of the Hessian are evaluated at once: more is faster and takes the
         memory of as many gradients.
       max_size: most parameters n. An update keeps a few n × n matrices and takes n curvature
-        products and O(n³) operations.
+        products and O(n³) operations, on every device where parameters are sharded.
 
     Returns:
       The transformation. ``update`` needs ``params`` and ``value_fn``; keyword arguments named like
@@ -165,11 +164,11 @@ def newton(
 
 def dense(product: Product, params: tree.PyTree, columns: int = 64) -> jax.Array:
     """The matrix of a curvature of ravelled parameters, a few columns at once."""
-    vector, unravel = ravel_pytree(tree.zeros_like(params))
+    vector, unravel = tree.ravel(tree.zeros_like(params))
 
     def column(i: jax.Array) -> jax.Array:
         unit = (jnp.arange(vector.size) == i).astype(vector.dtype)
-        return ravel_pytree(product(unravel(unit)))[0].astype(vector.dtype)
+        return tree.ravel(product(unravel(unit)))[0].astype(vector.dtype)
 
     indices = jnp.arange(vector.size)
     if vector.size <= columns:

@@ -1,7 +1,7 @@
 """Newton's method with its step from conjugate gradients: products with the Hessian alone."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ def scale_by_newton_cg(
         protocol.check_unmasked("newton_cg", params)
         if not jax.tree.leaves(grads):
             return grads, state
-        g = jax.tree.map(tree.promote, grads)
+        g = tree.sharded_like(jax.tree.map(tree.promote, grads), params)
         undamped, alpha = (curvature or hessian())(value_fn, params), scalar(damping)
 
         def product(v: tree.PyTree) -> tree.PyTree:
@@ -268,16 +268,43 @@ def _solve(
     unit = tree.divide(scalar(_NORM), norm)
     b, x0 = (jax.tree.map(lambda x: (unit * x).astype(dtype), vector) for vector in (g, start))
     no_marks = jnp.zeros(most, dtype)
-    (d, marks), _ = cg(
+    d, marks = _conjugate_gradients(
         _operator(product, g, scaled=approximate_inverse is not None),
         (b, no_marks),
         (x0, no_marks),
-        tol=cast(Any, tol),  # may be traced
-        maxiter=jnp.minimum(scalar(maxiter), most),
-        M=None if approximate_inverse is None else inverse,
+        None if approximate_inverse is None else inverse,
+        tol,
+        jnp.minimum(scalar(maxiter), most),
     )
     products = jnp.sum(marks != 0, dtype=jnp.int32) + (norm > 0)
     return tree.scale(norm / _NORM, d), products
+
+
+def _conjugate_gradients(
+    operator: Callable[[_Marked], _Marked],
+    b: _Marked,
+    x0: _Marked,
+    inverse: Callable[[_Marked], _Marked] | None,
+    tol: jax.Array,
+    maxiter: jax.Array,
+) -> _Marked:
+    """``jax.scipy.sparse.linalg.cg``, in automatic mode where the mesh has explicit axes.
+
+    It takes inner products that explicit axes do not allow. The functions it calls see the mesh as
+    it is.
+    """
+    functions = operator, inverse
+
+    def solve(b: _Marked, x0: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
+        a, m = functions
+        return cg(a, b, x0, tol=tol, maxiter=maxiter, M=m)[0]
+
+    if not any(tree.is_explicit(x) for x in jax.tree.leaves(b)):
+        return solve(b, x0, tol, maxiter)
+    specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, b)
+    functions = [f and jax.sharding.explicit_axes(f, in_sharding=(specs,)) for f in functions]
+    automatic: Any = jax.sharding.auto_axes(solve, out_sharding=specs)
+    return automatic(b, x0, tol, maxiter)
 
 
 def _operator(product: Product, like: tree.PyTree, *, scaled: bool) -> Callable[[_Marked], _Marked]:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
@@ -66,20 +65,23 @@ def _no_pairs() -> QuasiNewtonInfo:
 
 
 class ScaleByBfgsState(NamedTuple):
-    """State of :func:`scale_by_bfgs`; vectors are ravelled, all in at least float32."""
+    """State of :func:`scale_by_bfgs`, all in at least float32."""
 
     started: jax.Array  #: whether there was an update yet
-    params: jax.Array  #: θ of the last update
-    grad: jax.Array  #: g of the last update
-    inverse_hessian: jax.Array  #: H, n × n
+    params: tree.PyTree  #: θ of the last update
+    grad: tree.PyTree  #: g of the last update
+    inverse_hessian: tree.PyTree  #: H, n × n; with ``ravel=False`` the rows of each leaf in one
     info: QuasiNewtonInfo
 
 
-def scale_by_bfgs(*, self_scaling: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_bfgs(
+    *, self_scaling: bool = True, ravel: bool = True
+) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`bfgs`, without step or sign: :math:`H g`.
 
     Args:
       self_scaling: see :func:`bfgs`.
+      ravel: see :func:`bfgs`.
 
     Returns:
       The transformation; ``update`` needs ``params``. It keeps an n × n matrix.
@@ -91,13 +93,18 @@ def scale_by_bfgs(*, self_scaling: bool = True) -> optax.GradientTransformationE
     Array(0.25, dtype=float32)
     """
 
+    def flatten(values: tree.PyTree) -> tree.PyTree:
+        values = jax.tree.map(tree.promote, values)
+        return tree.ravel(values)[0] if ravel else values
+
     def init(params: tree.PyTree) -> ScaleByBfgsState:
-        zero, _ = ravel_pytree(tree.zeros_like(params))
+        if ravel:
+            tree.check_whole("scale_by_bfgs", params)
         return ScaleByBfgsState(
             started=jnp.array(False),
-            params=zero,
-            grad=jnp.zeros_like(zero),
-            inverse_hessian=jnp.eye(zero.size, dtype=zero.dtype),
+            params=flatten(tree.zeros_like(params)),
+            grad=flatten(tree.zeros_like(params)),
+            inverse_hessian=tree.identity_rows(flatten(params)),
             info=_no_pairs(),
         )
 
@@ -109,24 +116,35 @@ def scale_by_bfgs(*, self_scaling: bool = True) -> optax.GradientTransformationE
     ) -> tuple[tree.PyTree, ScaleByBfgsState]:
         del extra_args
         params = require("scale_by_bfgs", "params", params)
-        theta, _ = ravel_pytree(jax.tree.map(tree.promote, params))
-        g, unravel = ravel_pytree(jax.tree.map(tree.promote, grads))
-        pair = _pair(theta - state.params, g - state.grad, state.started)
+        theta, g = flatten(params), flatten(grads)
+        change = (
+            tree.map(jnp.subtract, theta, state.params),
+            tree.map(jnp.subtract, g, state.grad),
+        )
+        pair = _pair(*change, state.started)
 
         # the first pair shows the scale that H should have started with (N&W eq. 6.20)
-        hy = state.inverse_hessian @ pair.y
-        by_direction = tree.divide(pair.sy, pair.y @ hy)
+        hy = tree.rows_dot(state.inverse_hessian, pair.y)
+        yhy = tree.vdot(pair.y, hy)
+        by_direction = tree.divide(pair.sy, yhy)
         first = state.info.pairs == 0
         scale = jnp.where(first, by_direction, jnp.maximum(by_direction, 1) if self_scaling else 1)
         scale = jnp.where(pair.useful, scale, 1)
         # N&W eq. 6.17, (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, multiplied out: H − s pᵀ − p sᵀ
-        rho, hy = tree.divide(scalar(1), pair.sy), scale * hy
-        p = rho * (hy - 0.5 * (1 + rho * pair.y @ hy) * pair.s)
-        h = scale * state.inverse_hessian - jnp.outer(pair.s, p) - jnp.outer(p, pair.s)
-        h = h.astype(state.inverse_hessian.dtype)
+        rho = tree.divide(scalar(1), pair.sy)
+        middle = 0.5 * (1 + rho * scale * yhy)
+        p = tree.map(lambda hy, s: rho * (scale * hy - middle * s), hy, pair.s)
+        (row_s, _), (row_p, _) = tree.ravel(pair.s), tree.ravel(p)
+        h = tree.map(
+            lambda h, s, p: scale * h - s[..., None] * row_p - p[..., None] * row_s,
+            state.inverse_hessian,
+            pair.s,
+            p,
+        )
         info = _counted(state.info, pair)
         new_state = ScaleByBfgsState(jnp.ones_like(state.started), theta, g, h, info)
-        return tree.cast_like(unravel(h @ g), grads), new_state
+        direction = tree.unflatten(tree.rows_dot(h, g), grads)
+        return tree.cast_like(direction, grads), new_state
 
     return transformation(init, update)
 
@@ -175,14 +193,18 @@ def scale_by_lbfgs(
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
         values = jax.tree.map(tree.promote, values)
-        return ravel_pytree(values)[0] if ravel else values
+        return tree.ravel(values)[0] if ravel else values
 
     def init(params: tree.PyTree) -> ScaleByLbfgsState:
+        if ravel:
+            tree.check_whole("scale_by_lbfgs", params)
+
         def zeros() -> tree.PyTree:
             return flatten(tree.zeros_like(params))
 
         def slots() -> tree.PyTree:
-            return jax.tree.map(lambda z: jnp.zeros_like(z, shape=(m, *z.shape)), zeros())
+            copies = jax.tree.map(lambda x: jnp.stack([x] * m), flatten(params))
+            return tree.zeros_like(copies)
 
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(zeros()))
         return ScaleByLbfgsState(
@@ -234,8 +256,7 @@ def scale_by_lbfgs(
         q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
         w = (d * u - gamma * _products(y, q)) @ r_inverse
         direction = tree.map(lambda q, s: gamma * q + jnp.tensordot(w, s, 1), q, s)
-        if ravel:
-            direction = ravel_pytree(jax.tree.map(tree.promote, grads))[1](direction)
+        direction = tree.unflatten(direction, grads)
         new_state = ScaleByLbfgsState(
             started=jnp.ones_like(state.started),
             params=theta,
@@ -255,13 +276,16 @@ def scale_by_lbfgs(
 
 def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     """The inner products of ``vector`` with every slot."""
-    products = jax.tree.map(lambda a, x: jnp.tensordot(a, x, x.ndim), slots, vector)
+    products = jax.tree.map(
+        lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
+    )
     return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
 
 
 def bfgs(
     *,
     self_scaling: bool = True,
+    ravel: bool = True,
     decrease: Scalar = 0.1,
     curvature: Scalar = 0.9,
     noise: Scalar = 1e-6,
@@ -285,6 +309,8 @@ def bfgs(
     Args:
       self_scaling: whether to enlarge H like that; False is the plain formula, which needs more
         steps from a start where the curvature is much larger than at the minimum.
+      ravel: work on one vector, which compiles and runs faster where there are many leaves; False
+        works leaf by leaf, all sharded like the parameters, the rows of H among them.
       decrease: δ of the search, see :func:`gradxform.with_line_search`.
       curvature: σ of the search.
       noise: relative error of the objective.
@@ -292,7 +318,7 @@ def bfgs(
 
     Returns:
       The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
-      full batch, not minibatches. It keeps an n × n matrix.
+      full batch, not minibatches. It keeps an n × n matrix and 5 vectors.
 
     References:
       Lecture 7, "BFGS". Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1. Al-Baali,
@@ -306,8 +332,8 @@ def bfgs(
     Array([1., 1.], dtype=float32)
     """
     return with_line_search(
-        scale_by_bfgs(self_scaling=self_scaling),
-        ravel=True,
+        scale_by_bfgs(self_scaling=self_scaling, ravel=ravel),
+        ravel=ravel,
         repeatable=True,
         decrease=decrease,
         curvature=curvature,

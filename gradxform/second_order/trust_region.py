@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from gradxform import protocol, tree
 from gradxform.curvature import Curvature, Product, check_curvature, hessian
@@ -45,7 +44,7 @@ class EigenModel(NamedTuple):
     The two sizes are kept apart, so that objectives of any unit neither overflow nor underflow.
     """
 
-    axes: jax.Array  #: Q, n × n, of H = Q Λ Qᵀ
+    axes: tree.PyTree  #: Q, n × n, of H = Q Λ Qᵀ, the rows of each leaf in one: (*shape, n)
     values: jax.Array  #: Λ, ascending
     slopes: jax.Array  #: Qᵀg
     grad_size: jax.Array
@@ -128,8 +127,9 @@ def trust_region(
       maxiter: of "steihaug": most products of an update; never more than twice the parameters.
       columns: of "exact": how many columns of H are evaluated at once: more is faster and takes the
         memory of as many gradients.
-      max_size: of "exact": most parameters n. The state keeps an n × n matrix, and an accepted
-        point takes n curvature products and O(n³) operations.
+      max_size: of "exact": most parameters n. The state keeps an n × n matrix, its rows sharded
+        like the parameters; an accepted point takes n curvature products and O(n³) operations,
+        these and the matrix on every device.
 
     Returns:
       The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, of one fixed
@@ -227,7 +227,8 @@ def trust_region(
         radius = _next_radius(state, scalar(value), slopes[0], finite, accept, ratio)
 
         x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
-        g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
+        here = tree.sharded_like(jax.tree.map(tree.promote, grads), params)
+        g = tree.select(accept, here, state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
         largest = scalar(tree.max_abs(g))
         progress = (fx < state.lowest) | (largest < 0.9 * state.smallest)
@@ -260,7 +261,7 @@ def trust_region(
             radius = jnp.minimum(radius, scalar(max_radius))
 
         if solver == "exact":
-            step = _exact_step(model, radius, ravel_pytree(g)[1])
+            step = _exact_step(model, radius)
         else:
             most = jnp.minimum(scalar(maxiter), 2 * size)
             forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(largest, model)))
@@ -373,9 +374,9 @@ def _check_size(params: tree.PyTree, max_size: int) -> None:
 
 
 def _no_model(params: tree.PyTree) -> EigenModel:
-    zero, _ = ravel_pytree(tree.zeros_like(params))
+    zero, _ = tree.ravel(tree.zeros_like(params))
     return EigenModel(
-        axes=jnp.eye(zero.size, dtype=zero.dtype),
+        axes=tree.identity_rows(params),
         values=jnp.zeros_like(zero),
         slopes=zero,
         grad_size=jnp.zeros((), zero.dtype),
@@ -390,11 +391,11 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 def _eigen_model(product: Product, g: tree.PyTree, columns: int) -> EigenModel:
     matrix = dense(product, g, columns)
     matrix = jnp.where(jnp.isfinite(matrix).all(), matrix / 2 + matrix.T / 2, 0)
-    gradient, _ = ravel_pytree(g)
+    gradient, _ = tree.ravel(g)
     curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
     values, axes = jnp.linalg.eigh(matrix / jnp.where(curvature_size > 0, curvature_size, 1))
     slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
-    return EigenModel(axes, values, slopes, grad_size, curvature_size)
+    return EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
 
 
 def _first_radius(model: EigenModel) -> jax.Array:
@@ -404,9 +405,7 @@ def _first_radius(model: EigenModel) -> jax.Array:
     return scalar(_FIRST * units * (norm / jnp.max(jnp.abs(model.values))))
 
 
-def _exact_step(
-    model: EigenModel, radius: jax.Array, unravel: Callable[[jax.Array], tree.PyTree]
-) -> _Step:
+def _exact_step(model: EigenModel, radius: jax.Array) -> _Step:
     """Moré & Sorensen's step in the axes of H, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
     delta = radius.astype(model.values.dtype)
     # the linear over the quadratic term at the boundary
@@ -429,7 +428,8 @@ def _exact_step(
     reduction = 0.5 * jnp.sum((above + shift + (shift - lowest)) * u**2)
     unit = delta * jnp.maximum(model.grad_size, model.curvature_size * delta)
     length = delta * jnp.linalg.norm(u)
-    return _Step(unravel(delta * _matvec(model.axes, u)), length, unit * reduction, negative)
+    p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
+    return _Step(p, length, unit * reduction, negative)
 
 
 def _secular_solution(
@@ -492,25 +492,25 @@ def _steihaug_step(
 
     def body(cg: _Cg) -> _Cg:
         hd = tree.scale(unit, product(cg.d))
-        curvature = tree.vdot(cg.d, hd)
+        curvature, rr = tree.vdot(cg.d, hd), tree.vdot(cg.r, cg.r)
         negative = ~(curvature > 0)
-        alpha = cg.rr / jnp.where(negative, 1, curvature)
+        alpha = rr / jnp.where(negative, 1, curvature)
         to_boundary = _to_boundary(cg.z, cg.d, radius)
         leave = negative | (alpha >= to_boundary)
         t = jnp.where(leave, to_boundary, alpha)
         # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
         bend = jnp.where(jnp.isfinite(curvature), curvature, 0)
         r = tree.map(lambda r, hd: r + t * hd, cg.r, hd)
-        rr = tree.vdot(r, r)
+        next_rr = tree.next_square(cg.r, t, hd, r)
         return _Cg(
             tree.map(lambda z, d: z + t * d, cg.z, cg.d),
             r,
-            tree.map(lambda d, r: rr / cg.rr * d - r, cg.d, r),
-            rr,
-            cg.predicted + t * (cg.rr - 0.5 * t * bend),
+            tree.map(lambda d, r: next_rr / rr * d - r, cg.d, r),
+            next_rr,
+            cg.predicted + t * (rr - 0.5 * t * bend),
             cg.iterations + 1,
             negative,
-            leave | ~(jnp.sqrt(rr) > forcing * jnp.sqrt(first)),
+            leave | ~(jnp.sqrt(next_rr) > forcing * jnp.sqrt(first)),
         )
 
     def unfinished(cg: _Cg) -> jax.Array:

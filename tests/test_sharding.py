@@ -1,0 +1,265 @@
+"""Parameters and data divided among eight virtual devices: the same numbers, nothing whole."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import gradxform as gx
+from benchmarks import scaling
+from benchmarks.scaling import OBJECTIVE, collectives, fully_sharded, mesh_of, parameters
+from gradxform import tree
+from gradxform.lab import blocks
+from gradxform.lab.grid import Axis, members
+from gradxform.lab.tasks import make_task
+from gradxform.lab.train import Settings, to_device
+from tests.lab.test_train import dataset
+from tests.methods import METHODS
+
+SIZES = (8, 8, 3)  # the last bias, of three, is whole on every device
+COUNT = 8 * 8 + 8 + 8 * 3 + 3
+WIDE = (128, 128, 128)  # where inner products are small beside gradients
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def build(name: str) -> Any:
+    """The method of the table, leaf by leaf, and large enough."""
+    options = METHODS[name].options
+    changes: dict[str, Any] = {"columns": 128} if "columns" in options else {}
+    if name == "newton_cg":  # steps along hardly any curvature blow rounding up
+        changes["damping"] = 1.0
+    if name == "bfgs":
+        changes["ravel"] = False
+    return METHODS[name].build(**changes)
+
+
+def data(mesh: Mesh | None) -> Any:
+    rng = np.random.default_rng(1)
+    arrays = rng.normal(size=(16, SIZES[0])), rng.normal(size=(16, SIZES[-1]))
+    return jax.device_put(arrays, mesh and NamedSharding(mesh, PartitionSpec("data")))
+
+
+def params_on(mesh: Mesh | None, *, divided: bool = True) -> Any:
+    def put(p: np.ndarray) -> jax.Array:
+        spec = fully_sharded(mesh, p.shape).spec if mesh and divided else PartitionSpec()
+        return jax.device_put(p, mesh and NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, parameters(SIZES))
+
+
+def train(tx: Any, mesh: Mesh | None, *, divided: bool = True) -> Any:
+    """Parameters and state after two steps."""
+
+    @jax.jit
+    def run(params: Any, x: jax.Array, y: jax.Array) -> Any:
+        turn = scaling.step(tx)
+        body = lambda carry, _: (turn(*carry, x, y), None)
+        return jax.lax.scan(body, (params, tx.init(params)), length=2)[0]
+
+    return run(params_on(mesh, divided=divided), *data(mesh))
+
+
+def assert_divided(state: Any, shardings: Any) -> None:
+    """Of each leaf of the parameters that is divided, every leaf of the state is, into eight.
+
+    Whole are numbers, what belongs to the bias of three, and the eigenvalues of a dense method.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(parameters(SIZES))
+    *divided, last = (jax.tree_util.keystr(path) for path, _ in leaves)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings), strict=True)
+    for (path, leaf), sharding in pairs:
+        name = jax.tree_util.keystr(path)
+        if leaf.ndim and name.endswith(tuple(divided)):
+            assert 8 * np.prod(sharding.shard_shape(leaf.shape)) == leaf.size, name
+        else:
+            assert leaf.size <= (3 * COUNT if name.endswith(last) else COUNT), name
+
+
+@functools.cache
+def on_one_device(name: str) -> Any:
+    with jax.enable_x64(True):
+        return jax.device_get(train(build(name), None)[0])
+
+
+@every_method
+@pytest.mark.usefixtures("x64")
+def test_explicit_mode_takes_the_steps_of_one_device(name: str) -> None:
+    tx, mesh = build(name), mesh_of(8, AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params, state = train(tx, mesh)
+    chex.assert_trees_all_close(jax.device_get(params), on_one_device(name), rtol=1e-9, atol=1e-10)
+    assert_divided(state, jax.tree.map(lambda x: x.sharding, state))
+    for p in jax.tree.leaves(params):
+        assert p.sharding.is_equivalent_to(fully_sharded(mesh, p.shape), p.ndim)
+
+
+@pytest.mark.parametrize("name", ["adam", "newton_cg"])
+@pytest.mark.parametrize(
+    ("kind", "divided"),
+    [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, False)],
+    ids=["automatic", "automatic, data alone", "explicit, data alone"],
+)
+@pytest.mark.usefixtures("x64")
+def test_so_do_the_other_modes(name: str, kind: AxisType, divided: bool) -> None:
+    tx, mesh = build(name), mesh_of(8, kind)
+    with jax.set_mesh(mesh):
+        params, state = train(tx, mesh, divided=divided)
+    chex.assert_trees_all_close(jax.device_get(params), on_one_device(name), rtol=1e-9, atol=1e-10)
+    if divided:
+        assert_divided(state, jax.tree.map(lambda x: x.sharding, state))
+
+
+@every_method
+def test_init_under_jit_of_shapes_makes_a_state_that_is_divided(name: str) -> None:
+    """In automatic mode, where zeros know nothing of the parameters' sharding."""
+    tx, mesh = build(name), mesh_of(8)
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, "f4", sharding=fully_sharded(mesh, p.shape)),
+        parameters(SIZES),
+    )
+    program = jax.jit(tx.init).lower(params).compile()
+    state = jax.eval_shape(tx.init, params)
+    assert_divided(state, program.output_shardings)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    made = program.memory_analysis().output_size_in_bytes
+    table = 16 * len(jax.tree.leaves(state))  # where they are
+    assert made <= whole / 8 + 4 * (6 * COUNT if METHODS[name].dense else 200) + table
+    mapped = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("name", ["momentum", "lbfgs", "bfgs", "trust_region"])
+def test_an_eager_init_makes_a_state_that_is_divided(name: str) -> None:
+    state = build(name).init(params_on(mesh_of(8)))
+    assert_divided(state, jax.tree.map(lambda x: x.sharding, state))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_one_vector_of_all_is_refused_where_it_would_be_whole(kind: AxisType) -> None:
+    mesh = mesh_of(8, kind)
+    with jax.set_mesh(mesh):
+        params = params_on(mesh)
+        for tx in (gx.bfgs(), gx.lbfgs(), gx.nonlinear_cg(), gx.scale_by_lbfgs()):
+            with pytest.raises(ValueError, match=r"params\[0\]\[0\] is sharded.*ravel=False"):
+                tx.init(params)
+        whole = params_on(mesh, divided=False)
+        assert gx.lbfgs().init(whole).params.shape == (COUNT,)  # and one vector where they are
+
+
+# -- what is sent
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Compiled as users do, with collectives joined."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def gathered(found: Any) -> list[int]:
+    return sorted(c.size for c in found if c.kind == "all-gather")
+
+
+@pytest.mark.parametrize("name", ["nonlinear_cg", "lbfgs", "bfgs"])
+def test_searches_gather_what_the_gradient_does_and_no_more(name: str) -> None:
+    mesh, tx = mesh_of(8), build(name)
+    with jax.set_mesh(mesh):
+        given = scaling.abstract(tx, mesh, SIZES, examples=16)
+        step = collectives(scaling.compiled_step(tx, given).as_text())
+        gradient = collectives(scaling.compiled_gradient(given).as_text())
+    assert gathered(gradient)
+    if name == "bfgs":  # vectors, for the rows of H to be multiplied by, and never H
+        assert max(c.size for c in step) <= 4 * COUNT * 4
+    else:
+        assert gathered(step) == gathered(gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "curvature", "rounds"),
+    [
+        # JAX's CG takes pᵀAp and rᵀr, its operator looks at the sign of vᵀHv before
+        ("newton_cg", gx.hessian(), 3),
+        ("trust_region_steihaug", gx.hessian(), 1),
+        ("hessian_free", gx.hessian(), 2),  # dᵀBd, and rᵀz after the step that it gives
+    ],
+)
+@pytest.mark.usefixtures("optimised")
+def test_an_iteration_of_cg_sends_the_product_and_a_few_numbers(
+    name: str, curvature: Any, rounds: int
+) -> None:
+    mesh, tx = mesh_of(8), build(name)
+    with jax.set_mesh(mesh):
+        given = scaling.abstract(tx, mesh, WIDE, examples=16)
+        found = collectives(scaling.compiled_step(tx, given).as_text())
+        product = collectives(scaling.compiled_products(curvature, given).as_text())
+        gradient = collectives(scaling.compiled_gradient(given).as_text())
+    iteration, own = scaling.busiest_loop(found), scaling.busiest_loop(product)
+    assert gathered(iteration) == gathered(own) == gathered(gradient)
+    beyond = sum(c.size for c in iteration) - sum(c.size for c in own)
+    assert 0 < beyond < 300
+    numbers = [c for c in scaling.always(iteration) if c.size <= 128]
+    assert len(numbers) == rounds
+
+
+def test_preconditioners_and_minimize_in_explicit_mode() -> None:
+    mesh = mesh_of(8, AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params, (x, y) = params_on(mesh), data(mesh)
+        objective = lambda params: OBJECTIVE(params, x=x, y=y)
+        value, grads = jax.jit(jax.value_and_grad(objective))(params)
+        for preconditioner in (gx.hutchinson_diagonal(2), gx.nystrom(2)):
+            tx = gx.scale_by_newton_cg(preconditioner=preconditioner, damping=1.0, maxiter=2)
+            update = jax.jit(lambda g, p, tx=tx: tx.update(g, tx.init(p), p, value_fn=objective)[0])
+            direction = update(grads, params)
+            assert float(tree.vdot(direction, grads)) > 0
+            for d, p in zip(*map(jax.tree.leaves, (direction, params)), strict=True):
+                assert d.sharding.is_equivalent_to(p.sharding, p.ndim)
+        solution = gx.minimize(objective, params, max_steps=5)
+    assert solution.value < value
+    kept = solution.loop.state.params[0][0]
+    assert kept.sharding.is_equivalent_to(params[0][0].sharding, kept.ndim)
+
+
+# -- lowering
+
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def test_minimize_lowers_for_every_platform() -> None:
+    start = {"a": jnp.asarray([3.0, -2.0]), "b": jnp.asarray(1.0)}
+    bowl = lambda p: jnp.sum((p["a"] - 1) ** 2) + (p["b"] + 1) ** 4
+    solve = jax.jit(lambda p: gx.minimize(bowl, p, gx.bfgs(), tol=1e-3)[:4])
+    exported = jax.export.export(solve, platforms=PLATFORMS)(start)
+    assert exported.platforms == PLATFORMS
+    chex.assert_trees_all_close(jax.jit(exported.call)(start), solve(start), rtol=1e-5)
+
+
+def test_a_block_of_a_sweep_lowers_for_every_platform() -> None:
+    table = {"method": "momentum", "learning_rate": 0.1}
+    options = {"hidden": [3], "dropout": 0.0, "input_dropout": 0.0}
+    task = make_task(dataset(), "mlp", model_options=options, validation_split=0.2)
+    runs = members({"x": table}, {"learning_rate": Axis((0.1, 1.0))}, {})
+    (group,) = blocks.groups_of({"x": table}, runs)
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("member",))
+    firsts = blocks.first_states(task, [0], mesh)
+    settings = Settings(1, 16, "reshuffle", float("inf"))
+    program = blocks.programs_of(task, group, settings, mesh, [0], firsts, "both")
+    part = to_device(task.train)
+    _, (block,) = blocks.first_blocks(program, group, runs, part, mesh, None)
+    arguments = block.values, block.alive, block.state, part
+    exported = jax.export.export(program.epoch, platforms=PLATFORMS)(*arguments)
+    assert exported.platforms == PLATFORMS
+    cost = jax.jit(exported.call)(*arguments)[2]
+    np.testing.assert_allclose(cost, program.epoch(*arguments)[2], rtol=1e-5)
