@@ -13,15 +13,15 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.lab import optimizers
-from gradxform.lab.checkpoints import CheckpointError, Snapshot, fit
+from gradxform.lab.checkpoints import Snapshot, fit
 from gradxform.lab.grid import Member, Table, substitute
 from gradxform.lab.optimizers import ConfigError
+from gradxform.lab.processes import put, put_everywhere, read
 from gradxform.lab.tasks import Task
 from gradxform.lab.train import (
     METRICS,
@@ -111,7 +111,7 @@ def first_states(task: Task, seeds: Sequence[int], mesh: Mesh) -> Firsts:
         return Firsts(task.init(init_key), jax.random.key_data(key))
 
     found = [jax.device_get(first(jnp.asarray(seed, jnp.int32))) for seed in seeds]
-    return jax.tree.map(lambda *xs: put(np.stack(xs), mesh, PartitionSpec()), *found)
+    return jax.tree.map(lambda *xs: put(np.stack(xs), mesh), *found)
 
 
 def programs_of(
@@ -176,19 +176,6 @@ def programs_of(
 
 def _spec(axis: int | None) -> PartitionSpec:
     return PartitionSpec() if axis is None else PartitionSpec("member")
-
-
-def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
-    """``x`` on the devices, those of other processes included."""
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda at: x[at])
-
-
-def _read(x: jax.Array) -> np.ndarray:
-    """``x`` on the host, the parts of other processes included."""
-    if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
 
 
 # -- memory
@@ -317,14 +304,14 @@ def advance(program: Programs, block: Block, train: Examples) -> tuple[Block, np
     run = program.compiled[len(block.members)]
     alive, state, cost = run(block.values, block.alive, block.state, train)
     block = block._replace(alive=alive, state=state)
-    return block, _read(cost)[block.members >= 0]
+    return block, read(cost)[block.members >= 0]
 
 
 def metrics_of(program: Programs, block: Block, parts: Mapping[str, Examples]) -> dict[int, Row]:
     """Each member's metrics at the parameters to evaluate."""
     every = program.metrics(block.state, parts)
     means = {
-        f"{part}_{name}": _read(every[part][name])
+        f"{part}_{name}": read(every[part][name])
         for part in parts
         for name in METRICS
         if name in every[part]
@@ -369,15 +356,32 @@ def regroup(
 
 
 def snapshot_of(
-    number: int, told: Row, costs: np.ndarray, blocks: Sequence[Block], mesh: Mesh
+    number: int,
+    told: Row,
+    costs: np.ndarray,
+    program: Programs,
+    blocks: Sequence[Block],
+    lanes: int,
+    mesh: Mesh,
 ) -> Snapshot:
-    """Where a sweep stands; without blocks the next program is to begin."""
+    """Where a sweep stands; without blocks the next program is to begin.
+
+    What it holds is of the members one by one, so that other devices can go on with it. Every
+    process has to call this.
+    """
     if not blocks:
-        told = told | {"group": told["group"] + 1, "epoch": 0}
-    lanes = [block.members.tolist() for block in blocks]
-    told = told | {"devices": mesh.devices.size, "blocks": lanes}
-    states = [(block.alive, block.state) for block in blocks]
-    return Snapshot(number, told, (costs.astype(np.float32), states))
+        told = told | {"group": told["group"] + 1, "epoch": 0, "members": []}
+        return Snapshot(number, told, (costs.astype(np.float32), []))
+    training = [block.members >= 0 for block in blocks]
+
+    def of_members(*parts: jax.Array) -> np.ndarray:
+        read_parts = (read(x)[who] for x, who in zip(parts, training, strict=True))
+        return np.concatenate(list(read_parts))
+
+    numbers = np.concatenate([block.members for block in blocks])
+    told = told | {"members": numbers[numbers >= 0].tolist(), "lanes": lanes / mesh.size}
+    each = jax.tree.map(of_members, *(_of_members(program, block) for block in blocks))
+    return Snapshot(number, told, (costs.astype(np.float32), [each, _of_all(program, blocks[0])]))
 
 
 def restored(
@@ -387,20 +391,43 @@ def restored(
     members: Sequence[Member],
     mesh: Mesh,
     costs: np.ndarray,
-) -> tuple[np.ndarray, list[Block]]:
-    """The costs and the blocks that a snapshot was made of."""
-    told = snapshot.told
-    if told.get("devices") != mesh.devices.size:
-        raise CheckpointError(f"it is of a sweep on {told.get('devices')} devices")
-    blocks = []
-    for numbers in map(np.asarray, told["blocks"]):
-        program, group = programs[told["group"]], groups[told["group"]]
-        blocks.append(_start(program, group, members, numbers[numbers >= 0], len(numbers), mesh))
-    like = [(block.alive, block.state) for block in blocks]
-    found, states = fit(snapshot.arrays, (costs.astype(np.float32), like))
-    states = jax.tree.map(lambda x, start: jax.device_put(x, start.sharding), states, like)
-    restored = [
-        block._replace(alive=alive, state=state)
-        for block, (alive, state) in zip(blocks, states, strict=True)
+    block_size: int | None,
+) -> tuple[np.ndarray, int, list[Block]]:
+    """The costs, the lanes of a block and the blocks that a snapshot was made of."""
+    told, kept = snapshot.told, np.asarray(snapshot.told["members"], np.int64)
+    if not len(kept):
+        found, _ = fit(snapshot.arrays, (costs.astype(np.float32), []))
+        return np.array(found, np.float64), 0, []
+    program, group = programs[told["group"]], groups[told["group"]]
+    wanted = block_size or round(told["lanes"] * mesh.size)
+    lanes = _lanes(len(kept), wanted, mesh.size)
+    blocks = [
+        _start(program, group, members, kept[i : i + lanes], lanes, mesh)
+        for i in range(0, len(kept), lanes)
     ]
-    return np.array(found, np.float64), restored
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((len(kept), *x.shape[1:]), x.dtype),
+        _of_members(program, blocks[0]),
+    )
+    like = [shapes, _of_all(program, blocks[0])]
+    found, (each, common) = fit(snapshot.arrays, (costs.astype(np.float32), like))
+    epoch, key = put_everywhere(common, mesh)
+    sharding = NamedSharding(mesh, PartitionSpec("member"))
+    restored = []
+    for i, block in enumerate(blocks):
+        at = np.where(block.members >= 0, i * lanes + np.arange(lanes), 0)
+        own = jax.device_put(jax.tree.map(lambda x, at=at: x[at], each), sharding)
+        state = TrainState(own[1], own[2], epoch, own[3] if program.has_own_key else key)
+        restored.append(block._replace(alive=own[0] & block.alive, state=state))
+    return np.array(found, np.float64), lanes, restored
+
+
+def _of_members(program: Programs, block: Block) -> tuple[Any, ...]:
+    """What each member of a block has of its own."""
+    state = block.state
+    return block.alive, state.params, state.opt_state, state.key if program.has_own_key else ()
+
+
+def _of_all(program: Programs, block: Block) -> tuple[Any, ...]:
+    """What the members have in common."""
+    return block.state.epoch, () if program.has_own_key else block.state.key

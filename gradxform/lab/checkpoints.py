@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from gradxform.lab.processes import any_of
 from gradxform.tree import PyTree
 
 Say = Callable[[str], None]
@@ -55,12 +56,14 @@ class CheckpointError(Exception):
 
 
 @contextlib.contextmanager
-def keeping(folder: Path, *, every: int, keep: int, about: Any, say: Say) -> Iterator[OnState]:
+def keeping(
+    folder: Path, *, every: int, keep: int, about: Any, say: Say, writes: bool = True
+) -> Iterator[OnState]:
     """Checkpoints of a run, and an end between two epochs for who interrupts it.
 
     SIGINT (Ctrl-C) and SIGTERM let the epoch end and its checkpoint be written, then raise
-    ``KeyboardInterrupt``; a second one ends the process at once. A checkpoint that cannot be
-    written is told, and the run goes on.
+    ``KeyboardInterrupt``, in all processes that do the run together; a second one ends the process
+    at once. A checkpoint that cannot be written is told, and the run goes on.
 
     Args:
       folder: where checkpoints are.
@@ -68,6 +71,7 @@ def keeping(folder: Path, *, every: int, keep: int, about: Any, say: Say) -> Ite
       keep: how many are kept, the last ones.
       about: what JSON can hold, kept beside the snapshot.
       say: told in words what happens.
+      writes: whether this is the process, of several, that writes.
 
     Yields:
       What a run calls after each epoch.
@@ -75,15 +79,18 @@ def keeping(folder: Path, *, every: int, keep: int, about: Any, say: Say) -> Ite
     with _asked_to_stop(say) as asked:
 
         def on_state(number: int, snapshot: Callable[[], Snapshot]) -> None:
-            if number % every and not asked.is_set():
+            stops = any_of(asked.is_set())
+            if number % every and not stops:
                 return
+            taken = snapshot()  # by all processes, each of which has a part
             try:
-                save(folder, snapshot(), keep=keep, about=about)
+                if writes:
+                    save(folder, taken, keep=keep, about=about)
             except OSError as error:
                 there = [str(number) for number, _ in _checkpoints(folder)]
                 last = f"the last one is {there[-1]}" if there else "there is none yet"
                 say(f"checkpoint {number} cannot be written, {last}: {error}")
-            if asked.is_set():
+            if stops:
                 raise KeyboardInterrupt
 
         yield on_state
@@ -103,8 +110,6 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any = None) -> N
     Raises:
       OSError: it cannot be written; those before it are as they were.
     """
-    import orbax.checkpoint as ocp
-
     folder.mkdir(exist_ok=True)
     for left in folder.glob(".*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -115,7 +120,7 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any = None) -> N
         told = {"number": snapshot.number, "told": snapshot.told, "about": about}
         text = json.dumps(told).encode()
         _check_space(new, sum(x.nbytes for x in arrays) + len(text) + _METADATA)
-        with _as_os_error(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _as_os_error(), _orbax() as checkpointer:
             # Orbax refuses arrays without entries, which hold nothing
             checkpointer.save(new.absolute() / "arrays", [x for x in arrays if x.size])
         (new / "told.json").write_bytes(text)
@@ -221,12 +226,10 @@ def _discard(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[Snapshot, Any]:
-    import orbax.checkpoint as ocp
-
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         digests = _digests(path)
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise CheckpointError(f"manifest.json: {error}") from None
     if not isinstance(manifest, dict):
         raise CheckpointError("manifest.json: no table")
@@ -237,11 +240,23 @@ def _read(path: Path) -> tuple[Snapshot, Any]:
             raise CheckpointError(f"{name} is not as it was written")
     try:
         told = json.loads((path / "told.json").read_text(encoding="utf-8"))
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _orbax() as checkpointer:
             arrays = checkpointer.restore((path / "arrays").absolute())
+        return Snapshot(told["number"], told["told"], arrays), told["about"]
     except Exception as error:  # files as they were written, by a version that wrote others
         raise CheckpointError(_first_line(error)) from error
-    return Snapshot(told["number"], told["told"], arrays), told["about"]
+
+
+def _orbax() -> Any:
+    """What reads and writes arrays, in this process without the others."""
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _digests(path: Path) -> dict[str, str]:

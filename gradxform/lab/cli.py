@@ -7,6 +7,7 @@ everything that can go wrong without it.
 import contextlib
 import difflib
 import functools
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,8 +110,9 @@ Distributed = Annotated[
     str | None,
     typer.Option(
         metavar="auto|HOST:PORT,PROCESS,PROCESSES",
-        help="One of several processes that divide the members: auto on a cluster that JAX knows, "
-        "such as SLURM or a TPU pod; else where process 0 listens, this process and how many.",
+        help="One of several processes whose devices divide each batch, or the members of a sweep: "
+        "auto on a cluster that JAX knows, such as SLURM or a TPU pod; else where process 0 "
+        "listens, this process and how many. FOLDER is one that all can read.",
         show_default=False,
     ),
 ]
@@ -164,6 +166,7 @@ def run(
     quiet: Quiet = False,
     resume: Resume = None,
     tensorboard: Tensorboard = False,
+    distributed: Distributed = None,
 ) -> None:
     """Race a config's optimisers on its task.
 
@@ -178,9 +181,11 @@ def run(
         --set 'optimizers.mine={method="optax.adamw", learning_rate=0.01}'
     gradxform run mnist_race --set checkpoint.every=5 --out long
     gradxform run --resume long
+    gradxform run mnist_race --distributed localhost:1234,0,2 & \\
+    gradxform run mnist_race --distributed localhost:1234,1,2
     """
     try:
-        _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard)
+        _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard, distributed)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
 
@@ -270,11 +275,15 @@ def _run(
     quiet: bool,
     resume: Path | None,
     tensorboard: bool,
+    distributed: str | None,
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
     config, dataset = _load(name, overrides, data_dir)
+    writes = _joined(distributed)
 
-    from gradxform.lab import checkpoints, optimizers, results
+    import jax
+
+    from gradxform.lab import optimizers, results
     from gradxform.lab.data import load
     from gradxform.lab.tensorboard import events
     from gradxform.lab.train import race
@@ -287,11 +296,10 @@ def _run(
         log(label, row)
 
     nothing = contextlib.nullcontext(lambda label, row: None)
-    place = results.run_folder(config, out) if resume is None else contextlib.nullcontext(resume)
+    devices = None if distributed is None else jax.devices()
     with _told():
         optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
-        with place as folder, checkpoints.locked(folder):
-            snapshot = None if resume is None else _last_snapshot(folder, config, "run")
+        with _place(config, "run", out, resume, writes) as (folder, snapshot):
             if snapshot is not None:
                 for history in snapshot.told["histories"]:
                     rows += ((history["label"], row) for row in history["rows"])
@@ -299,15 +307,19 @@ def _run(
             try:
                 with (
                     events(folder / "tensorboard") if tensorboard else nothing as log,
-                    _progress(config, quiet, rows) as advance,
-                    _keeping(folder, config, "run") as on_state,
+                    _progress(config, quiet or not writes, rows) as advance,
+                    _keeping(folder, config, "run", writes) as on_state,
                 ):
-                    result = race(config, data, on_row, on_state=on_state, resume=snapshot)
+                    result = race(
+                        config, data, on_row, on_state=on_state, resume=snapshot, devices=devices
+                    )
             finally:
                 if rows:  # an interrupted race keeps what it has
                     results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
-            results.save(folder, config, result)
-    _show(results.ranking_table(result, config.title or config.name), folder)
+            if writes:
+                results.save(folder, config, result)
+    if writes:
+        _show(results.ranking_table(result, config.title or config.name), folder)
 
 
 def _asked(
@@ -346,28 +358,50 @@ def _check_same(before: str, now: str, name_before: str, name_now: str) -> None:
         _fail(f"a run goes on with the config that it was begun with; this differs:\n{difference}")
 
 
-def _last_snapshot(folder: Path, config: "Config", command: str) -> "Snapshot | None":
+@contextlib.contextmanager
+def _place(
+    config: "Config", command: str, out: Path | None, resume: Path | None, writes: bool
+) -> "Iterator[tuple[Path, Snapshot | None]]":
+    """The folder of a run, for this process alone, and where it stood if it is resumed."""
+    from gradxform.lab import checkpoints, results
+
+    if not writes:
+        place = _nowhere()
+    elif resume is None:
+        place = results.run_folder(config, out)
+    else:
+        place = contextlib.nullcontext(resume)
+    with place as folder, checkpoints.locked(folder):
+        say = _say if writes else lambda message: None
+        yield folder, None if resume is None else _last_snapshot(resume, config, command, say)
+
+
+def _last_snapshot(
+    folder: Path, config: "Config", command: str, say: Callable[[str], None]
+) -> "Snapshot | None":
     """Where the run in a folder stood at its last checkpoint that is whole."""
     from gradxform.lab import checkpoints, results
     from gradxform.lab.config import to_toml
 
-    found = checkpoints.newest(folder / "checkpoints", _say)
+    found = checkpoints.newest(folder / "checkpoints", say)
     if found is None:
-        _say(f"{folder} has no usable checkpoint: starts from the beginning")
+        say(f"{folder} has no usable checkpoint: starts from the beginning")
         return None
     snapshot, about = found
     if about["command"] != command:
         _fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
     _check_same(about["config"], to_toml(config), "checkpoint", str(folder / "config.toml"))
-    _say(f"goes on from checkpoint {snapshot.number}")
+    say(f"goes on from checkpoint {snapshot.number}")
     if (was := about["made_with"]) != results.made_with():
         versions = ", ".join(f"{name} {version}" for name, version in was["versions"].items())
-        _say(f"it was written by {versions} on {was['device']}: numbers may differ from here on")
+        say(f"it was written by {versions} on {was['device']}: numbers may differ from here on")
     return snapshot
 
 
 @contextlib.contextmanager
-def _keeping(folder: Path, config: "Config", command: str) -> "Iterator[OnState | None]":
+def _keeping(
+    folder: Path, config: "Config", command: str, writes: bool
+) -> "Iterator[OnState | None]":
     """Yields what keeps checkpoints of a run, if its config wants them."""
     from gradxform.lab import checkpoints, results
     from gradxform.lab.config import SurfaceConfig, to_toml
@@ -380,7 +414,7 @@ def _keeping(folder: Path, config: "Config", command: str) -> "Iterator[OnState 
         "config": to_toml(config),
         "made_with": results.made_with(),
     }
-    options = config.checkpoint.model_dump()
+    options = config.checkpoint.model_dump() | {"writes": writes}
     try:
         with checkpoints.keeping(
             folder / "checkpoints", about=about, say=_say, **options
@@ -401,14 +435,9 @@ def _sweep(
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
     config, dataset = _load(name, overrides, data_dir, is_sweep=True)
-    if distributed is not None:
-        if resume is not None or config.model_dump().get("checkpoint", {}).get("every"):
-            _fail(f"--distributed {distributed}: checkpoints are of one process; leave them out")
-        writes = _join(distributed) == 0
-    else:
-        writes = True
+    writes = _joined(distributed)
 
-    from gradxform.lab import checkpoints, optimizers, results
+    from gradxform.lab import optimizers, results
     from gradxform.lab.data import load
     from gradxform.lab.sweep import sweep as sweep_all
 
@@ -418,52 +447,38 @@ def _sweep(
         rows.update(found)
         advance(label, epoch, found)
 
-    if not writes:
-        place, quiet = _nowhere(), True
-    elif resume is None:
-        place = results.run_folder(config, out)
-    else:
-        place = contextlib.nullcontext(resume)
     with _told():
         optimizers.build_all(config.optimizers)
-        with place as folder, checkpoints.locked(folder):
-            snapshot = None if resume is None else _last_snapshot(folder, config, "sweep")
+        with _place(config, "sweep", out, resume, writes) as (folder, snapshot):
             if snapshot is not None:
                 rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
             try:
                 with (
-                    _sweep_progress(config, quiet) as advance,
-                    _keeping(folder, config, "sweep") as on_state,
+                    _sweep_progress(config, quiet or not writes) as advance,
+                    _keeping(folder, config, "sweep", writes) as on_state,
                 ):
                     result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
             finally:
                 if rows:  # an interrupted sweep keeps what it has
                     results.write_atomically(folder / "members.csv", results.members_csv(rows))
-            results.save_sweep(folder, config, result)
+            if writes:
+                results.save_sweep(folder, config, result)
     if writes:
         _show(results.best_table(result, config.title or config.name), folder)
 
 
-def _join(distributed: str) -> int:
-    """Joins the other processes, and returns the number of this one."""
-    import jax
+def _joined(distributed: str | None) -> bool:
+    """Joins the other processes, if there are any; whether this one writes the results."""
+    if distributed is None:
+        return True
 
-    options: dict[str, Any] = {}
-    match distributed.split(","):
-        case ["auto"]:
-            pass
-        case [address, process, processes] if process.isdecimal() and processes.isdecimal():
-            options = {"num_processes": int(processes), "process_id": int(process)}
-            options |= {"coordinator_address": address}
-        case _:
-            wanted = "auto, or HOST:PORT,PROCESS,PROCESSES like localhost:1234,0,2"
-            _fail(f"--distributed {distributed}: should be {wanted}")
+    from gradxform.lab.processes import join
+
     try:
-        jax.distributed.initialize(**options)
-    except (RuntimeError, ValueError) as error:
+        return join(distributed)
+    except ValueError as error:
         _fail(f"--distributed {distributed}: {error}")
-    return jax.process_index()
 
 
 @contextlib.contextmanager
@@ -520,6 +535,7 @@ def _load(
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """What goes wrong with a config, its data, memory or files ends in a line on stderr."""
+    import jax
     from jax.errors import JaxRuntimeError
 
     from gradxform.lab.checkpoints import CheckpointError
@@ -536,13 +552,26 @@ def _told() -> Iterator[None]:
         ModuleNotFoundError,
         OSError,
     ) as error:
-        _fail(str(error))
+        _end(str(error), jax.process_count())
     except (MemoryError, JaxRuntimeError) as error:
         reason = (str(error).splitlines() or ["Out of memory"])[0]
         # XLA says either, depending on where it runs short
-        if not any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+        if any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+            wrong = f"does not fit in memory: {reason}; try a smaller batch_size or model"
+        elif jax.process_count() > 1:
+            wrong = f"another process has ended, or cannot be reached: {reason}"
+        else:
             raise
-        _fail(f"does not fit in memory: {reason}; try a smaller batch_size or model")
+        _end(wrong, jax.process_count())
+
+
+def _end(message: str, processes: int) -> NoReturn:
+    """Ends this process; if it is one of several, without waiting for the others, as JAX would."""
+    if processes == 1:
+        _fail(message)
+    _say(message)
+    sys.stderr.flush()
+    os._exit(USER_MISTAKE)
 
 
 def _show(table: Table, folder: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 
 from gradxform.lab.batching import Order, steps_per_epoch
 from gradxform.lab.blocks import (
@@ -25,7 +24,6 @@ from gradxform.lab.blocks import (
     groups_of,
     metrics_of,
     programs_of,
-    put,
     regroup,
     restored,
     snapshot_of,
@@ -35,6 +33,7 @@ from gradxform.lab.config import Config, SurfaceConfig, require_sweep, sweep_mem
 from gradxform.lab.data import Dataset
 from gradxform.lab.grid import Member, Table
 from gradxform.lab.optimizers import ConfigError, Problem
+from gradxform.lab.processes import mesh_of, put
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Task, make_task
 from gradxform.lab.train import Examples, Settings, collecting, settings_of
@@ -196,7 +195,7 @@ def sweep_on_task(
       keep: the part of the points that goes on, above 0 and below 1.
       on_epoch: see :func:`sweep`.
       on_state: called after each epoch of a program, for checkpoints.
-      resume: where an interrupted sweep of the same arguments stood, on as many devices.
+      resume: where an interrupted sweep of the same arguments stood, on whatever devices.
 
     Returns:
       The result; members are compared by validation loss, or by training loss where there is no
@@ -218,9 +217,9 @@ def sweep_on_task(
     True
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
-    mesh = Mesh(np.asarray(jax.devices()), ("member",))
+    mesh = mesh_of("member", jax.devices())
     parts = {
-        name: Examples(put(split.x, mesh, PartitionSpec()), put(split.y, mesh, PartitionSpec()))
+        name: Examples(put(split.x, mesh), put(split.y, mesh))
         for name, split in splits.items()
         if split is not None
     }
@@ -249,8 +248,8 @@ def sweep_on_task(
     first = done = lanes = 0
     blocks: list[Block] = []
     if resume is not None:
-        costs, blocks = restored(resume, groups, programs, members, mesh, costs)
-        first, done, lanes = (resume.told[name] for name in ("group", "epoch", "lanes"))
+        costs, lanes, blocks = restored(resume, groups, programs, members, mesh, costs, block_size)
+        first, done = (resume.told[name] for name in ("group", "epoch"))
         seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
         rows |= {int(number): row for number, row in resume.told["rows"].items()}
 
@@ -283,13 +282,11 @@ def sweep_on_task(
                 kept = _better_points(members, rows, training, measure, keep)
                 blocks = regroup(program, blocks, kept, lanes, mesh)
             if on_state is not None:
-                told = {"group": i, "epoch": epoch, "lanes": lanes, "rows": rows}
+                told = {"group": i, "epoch": epoch, "rows": rows}
                 told |= {"seconds": seconds, "compile_seconds": compile_seconds}
                 number = sum(settings[earlier.label].epochs for earlier in groups[:i]) + epoch
-                going_on = blocks if epoch != last else []
-                on_state(
-                    number, functools.partial(snapshot_of, number, told, costs, going_on, mesh)
-                )
+                state = program, blocks if epoch != last else [], lanes, mesh
+                on_state(number, functools.partial(snapshot_of, number, told, costs, *state))
         done, blocks = 0, []
     ordered = tuple(rows[i] for i in range(len(members)))
     return SweepResult(

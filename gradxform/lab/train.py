@@ -12,14 +12,25 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 
 from gradxform.evaluation import eval_params
 from gradxform.lab import optimizers
-from gradxform.lab.batching import Order, epoch_batches, steps_per_epoch
+from gradxform.lab.batching import Batches, Order, epoch_batches, steps_per_epoch
 from gradxform.lab.checkpoints import CheckpointError, OnState, Snapshot, fit
 from gradxform.lab.config import Config, SurfaceConfig
 from gradxform.lab.data import Dataset, Split
 from gradxform.lab.optimizers import ConfigError, Problem
+from gradxform.lab.processes import (
+    WHOLE,
+    Devices,
+    divided,
+    filled,
+    mesh_of,
+    of_first,
+    put_everywhere,
+    put_rows,
+)
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Batch, Task, make_task, objective
 from gradxform.tree import PyTree
@@ -29,6 +40,8 @@ OnRow = Callable[[str, Row], None]
 Transformations = Mapping[str, optax.GradientTransformation]
 
 METRICS = ("loss", "accuracy", "error")
+# what the functions of any package raise, once they are traced, at a value that they cannot use
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 EVALUATION_BLOCK = 512  # examples evaluated at once: bounds the memory of a large net's activations
 
 
@@ -93,6 +106,7 @@ def race(
     *,
     on_state: OnState | None = None,
     resume: Snapshot | None = None,
+    devices: Devices | None = None,
 ) -> RaceResult:
     """Runs a config's optimisers on its task.
 
@@ -102,6 +116,7 @@ def race(
       on_row: called with the optimiser's label and each new row of its metrics.
       on_state: see :func:`race_on_task`; a walk on a surface is too short for it.
       resume: likewise.
+      devices: likewise.
 
     Raises:
       ConfigError: an optimiser cannot be built or does not fit the task; all problems at once.
@@ -133,6 +148,7 @@ def race(
         on_row=on_row,
         on_state=on_state,
         resume=resume,
+        devices=devices,
         **training,
     )
 
@@ -150,6 +166,7 @@ def race_on_task(
     on_row: OnRow | None = None,
     on_state: OnState | None = None,
     resume: Snapshot | None = None,
+    devices: Devices | None = None,
 ) -> RaceResult:
     """Trains a task's model with each transformation, from one start and over the same batches.
 
@@ -178,8 +195,10 @@ def race_on_task(
       seed: of initial parameters, batches and dropout.
       on_row: called with the label and each row.
       on_state: called after each epoch, for checkpoints.
-      resume: where an interrupted race of the same arguments stood; the rest of it is run, to the
-        same numbers but for the times.
+      resume: where an interrupted race of the same arguments stood, on whatever devices; the rest
+        of it is run, to the same numbers but for the times.
+      devices: those that divide the data and each batch among them, of all processes; JAX's first
+        one if not given. They take the steps of one device, to rounding.
 
     Raises:
       ConfigError: a transformation fails on this task's parameters.
@@ -187,27 +206,34 @@ def race_on_task(
       ValueError: an override of no such label or argument.
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
-    parts = {name: to_device(split) for name, split in splits.items() if split is not None}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    mesh = mesh_of("batch", jax.local_devices()[:1] if devices is None else devices)
+    parts = {name: to_device(split, mesh) for name, split in splits.items()}
     train, size = parts["train"], len(task.train.x)
+    whole = NamedSharding(mesh, WHOLE)
     common = Settings(epochs, batch_size, order, max_seconds)
     settings = settings_of(common, overrides or {}, transformations, size)
 
     init_key, key = jax.random.split(jax.random.key(seed))
     params = jax.jit(task.init)(init_key)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=whole)
     def evaluation(params: PyTree, parts: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
-        return {name: evaluate(task, params, part) for name, part in parts.items()}
+        return {
+            name: evaluate(task, params, part, size=len(splits[name].x), mesh=mesh)
+            for name, part in parts.items()
+        }
 
     problems: list[Problem | str] = []
     programs = {}
     for label, tx in transformations.items():
         with collecting(problems, f"optimizers.{label}"):
-            one = make_epoch(
-                task, tx, batch_size=settings[label].batch_size, order=settings[label].order
-            )
+            own = {"batch_size": settings[label].batch_size, "order": settings[label].order}
+            one = make_epoch(task, tx, **own, mesh=mesh)
             state = jax.eval_shape(lambda tx=tx: init_state(tx, params, key))
-            programs[label] = jax.jit(one, donate_argnums=0).trace(state, train)
+            state = jax.tree.map(lambda x: x.update(sharding=whole), state)
+            program = jax.jit(one, donate_argnums=0, out_shardings=whole)
+            programs[label] = program.trace(state, train)
     if problems:
         raise ConfigError(task.name, problems)
 
@@ -228,12 +254,13 @@ def race_on_task(
             state, rows = restored, list(going_on.rows)
         else:
             state, rows = init_state(tx, params, key), []
+        state = put_everywhere(state, mesh)
         seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
         while True:
             number = len(rows) + 1
             started = time.perf_counter()
             state, result = jax.block_until_ready(epoch(state, train))
-            elapsed = time.perf_counter() - started
+            elapsed = of_first(time.perf_counter() - started)
             seconds += elapsed
             gradients += float(result.work) * batch_size / size
             means = jax.device_get(evaluation(result.params, parts))
@@ -323,9 +350,17 @@ def ranked(result: RaceResult) -> tuple[History, ...]:
     return tuple(sorted(result.histories, key=place))
 
 
-def to_device(split: Split) -> Examples:
-    """A part of a data set, put on the device once for all who use it."""
-    return Examples(jax.device_put(split.x), jax.device_put(split.y))
+def to_device(split: Split, mesh: Mesh | None = None) -> Examples:
+    """A part of a data set, put on the device once for all who use it.
+
+    Args:
+      split: the part.
+      mesh: of more devices than JAX's first one: they divide the examples, and the last one is
+        repeated until they can.
+    """
+    if mesh is None or mesh.size == 1:
+        return Examples(jax.device_put(split.x), jax.device_put(split.y))
+    return Examples(put_rows(split.x, mesh), put_rows(split.y, mesh))
 
 
 def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array) -> TrainState:
@@ -349,7 +384,12 @@ def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array)
 
 
 def make_epoch(
-    task: Task, tx: optax.GradientTransformation, *, batch_size: int, order: Order = "reshuffle"
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    order: Order = "reshuffle",
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Examples], tuple[TrainState, Epoch]]:
     """One epoch of training as a pure function, to be compiled.
 
@@ -362,17 +402,20 @@ def make_epoch(
         :func:`gradxform.lab.tasks.objective` with the same dropout.
       batch_size: examples of a batch.
       order: how batches are drawn.
+      mesh: of devices that divide each batch, and the examples as :func:`to_device` does.
 
     Returns:
       ``(state, training examples) -> (state, Epoch)``.
     """
-    tx = optax.with_extra_args_support(tx)
+    tx, size = optax.with_extra_args_support(tx), len(task.train.x)
 
     def epoch(state: TrainState, examples: Examples) -> tuple[TrainState, Epoch]:
         batch_key, noise_key = jax.random.split(jax.random.wrap_key_data(state.key))
         batches = epoch_batches(
-            batch_key, state.epoch, size=len(examples.x), batch_size=batch_size, order=order
+            batch_key, state.epoch, size=size, batch_size=batch_size, order=order
         )
+        if mesh is not None:
+            batches = filled(batches, mesh)
         keys = jax.random.split(jax.random.fold_in(noise_key, state.epoch), len(batches.indices))
 
         def step(carry: tuple[PyTree, Any], drawn: tuple[jax.Array, ...]) -> tuple[Any, Any]:
@@ -380,6 +423,8 @@ def make_epoch(
             indices, weights, key = drawn
             sample_key, dropout_key = jax.random.split(key)
             batch = Batch(examples.x[indices], examples.y[indices], weights)
+            if mesh is not None:
+                batch = divided(batch, mesh)
             if order == "online":
                 batch = task.draw(sample_key, batch)
             value_fn = objective(task, batch, dropout_key)
@@ -441,22 +486,37 @@ def make_walk(
     return walk
 
 
-def evaluate(task: Task, params: PyTree, examples: Examples) -> dict[str, jax.Array]:
+def evaluate(
+    task: Task,
+    params: PyTree,
+    examples: Examples,
+    *,
+    size: int | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, jax.Array]:
     """Mean metrics over a whole part of a data set, block by block.
 
     Args:
       task: whose metrics.
       params: the parameters.
       examples: the part.
+      size: of the examples those that count, the first so many; all if not given.
+      mesh: of devices that divide the examples, and each block.
     """
-    size = len(examples.x)
+    size = len(examples.x) if size is None else size
     block = min(size, EVALUATION_BLOCK)
 
     def sums(total: dict[str, jax.Array], begin: jax.Array) -> tuple[dict[str, jax.Array], None]:
         first = jnp.minimum(begin, size - block)  # the last block overlaps the one before
-        x, y = (jax.lax.dynamic_slice_in_dim(a, first, block) for a in examples)
-        weight = (first + jnp.arange(block) >= begin).astype(jnp.float32)
-        return jax.tree.map(jnp.add, total, task.metrics(params, Batch(x, y, weight))), None
+        at = first + jnp.arange(block)
+        drawn = Batches(at[None], (at >= begin).astype(jnp.float32)[None])
+        if mesh is not None:
+            drawn = filled(drawn, mesh)
+        (at,), (weight,) = drawn
+        batch = Batch(examples.x[at], examples.y[at], weight)
+        if mesh is not None:
+            batch = divided(batch, mesh)
+        return jax.tree.map(jnp.add, total, task.metrics(params, batch)), None
 
     probe = Batch(examples.x[:1], examples.y[:1], jnp.ones(1))
     shapes = jax.eval_shape(task.metrics, params, probe)
@@ -551,5 +611,5 @@ def collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         problems += error.problems
-    except (TypeError, ValueError) as error:
-        problems.append(Problem(path, str(error)))
+    except _REFUSALS as error:
+        problems.append(Problem(path, str(error) or type(error).__name__))

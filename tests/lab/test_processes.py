@@ -1,21 +1,31 @@
-"""Several processes on one machine, which divide the members of a sweep by ``jax.distributed``."""
+"""Several processes on one machine, which do a run or a sweep together by ``jax.distributed``."""
 
 import csv
 import math
 import os
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from gradxform import adam
+from gradxform.lab import processes, train
 from gradxform.lab.config import parse_config
 from gradxform.lab.data import load
 from gradxform.lab.sweep import sweep
-from tests.lab.test_cli import fails
+from gradxform.lab.tasks import make_task
+from tests.lab.test_cli import fails, invoke
 
-CONFIG = """
+TASK = """
 name = "processes"
 
 [task]
@@ -24,8 +34,31 @@ dataset = "digits"
 model = "logistic"
 validation_split = 0.2
 
+"""
+
+# batches that the devices do not divide
+RUN = f"""{TASK}
 [training]
-epochs = 2
+epochs = 150
+batch_size = 301
+
+[checkpoint]
+every = 10
+
+[optimizers.momentum]
+method = "momentum"
+learning_rate = 0.1
+
+[optimizers.adam]
+method = "adam"
+"""
+
+SWEEP = f"""{TASK}
+[training]
+epochs = 3
+
+[checkpoint]
+every = 1
 
 [optimizers.sgd]
 method = "sgd"
@@ -35,61 +68,142 @@ learning_rate = 0.1
 seeds = 2
 vary = "order"
 rungs = [1]
-axes = {learning_rate = {log = [0.001, 1.0], points = 3}}
+axes = {{learning_rate = {{log = [0.001, 1.0], points = 3}}}}
 """
-COMMAND = (sys.executable, "-c", "from gradxform.lab.cli import main; main()", "sweep")
+
+COMMAND = (sys.executable, "-c", "from gradxform.lab.cli import main; main()")
 
 
-def free_port():
+def begin(count, devices, *arguments):
+    """Processes of so many devices each."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
-        return s.getsockname()[1]
-
-
-def test_processes_divide_the_members_of_a_sweep(tmp_path):
-    file, out, port = tmp_path / "config.toml", tmp_path / "out", free_port()
-    file.write_text(CONFIG, encoding="utf-8")
-    flags = "--xla_force_host_platform_device_count=2"
-    processes = [
+        address = f"localhost:{s.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return [
         subprocess.Popen(
-            [*COMMAND, file, "--out", out, "--distributed", f"localhost:{port},{number},2"],
+            [*COMMAND, *arguments, "--distributed", f"{address},{number},{count}"],
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for number in range(count)
     ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [f"Results are in {out}" in told for _, told in outputs] == [True, False]
 
-    with (out / "members.csv").open(encoding="utf-8") as opened:
-        rows = list(csv.DictReader(opened))
-    expected = sweep(parse_config(tomllib.loads(CONFIG)), load("digits")).rows
-    for row, alone in zip(rows, expected, strict=True):
+
+def ended(begun):
+    """What they said, once all have ended."""
+    try:
+        return [process.communicate(timeout=300)[1] for process in begun]
+    finally:
+        for process in begun:
+            process.kill()
+
+
+def wait_for_checkpoint(folder, number, begun):
+    """Waits for a checkpoint of at least this number, as long as all processes run."""
+
+    def checkpoints():
+        found = folder.iterdir() if folder.is_dir() else ()
+        return [int(path.name) for path in found if path.name.isdecimal()]
+
+    while max(checkpoints(), default=0) < number:
+        if any(process.poll() is not None for process in begun):
+            pytest.fail(str(ended(begun)))
+        time.sleep(0.02)
+
+
+def rows_of(file):
+    with file.open(encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
+    file, out = tmp_path / "config.toml", tmp_path / "out"
+    file.write_text(RUN, encoding="utf-8")
+    four = begin(4, 1, "run", file, "--out", out)
+    wait_for_checkpoint(out / "checkpoints", 20, four)
+    four[2].kill()
+    told = ended(four)
+    assert all(process.returncode != 0 for process in four)
+    assert "another process has ended" in told[0]
+
+    two = begin(2, 3, "run", "--resume", out)
+    wait_for_checkpoint(out / "checkpoints", 180, two)
+    two[1].send_signal(signal.SIGTERM)
+    told = ended(two)
+    assert [process.returncode for process in two] == [130, 130], told
+    assert re.search(r"goes on from checkpoint [2-9]0\n", told[0]), told
+    assert "goes on from" not in told[1]
+
+    done = invoke("run", "--resume", out)
+    assert done.exit_code == 0, done.output
+    expected = train.race(parse_config(tomllib.loads(RUN)), load("digits"))
+    rows = rows_of(out / "metrics.csv")
+    assert len(rows) == 300
+    for history in expected.histories:
+        own = [row for row in rows if row["optimizer"] == history.label]
+        for row, alone in zip(own, history.rows, strict=True):
+            for name in ("cost", "train_loss", "validation_loss", "test_loss", "gradients"):
+                assert math.isclose(float(row[name]), alone[name], rel_tol=1e-4), (name, row)
+
+
+def test_processes_divide_the_members_of_a_sweep(tmp_path):
+    file, out = tmp_path / "config.toml", tmp_path / "out"
+    file.write_text(SWEEP, encoding="utf-8")
+    two = begin(2, 2, "sweep", file, "--out", out)
+    told = ended(two)
+    assert [process.returncode for process in two] == [0, 0], told
+    assert [f"Results are in {out}" in words for words in told] == [True, False]
+    expected = sweep(parse_config(tomllib.loads(SWEEP)), load("digits")).rows
+    assert [row["dropped"] for row in expected] == [True] * 2 + [False] * 4
+    check_members(out, expected)
+
+    # its second epoch was the last that was kept: the rest on eight devices of one process
+    shutil.rmtree(out / "checkpoints" / "00000003")
+    (out / "summary.json").unlink()
+    (out / "members.csv").unlink()
+    done = invoke("sweep", "--resume", out)
+    assert done.exit_code == 0, done.output
+    assert "goes on from checkpoint 2" in done.stderr
+    check_members(out, expected)
+
+
+def check_members(out, expected):
+    for row, alone in zip(rows_of(out / "members.csv"), expected, strict=True):
         assert row.keys() - {"member"} == alone.keys()
         for name, value in alone.items():
             if isinstance(value, float) and name != "seconds":
                 assert math.isclose(float(row[name]), value, rel_tol=1e-5), name
-    assert [row["dropped"] for row in expected] == [True] * 2 + [False] * 4
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (["--distributed", "localhost:1"], "should be auto, or HOST:PORT,PROCESS,PROCESSES"),
-        (["--distributed", "localhost:1,a,2"], "should be auto, or HOST:PORT,PROCESS,PROCESSES"),
-        (
-            ["--distributed", "localhost:1,0,2", "--set", "checkpoint.every=1"],
-            "--distributed localhost:1,0,2: checkpoints are of one process",
-        ),
-    ],
-)
-def test_mistakes_are_told(given, told, tmp_path):
-    assert told in fails("sweep", "learning_rate", "--out", tmp_path / "x", *given)
+def test_no_device_holds_more_than_its_part_of_the_data():
+    """Nor does an epoch send more than the batches, the gradients and some numbers."""
+    mesh = processes.mesh_of("batch", jax.devices())
+    task = make_task(load("digits"), "logistic")
+    data = train.to_device(task.train, mesh)
+    whole = NamedSharding(mesh, processes.WHOLE)
+    assert {shard.data.shape for shard in data.x.addressable_shards} == {(180, 8, 8)}
+    np.testing.assert_array_equal(np.asarray(data.x)[: len(task.train.x)], task.train.x)
+
+    epoch = train.make_epoch(task, adam(), batch_size=20, mesh=mesh)
+    state = train.init_state(adam(), task.init(jax.random.key(0)), jax.random.key(1))
+    state = processes.put_everywhere(state, mesh)
+    text = jax.jit(epoch, out_shardings=whole).lower(state, data).compile().as_text()
+    sent = re.findall(r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    assert sent
+    sizes = [
+        math.prod(map(int, shape.split(",")))
+        for shapes in sent
+        for shape in re.findall(r"\[([\d,]+)\]", shapes)
+    ]
+    assert max(sizes) == 24 * 64  # the images of a batch
+
+
+@pytest.mark.parametrize("given", ["localhost:1", "localhost:1,a,2"])
+def test_mistakes_are_told(given, tmp_path):
+    for command in ("run", "sweep"):
+        told = fails(command, "learning_rate", "--out", tmp_path / "x", "--distributed", given)
+        assert "should be auto, or HOST:PORT,PROCESS,PROCESSES" in told
     assert not any(tmp_path.iterdir())
