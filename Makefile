@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench bench-quick notebooks figures smoke clean
+.PHONY: demo test check lint bench bench-quick notebooks figures smoke clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
@@ -15,12 +15,16 @@ demo: $(INSTALLED)
 # tests with doctests, then the linters and the type checker
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
-	$(MAKE) lint
+	$(MAKE) check
 
-lint: $(INSTALLED)
+check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# and the pinned packages, which may turn out vulnerable without a change here
+lint: check
+	$(BIN)/python tests/audit.py
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
@@ -30,6 +34,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.accelerator
 
 # the last of them, tiny: that it works

@@ -21,8 +21,8 @@ import optax
 
 import gradxform as gx
 from gradxform.lab.data import Dataset, Split, load
+from gradxform.lab.epoch import TrainState, evaluate, init_state, make_epoch, to_device
 from gradxform.lab.tasks import make_task
-from gradxform.lab.train import TrainState, evaluate, init_state, make_epoch, to_device
 
 BATCH, RATE, RUNS, LIMIT = 128, 0.01, 15, 1.2
 

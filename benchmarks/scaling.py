@@ -346,8 +346,8 @@ def report(rows: Sequence[Row], seconds: float) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Another small collective of `trust_region` by Steihaug is conditional: for a residual that "
-        "falls so far in one iteration that digits would be lost.",
+        "Another small collective of `trust_region` by Steihaug and `hessian_free` is conditional: "
+        "for a residual that falls so far in one iteration that digits would be lost.",
         "",
         "## Bytes of the state for each byte of float32 parameters",
         "",

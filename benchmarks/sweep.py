@@ -35,10 +35,10 @@ import optax
 
 from gradxform.lab import optimizers
 from gradxform.lab.data import Dataset, Split, load
+from gradxform.lab.epoch import init_state, make_epoch, to_device
 from gradxform.lab.grid import Axis, Member, members
 from gradxform.lab.sweep import SweepResult, Vary, sweep_on_task
 from gradxform.lab.tasks import Batch, Task, make_task, objective
-from gradxform.lab.train import init_state, make_epoch, to_device
 
 STEPS, BATCH, HIDDEN, MEASURED, TURNS = 200, 128, 32, 3, 2
 BLOCKS = (1, 4, 16, 32, 64, 128, 256)

@@ -54,6 +54,8 @@ class LineSearchState(NamedTuple):
 
 _IDLE = 10  # accepted points without progress before a reset, and again before a stall
 _FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
+# of a direction, that run over all updates, whatever became of its memory
+_COUNTERS = ("curvature_products", "fallbacks", "modified", "restarts", "skipped")
 
 
 def with_line_search(
@@ -212,7 +214,8 @@ def with_line_search(
 
         def next_direction() -> tuple[tree.PyTree, optax.OptState]:
             point, slopes = (x, g) if repeatable else (there, here)
-            memory = tree.select(state.forget, inner.init(point), state.inner_state)
+            anew = _begun_anew(inner.init(point), state.inner_state)
+            memory = tree.select(state.forget, anew, state.inner_state)
             extra = {**extra_args, "value": value, "grad": slopes}
             ascent, memory = inner.update(slopes, memory, point, **extra)
             return tree.map(lambda _, a: -a, state.direction, ascent), memory
@@ -280,6 +283,16 @@ def with_line_search(
 @eval_params.register
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
     return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.params, params))
+
+
+def _begun_anew(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """The state ``fresh`` of a method, with the counters of ``old``."""
+
+    def carried(path: tuple[Any, ...], new: jax.Array, old: jax.Array) -> jax.Array:
+        named = any(getattr(key, "name", None) in _COUNTERS for key in path[-1:])
+        return old if named else new
+
+    return jax.tree_util.tree_map_with_path(carried, fresh, old)
 
 
 def _is_wolfe(

@@ -131,6 +131,22 @@ def divide(x: Array, y: Array) -> Array:
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
+def square_bounded(grads: PyTree) -> PyTree:
+    """``grads``, bounded so that sums of their squares stay finite.
+
+    A mean square that has once overflowed stops its parameter for ever.
+
+    >>> bool(jnp.isfinite(square_bounded(jnp.float32(-1e30)) ** 2))
+    True
+    """
+
+    def bound(g: Array) -> Array:
+        largest = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 1)
+        return jnp.clip(g, -largest, largest)
+
+    return map(bound, grads)
+
+
 def add_count(count: Array, more: Array | int) -> Array:
     """``count + more``, staying at the largest integer instead of overflowing."""
     largest = jnp.iinfo(count.dtype).max

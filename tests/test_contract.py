@@ -114,9 +114,10 @@ def test_jit_equals_eager(method: Method) -> None:
 
 
 @every_method
+@pytest.mark.usefixtures("x64")  # where rounding cannot lead the lanes apart
 def test_vmap_equals_loop(method: Method) -> None:
     tx = method.build()
-    batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), nested_params())
+    batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), nested_params(jnp.float64))
     solve = jax.jit(lambda p: run(tx, p, 5))
     together = jax.jit(jax.vmap(lambda p: run(tx, p, 5)))(batch)
     for i in range(3):

@@ -48,6 +48,7 @@ def scale_by_adadelta(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByAdadeltaState]:
         del params, extra_args
+        grads = tree.square_bounded(grads)
         decay, delta = scalar(rho), scalar(eps)
 
         def mean_square(mean: jax.Array, x: jax.Array) -> jax.Array:

@@ -43,6 +43,7 @@ def scale_by_adagrad(eps: Scalar = 1e-7) -> optax.GradientTransformationExtraArg
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByAdagradState]:
         del params, extra_args
+        grads = tree.square_bounded(grads)
         delta = scalar(eps)
         r = tree.map(lambda r, g: r + g * g, state.sum_of_squares, grads)
         direction = tree.map(lambda g, r: tree.divide(g, delta + tree.sqrt(r)), grads, r)

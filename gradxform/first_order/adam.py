@@ -59,6 +59,7 @@ def scale_by_adam(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByAdamState]:
         del params, extra_args
+        grads = tree.square_bounded(grads)
         rho1, rho2 = below_one(b1), below_one(b2)
         delta, delta_root = scalar(eps), scalar(eps_root)
         count = tree.add_count(state.count, 1)
@@ -95,8 +96,9 @@ def adam(
 
     The defaults place δ outside the root, as the paper does. The lecture's slide prints it inside:
     ``adam(eps=0, eps_root=1e-8)``. Both are ``optax.adam`` with the same arguments, except that
-    here the moments of bfloat16 and float16 gradients are float32, and a zero gradient, also one
-    differentiated through, gives a zero update instead of NaN.
+    here the moments of bfloat16 and float16 gradients are float32, a gradient whose square would
+    overflow does not stop its parameter for ever, and a zero gradient, also one differentiated
+    through, gives a zero update instead of NaN.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.

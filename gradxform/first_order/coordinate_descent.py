@@ -16,7 +16,7 @@ class CoordinateDescentInfo(NamedTuple):
     """What the updates did."""
 
     evaluations: jax.Array  #: evaluations of ``value_fn`` with two derivatives, over all updates
-    non_finite: jax.Array  #: how many of them were NaN or infinite (and were stepped back from)
+    non_finite: jax.Array  #: how many of them, or of their derivatives, were NaN or infinite
     block: jax.Array  #: the coordinate, in flattened order, or the leaf of the last update
     step: jax.Array  #: how far the last update went along its direction
 
@@ -140,7 +140,8 @@ def coordinate_descent(
             chosen,
             t,
         )
-        updates = tree.map(lambda _, d: t * d, grads, direction)
+        # of a gradient that is not finite the direction is not either, and t is 0
+        updates = tree.map(lambda _, d: jnp.where(t == 0, 0, t * d), grads, direction)
         next_block = (state.next_block + 1) % blocks.count
         return updates, CoordinateDescentState(next_block, jax.random.key_data(key), info)
 
@@ -265,7 +266,8 @@ def _line_minimum(
             | (~better & (jnp.abs(best.slope * step) <= noise))
             | (first & ~finite)
         )
-        non_finite = search.non_finite + jnp.where(finite, 0, 1)
+        sound = finite & jnp.isfinite(trial.curvature)
+        non_finite = search.non_finite + jnp.where(sound, 0, 1)
         return _LineSearch(best, step, first_slope, search.evaluations + 1, non_finite, done)
 
     def unfinished(search: _LineSearch) -> jax.Array:

@@ -48,6 +48,7 @@ def scale_by_rmsprop(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByRmspropState]:
         del params, extra_args
+        grads = tree.square_bounded(grads)
         rho, delta = scalar(decay), scalar(eps)
         r = tree.map(lambda r, g: rho * r + (1 - rho) * g * g, state.mean_square, grads)
         direction = tree.map(lambda g, r: tree.divide(g, tree.sqrt(delta + r)), grads, r)

@@ -182,6 +182,15 @@ def fit(arrays: Sequence[np.ndarray], like: PyTree) -> PyTree:
 
 
 @contextlib.contextmanager
+def of_this_version() -> Iterator[None]:
+    """What another version of the lab has told differently ends in a ``CheckpointError``."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"another version has written it: {error!r}") from error
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """A run's folder for one process alone; the lock ends with the process.
 

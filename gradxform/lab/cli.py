@@ -6,30 +6,21 @@ everything that can go wrong without it.
 
 import contextlib
 import difflib
-import functools
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 import gradxform
-from gradxform.lab.optimizers import PACKAGES, ConfigError, curvatures, methods
+from gradxform.lab import listing, progress
+from gradxform.lab.optimizers import ConfigError
 
 if TYPE_CHECKING:
     from gradxform.lab.checkpoints import OnState, Snapshot
@@ -264,7 +255,7 @@ def list_(
     for i, kind in enumerate(shown):
         if i:
             print()
-        _LISTS[kind]()
+        getattr(listing, f"list_{kind}")()
 
 
 def _run(
@@ -284,6 +275,7 @@ def _run(
     import jax
 
     from gradxform.lab import optimizers, results
+    from gradxform.lab.checkpoints import of_this_version
     from gradxform.lab.data import load
     from gradxform.lab.tensorboard import events
     from gradxform.lab.train import race
@@ -301,13 +293,14 @@ def _run(
         optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
         with _place(config, "run", out, resume, writes) as (folder, snapshot):
             if snapshot is not None:
-                for history in snapshot.told["histories"]:
-                    rows += ((history["label"], row) for row in history["rows"])
+                with of_this_version():
+                    for history in snapshot.told["histories"]:
+                        rows += ((history["label"], row) for row in history["rows"])
             data = None if dataset is None else load(dataset, data_dir)
             try:
                 with (
                     events(folder / "tensorboard") if tensorboard else nothing as log,
-                    _progress(config, quiet or not writes, rows) as advance,
+                    progress.of_race(config, quiet or not writes, rows) as advance,
                     _keeping(folder, config, "run", writes) as on_state,
                 ):
                     result = race(
@@ -334,8 +327,8 @@ def _asked(
     from gradxform.lab.config import load_config, to_toml
 
     kept = folder / "config.toml"
-    if not kept.is_file():
-        _fail(f"--resume {folder}: no run is there, it has no config.toml")
+    if not kept.is_file() or not kept.stat().st_size:  # it is claimed before it is written
+        _fail(f"--resume {folder}: no run has begun there, it has no config.toml")
     if out is not None:
         _fail(f"--out {out}: a run that is resumed stays in its folder, {folder}")
     try:
@@ -388,13 +381,14 @@ def _last_snapshot(
         say(f"{folder} has no usable checkpoint: starts from the beginning")
         return None
     snapshot, about = found
-    if about["command"] != command:
-        _fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
-    _check_same(about["config"], to_toml(config), "checkpoint", str(folder / "config.toml"))
-    say(f"goes on from checkpoint {snapshot.number}")
-    if (was := about["made_with"]) != results.made_with():
-        versions = ", ".join(f"{name} {version}" for name, version in was["versions"].items())
-        say(f"it was written by {versions} on {was['device']}: numbers may differ from here on")
+    with checkpoints.of_this_version():
+        if about["command"] != command:
+            _fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
+        _check_same(about["config"], to_toml(config), "checkpoint", str(folder / "config.toml"))
+        say(f"goes on from checkpoint {snapshot.number}")
+        if (was := about["made_with"]) != results.made_with():
+            versions = ", ".join(f"{name} {version}" for name, version in was["versions"].items())
+            say(f"it was written by {versions} on {was['device']}: numbers may differ from here on")
     return snapshot
 
 
@@ -438,6 +432,7 @@ def _sweep(
     writes = _joined(distributed)
 
     from gradxform.lab import optimizers, results
+    from gradxform.lab.checkpoints import of_this_version
     from gradxform.lab.data import load
     from gradxform.lab.sweep import sweep as sweep_all
 
@@ -451,11 +446,12 @@ def _sweep(
         optimizers.build_all(config.optimizers)
         with _place(config, "sweep", out, resume, writes) as (folder, snapshot):
             if snapshot is not None:
-                rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
+                with of_this_version():
+                    rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
             try:
                 with (
-                    _sweep_progress(config, quiet or not writes) as advance,
+                    progress.of_sweep(config, quiet or not writes) as advance,
                     _keeping(folder, config, "sweep", writes) as on_state,
                 ):
                     result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
@@ -582,159 +578,8 @@ def _show(table: Table, folder: Path) -> None:
     print(f"Results are in {folder}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _progress(
-    config: "Config", quiet: bool, rows: "Sequence[tuple[str, Row]]"
-) -> Iterator[Callable[[str, "Row"], None]]:
-    """Shows how the race goes on stderr, ``rows`` done; yields what to call with each new row."""
-    total_of = {label: _rows(config, label) for label in config.optimizers}
-    console = Console(stderr=True, quiet=quiet)
-    if not console.is_terminal:
-        yield functools.partial(_print_row, console, total_of)
-        return
-    with Progress(*_columns(), console=console) as bars:
-        bar_of = {
-            label: bars.add_task(label, total=total_of[label], start=False, state="")
-            for label in config.optimizers
-        }
-
-        def advance(label: str, row: "Row") -> None:
-            bar = bar_of[label]
-            bars.start_task(bar)
-            bars.update(bar, advance=1, state=_state(row))
-
-        for label, row in rows:
-            advance(label, row)
-        yield advance
-
-
-@contextlib.contextmanager
-def _sweep_progress(
-    config: "Config", quiet: bool
-) -> "Iterator[Callable[[str, int, Mapping[int, Row]], None]]":
-    """Shows how the sweep goes on stderr; yields what to call after each epoch of some members."""
-    console = Console(stderr=True, quiet=quiet)
-    total_of = {label: _epochs(config, label) for label in config.optimizers}
-    with contextlib.ExitStack() as stack:
-        bars, bar_of = None, {}
-        if console.is_terminal:
-            bars = stack.enter_context(Progress(*_columns(), console=console))
-            bar_of = {
-                label: bars.add_task(label, total=total, start=False, state="")
-                for label, total in total_of.items()
-            }
-
-        def advance(label: str, epoch: int, found: "Mapping[int, Row]") -> None:
-            total, diverged = total_of[label], sum(row.get("diverged", 0) for row in found.values())
-            state = f"{len(found)} members" + (f", {diverged} diverged" if diverged else "")
-            if bars is not None:
-                bars.start_task(bar_of[label])
-                bars.update(bar_of[label], completed=epoch, state=state)
-            elif epoch * 10 // total > (epoch - 1) * 10 // total or epoch in (1, total):
-                line = f"{label}: epoch {epoch}/{total}, {state}"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        yield advance
-
-
-def _columns() -> tuple[ProgressColumn, ...]:
-    return (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-
-
-def _epochs(config: "Config", label: str) -> int:
-    """How many epochs an optimiser's members train; a surface is one."""
-    steps = config.training.model_dump()
-    return 1 if "steps" in steps else _rows(config, label)
-
-
-def _rows(config: "Config", label: str) -> int:
-    """How many rows an optimiser's run has, if it does not end early."""
-    steps = config.training.model_dump()
-    if "steps" in steps:
-        return steps["steps"] + 1
-    return steps["overrides"].get(label, {}).get("epochs") or steps["epochs"]
-
-
-def _print_row(console: Console, total_of: dict[str, int], label: str, row: "Row") -> None:
-    total = total_of[label]
-    done = int(row["epoch"] if "epoch" in row else row["step"] + 1)
-    tenths = done * 10 // total > (done - 1) * 10 // total
-    if tenths or done in (1, total):
-        line = f"{label}: {'epoch' if 'epoch' in row else 'point'} {done}/{total}, {_state(row)}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _state(row: "Row") -> str:
-    name = "cost" if "cost" in row else "value"
-    accuracy = f", test accuracy {row['test_accuracy']:.3f}" if "test_accuracy" in row else ""
-    return f"{name} {row[name]:.4g}{accuracy}"
-
-
-def _list_methods() -> None:
-    table = Table("method", "arguments", "what it is", title="Methods", title_justify="left")
-    for method in methods("gradxform"):
-        arguments = ", ".join(
-            name if argument.required else f"[{name}]"
-            for name, argument in method.arguments.items()
-        )
-        table.add_row(
-            method.name.removeprefix("gradxform."), escape(arguments), escape(method.summary)
-        )
-    _print(table)
-    for package in PACKAGES[1:]:
-        names = ", ".join(m.name for m in methods(package))
-        _print(f"\nFrom {package}: {names}")
-    schedules = ", ".join(
-        m.name.removeprefix("gradxform.")
-        for package in PACKAGES
-        for m in methods(package, "schedule")
-    )
-    _print(f'\nSchedules for a learning rate, as {{schedule = "NAME", ...}}: {schedules}')
-    preconditioners = ", ".join(
-        m.name.removeprefix("gradxform.") for m in methods("gradxform", "preconditioner")
-    )
-    _print(f'\nCurvatures, as curvature = "NAME": {", ".join(curvatures())}')
-    _print(f'\nPreconditioners, as {{preconditioner = "NAME", ...}}: {preconditioners}')
-
-
-def _list_tasks() -> None:
-    from gradxform.lab import config
-
-    table = Table("task.kind", "choices", title="Tasks", title_justify="left")
-    for kind, choices in config.task_choices().items():
-        lines = (f"{key}: {', '.join(values)}" for key, values in choices.items())
-        table.add_row(kind, "\n".join(lines))
-    _print(table)
-
-
-def _list_configs() -> None:
-    from gradxform.lab.config import load_config, shipped_configs
-
-    table = Table("config", "title", title="Configs", title_justify="left")
-    for name in shipped_configs():
-        table.add_row(name, escape(load_config(name).title))
-    _print(table)
-
-
-_LISTS = {
-    Listed.methods: _list_methods,
-    Listed.tasks: _list_tasks,
-    Listed.configs: _list_configs,
-}
-
-
 def _say(message: str) -> None:
     print(f"gradxform: {message}", file=sys.stderr)
-
-
-def _print(what: Any) -> None:
-    Console().print(what, highlight=False)
 
 
 def _fail(message: str, code: int = USER_MISTAKE) -> NoReturn:

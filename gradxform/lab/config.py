@@ -25,12 +25,13 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from gradxform.lab import grid, optimizers
-from gradxform.lab.optimizers import ConfigError, Problem, suggest
+from gradxform.lab.optimizers import CONTROL, ConfigError, Problem, suggest
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
 MAX_POINTS = 1000  # a side of a grid of starts
+MAX_DEPTH = 32  # of tables and lists in each other
 Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
@@ -46,7 +47,7 @@ def _batch_size(value: Any) -> int | Literal["full"]:
 
 def _point(value: Any) -> tuple[float, float]:
     match value:
-        case [int() | float() as x, int() | float() as y] if abs(x) <= 1e30 and abs(y) <= 1e30:
+        case [x, y] if all(type(z) in (int, float) and abs(z) <= 1e30 for z in (x, y)):
             return float(x), float(y)
     raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
 
@@ -190,12 +191,14 @@ class Checkpoint(_Table):
 class Output(_Table):
     """``[output]``: where runs are kept."""
 
-    folder: str = "runs"  #: a run makes its own folder inside
+    folder: Annotated[str, StringConstraints(pattern=r"^[^\x00]+$")] = "runs"
+    """a run makes its own folder inside"""
 
 
 class _Experiment(_Table):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    title: str = ""  #: of the plot; the name if empty
+    title: Annotated[str, StringConstraints(pattern=f"^[^{CONTROL}]*$")] = ""
+    """of the plot; the name if empty"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     output: Output = Output()
@@ -296,11 +299,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = find_config(path)
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(file), [f"not valid TOML: {error}"]) from None
+        table = _parse_toml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), [f"cannot be read: {error}"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(file), [f"not valid TOML: {error}"]) from None
     problems = [problem for text in overrides for problem in _override(table, text)]
     return parse_config(table, str(file), problems)
 
@@ -319,6 +322,10 @@ def parse_config(
       ConfigError: with every problem found.
     """
     found = list(problems)
+    deep = [key for key, value in table.items() if _is_deep(value)]
+    if deep:  # which the checks, and the writing of what they find, could not walk through
+        message = f"tables or lists in each other, more than {MAX_DEPTH} levels"
+        raise ConfigError(source, [*found, *(Problem(key, message) for key in deep)])
     task = table.get("task")
     kind = task.get("kind") if isinstance(task, Mapping) else None
     if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in _KINDS):
@@ -456,8 +463,42 @@ def _config_folder() -> Path:
     return installed if installed.is_dir() else Path(str(package)).parents[1] / "configs"
 
 
+def _parse_toml(text: str) -> dict[str, Any]:
+    """What ``tomllib`` makes of a text.
+
+    Raises:
+      TOMLDecodeError: also for what else ``tomllib`` raises.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("lists or tables in each other, too many levels") from None
+    except ValueError:  # of Python's limit on the digits of an integer
+        raise tomllib.TOMLDecodeError("a whole number of too many digits") from None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _items(outer)]
+    return bool(level)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
+
+
 def _override(table: dict[str, Any], text: str) -> Iterator[Problem]:
     """Applies one ``key=value`` to ``table``, in place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        yield Problem("--set", f"should be text in UTF-8, found {text!r}")
+        return
     key, equals, value = text.partition("=")
     key = key.strip()
     try:
@@ -483,7 +524,7 @@ def _override(table: dict[str, Any], text: str) -> Iterator[Problem]:
 
 
 def _key_path(key: str) -> list[str]:
-    table, path = tomllib.loads(f"{key} = 0"), []
+    table, path = _parse_toml(f"{key} = 0"), []
     while isinstance(table, dict):
         if len(table) != 1:
             return []
@@ -493,12 +534,12 @@ def _key_path(key: str) -> list[str]:
 
 
 def _item(items: list[Any], index: str) -> Any:
-    return items[int(index)] if index.isdecimal() and int(index) < len(items) else None
+    return items[int(index)] if index in map(str, range(len(items))) else None
 
 
 def _value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = _parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text.strip()
     return parsed["value"] if parsed.keys() == {"value"} else text
@@ -521,6 +562,8 @@ def _check_model_options(task: Mapping[str, Any], default: str | None) -> Iterat
 def _check_optimizers(table: Mapping[str, Any]) -> Iterator[Problem]:
     entries = table.get("optimizers")
     for label, entry in entries.items() if isinstance(entries, Mapping) else ():
+        if re.search(f"[{CONTROL}]", label):
+            yield Problem("optimizers", f"a label should {_PLAIN}, found {label!r}")
         if isinstance(entry, Mapping):
             yield from optimizers.check(entry, f"optimizers.{label}")
 
@@ -532,7 +575,7 @@ def _check_override_labels(table: Mapping[str, Any]) -> Iterator[Problem]:
         return
     for label in overrides:
         if label not in labels:
-            hint = suggest(label, labels) or f"; the labels are {', '.join(labels)}"
+            hint = suggest(label, labels) or f"; the labels are {', '.join(labels) or 'none'}"
             yield Problem(f"training.overrides.{label}", f"no optimiser is labelled so{hint}")
 
 
@@ -619,6 +662,9 @@ def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             hint = suggest(value, choices) if isinstance(value, str) else ""
             return Problem(path, f"should be {_either(choices)}, found {value!r}{hint}")
         case "string_pattern_mismatch":
+            if path in ("title", "output.folder"):
+                wanted = "name a folder" if path == "output.folder" else _PLAIN
+                return Problem(path, f"should {wanted}, found {value!r}")
             wanted = "letters, digits, '.', '_' and '-', a letter or digit first"
             return Problem(path, f"should be made of {wanted}, found {value!r}")
         case "dict_type" | "model_type":
@@ -629,6 +675,7 @@ def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
     return Problem(path, f"should be {expected}, found {value!r}")
 
 
+_PLAIN = "have no control characters"
 _EXAMPLES = {
     "name": 'name = "my_race"',
     "task": '[task] with kind = "classification"',

@@ -7,11 +7,11 @@ that a problem with the data is reported at once.
 
 import difflib
 import hashlib
+import io
 import logging
 import math
 import os
 import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,6 +140,7 @@ _CIFAR10 = Source(
         "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
     },
 )
+_LARGEST = 2**28  # bytes, more than any of these files or archives holds
 _CIFAR10_BATCH = 10_000 * CIFAR10_RECORD  # bytes of a whole batch file
 _SOURCES = {"mnist": _MNIST, "fashion_mnist": _FASHION_MNIST, "cifar10": _CIFAR10}
 _MNIST_SHAPES = {"train": (60_000, 28, 28), "t10k": (10_000, 28, 28)}
@@ -400,14 +401,16 @@ def _download(name: str, source: Source, file: str, digest: str) -> Path:
 def _unpack(archive: Path, source: Source) -> dict[str, _Named]:
     """CIFAR-10's batches, each read by its name: nothing is extracted to a path of the archive."""
     files = {}
+    content = io.BytesIO(_read(archive))
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(fileobj=content, mode="r:") as tar:
             for file in source.contents:
-                member = tar.extractfile(f"cifar-10-batches-bin/{file}")
-                if member is None:
+                member = tar.getmember(f"cifar-10-batches-bin/{file}")
+                opened = tar.extractfile(member) if member.isreg() else None  # no link is followed
+                if opened is None:
                     raise KeyError(f"{file} is not a file")
-                files[file] = _Named(archive / file, member.read())
-    except (tarfile.TarError, zlib.error, EOFError, KeyError, OSError) as error:
+                files[file] = _Named(archive / file, opened.read())
+    except (tarfile.TarError, KeyError, OSError, RecursionError, ValueError) as error:
         refuse(archive, f"an archive with {', '.join(source.contents)}", str(error))
     return files
 
@@ -417,4 +420,4 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return decompress(content, path) if path.suffix == ".gz" else content
+    return decompress(content, path, _LARGEST) if path.suffix == ".gz" else content

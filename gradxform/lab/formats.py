@@ -4,6 +4,7 @@ Every function takes the whole content of a file and the name to call it by in a
 """
 
 import gzip
+import io
 import math
 import zlib
 from typing import NamedTuple, NoReturn
@@ -36,14 +37,23 @@ def refuse(name: object, expected: str, found: str) -> NoReturn:
     raise DataError(f"{name}: expected {expected}, found {found}")
 
 
-def decompress(content: bytes, name: object) -> bytes:
+def decompress(content: bytes, name: object, largest: int) -> bytes:
     """The content of a gzip file.
 
+    Args:
+      content: the file.
+      name: what to call it in a refusal.
+      largest: bytes that are expected at most; a file of a few kilobytes can hold gigabytes.
+
     Raises:
-      DataError: it is not gzip, breaks off, or fails its own checksum.
+      DataError: it is not gzip, breaks off, fails its own checksum or holds more.
     """
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as file:
+            found = file.read(largest + 1)
+        if len(found) > largest:
+            refuse(name, f"at most {largest} bytes, uncompressed", "more")
+        return found
     except gzip.BadGzipFile as error:
         refuse(name, "a gzip file (drop .gz from the name of an uncompressed one)", str(error))
     except (EOFError, zlib.error) as error:

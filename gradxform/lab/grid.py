@@ -85,9 +85,13 @@ def read_axes(table: Any, path: str) -> tuple[dict[str, Axis], list[Problem]]:
                 walk(inner, (*keys, key))
             return
         try:
-            axes[".".join(keys)] = _axis(value)
+            axis = _axis(value)
         except ValueError as error:
             problems.append(Problem(where, str(error)))
+            return
+        if ".".join(keys) in axes:
+            problems.append(Problem(where, "is there twice: the key of one has dots in it"))
+        axes[".".join(keys)] = axis
 
     walk(table, ())
     return axes, problems
@@ -158,7 +162,7 @@ def check(
         yield from itertools.islice(refusals, 1)
     for label, own in overrides.items():
         if label not in tables:
-            hint = suggest(label, tables) or f"; the labels are {', '.join(tables)}"
+            hint = suggest(label, tables) or f"; the labels are {', '.join(tables) or 'none'}"
             yield Problem(f"sweep.overrides.{label}", f"no optimiser is labelled so{hint}")
             continue
         for name, axis in own.items():
@@ -271,4 +275,4 @@ def _check_values(table: Table, name: str, axis: Axis, where: str) -> Iterator[P
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= optimizers.LARGEST

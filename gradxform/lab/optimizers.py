@@ -51,6 +51,8 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("newton_cg.tol", "scale_by_newton_cg.tol", "trust_region.tol"), _RATE),
     "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
+LARGEST = 3.4e38  # of float32
+CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # what a terminal obeys, but for tab and new line
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
 PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
 
@@ -62,7 +64,8 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        text = f"{self.path}: {self.message}"
+        return re.sub(f"[{CONTROL}]", lambda found: repr(found[0])[1:-1], text)
 
 
 class ConfigError(Exception):
@@ -229,6 +232,7 @@ def _unknown(name: str, kind: str) -> str:
         hint = f", did you mean {prefix + near[0]!r}?" if near else ""
     else:
         hint = ""
+    hint = hint or "; gradxform list shows what there is"
     return f"no {kind} named {name!r} in {', '.join(PACKAGES[:-1])} or {PACKAGES[-1]}{hint}"
 
 
@@ -327,7 +331,9 @@ def _expected(argument: Argument) -> str:
 def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]:
     admitted = _admitted(argument.annotation)
     found = _described(value)
-    if admitted is not None and not set(found) & set(admitted):
+    if (wrong := next(_unusable(value), None)) is not None:
+        yield Problem(path, f"should be a number that float32 can hold, found {wrong!r}")
+    elif admitted is not None and not set(found) & set(admitted):
         texts = [words.strip("'") for words in admitted if words.startswith("'")]
         hint = suggest(value, texts) if isinstance(value, str) else ""
         yield Problem(path, f"should be {_expected(argument)}, found {value!r}{hint}")
@@ -338,9 +344,27 @@ def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]
     elif isinstance(value, Mapping):
         if argument.annotation is not None and "dict[int," in ast.unparse(argument.annotation):
             for key in value:
-                if not key.isdecimal():
-                    yield Problem(f"{path}.{key}", "the keys here should be whole numbers")
+                if not _is_whole(key):
+                    message = f"the keys here should be whole numbers below 10^9, found {key!r}"
+                    yield Problem(f"{path}.{key}", message)
         yield from _check_table(value, path)
+
+
+def _unusable(value: Any) -> Iterator[int | float]:
+    """The numbers in a value that are none in float32; infinity is one."""
+    match value:
+        case list():
+            for item in value:
+                yield from _unusable(item)
+        case Mapping() if not any(kind in value for kind in (*RETURNS, "chain")):
+            for item in value.values():
+                yield from _unusable(item)
+        case int() | float() if not (abs(value) <= LARGEST or abs(value) == math.inf):
+            yield value
+
+
+def _is_whole(key: str) -> bool:
+    return re.fullmatch("0|[1-9][0-9]{0,8}", key) is not None
 
 
 def _check_interval(value: Any, function: Signature, key: str, path: str) -> Iterator[Problem]:
@@ -405,7 +429,7 @@ def _build(value: Any, path: str) -> Any:
         case list():
             return [_build(item, f"{path}[{i}]") for i, item in enumerate(value)]
         case Mapping():  # TOML's keys are text, Optax's tables of boundaries have whole numbers
-            return {int(k) if k.isdecimal() else k: _build(v, path) for k, v in value.items()}
+            return {int(k) if _is_whole(k) else k: _build(v, path) for k, v in value.items()}
         case _:
             return value
 

@@ -40,6 +40,7 @@ COLUMNS = (
 )
 
 
+_TAKEN = "is there already; name a new folder, no run is overwritten"
 SURFACE_COLUMNS = (("work", "work"), ("steps", "updates"), ("value", "value"))
 
 
@@ -72,7 +73,7 @@ def run_folder(config: Config, out: Path | None = None) -> Iterator[Path]:
         try:
             fresh = out is None or not out.exists()
             if out is not None and not fresh and (not out.is_dir() or any(out.iterdir())):
-                raise OSError(0, "is there already; name a new folder, no run is overwritten")
+                raise OSError(0, _TAKEN)
             for ancestor in reversed([parent, *parent.parents]):
                 if not ancestor.is_dir():
                     ancestor.mkdir(exist_ok=True)
@@ -82,6 +83,10 @@ def run_folder(config: Config, out: Path | None = None) -> Iterator[Path]:
                 if out is not None:
                     out.mkdir()
                 undo.callback(_remove_if_empty, folder)
+            try:
+                (folder / "config.toml").open("x").close()
+            except FileExistsError:  # of a run that was begun at the same time
+                raise OSError(0, _TAKEN) from None
             undo.callback(_remove_lone_config, folder)
             write_atomically(folder / "config.toml", to_toml(config))
         except OSError as error:

@@ -28,15 +28,16 @@ from gradxform.lab.blocks import (
     restored,
     snapshot_of,
 )
-from gradxform.lab.checkpoints import OnState, Snapshot
+from gradxform.lab.checkpoints import OnState, Snapshot, of_this_version
 from gradxform.lab.config import Config, SurfaceConfig, require_sweep, sweep_members
 from gradxform.lab.data import Dataset
+from gradxform.lab.epoch import Examples
 from gradxform.lab.grid import Member, Table
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.processes import mesh_of, put
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Task, make_task
-from gradxform.lab.train import Examples, Settings, collecting, settings_of
+from gradxform.lab.train import Settings, collecting, settings_of
 from gradxform.minimization import Status, minimize
 
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
@@ -248,10 +249,13 @@ def sweep_on_task(
     first = done = lanes = 0
     blocks: list[Block] = []
     if resume is not None:
-        costs, lanes, blocks = restored(resume, groups, programs, members, mesh, costs, block_size)
-        first, done = (resume.told[name] for name in ("group", "epoch"))
-        seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
-        rows |= {int(number): row for number, row in resume.told["rows"].items()}
+        with of_this_version():
+            costs, lanes, blocks = restored(
+                resume, groups, programs, members, mesh, costs, block_size
+            )
+            first, done = (resume.told[name] for name in ("group", "epoch"))
+            seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
+            rows |= {int(number): row for number, row in resume.told["rows"].items()}
 
     for i, (group, program) in list(enumerate(zip(groups, programs, strict=True)))[first:]:
         if not blocks:

@@ -214,7 +214,9 @@ def hessian_free(
         inverse, made = checked_inverse("hessian_free", preconditioner, product, g, state.count)
         start = tree.scale(scalar(warm_start) * unit, state.direction)
         most = jnp.minimum(scalar(maxiter), _limit(g))
-        cg = _conjugate_gradients(product, inverse, g, start, scalar(progress), most, iterates)
+        cg = _conjugate_gradients(
+            product, preconditioner and inverse, g, start, scalar(progress), most, iterates
+        )
         products = products + made + cg.products
 
         def value_at(p: tree.PyTree) -> jax.Array:
@@ -229,7 +231,7 @@ def hessian_free(
         slope = size * (size * tree.vdot(g, chosen.p))
         alpha, f, more = _line_search(value_at, chosen, f0 + noise, slope)
         predicted = -size * (size * chosen.q)
-        hidden = (jnp.abs(f0 - chosen.f) <= noise) & (predicted <= noise)
+        hidden = (jnp.abs(f0 - chosen.f) <= noise) & (predicted <= noise) & (chosen.q < 0)
         ratio = jnp.where(hidden, 0.5, tree.divide(f0 - chosen.f, predicted))
         moves = finite & (size > 0)
         accept = moves & jnp.isfinite(f)
@@ -304,7 +306,7 @@ class _Cg(NamedTuple):
 
 def _conjugate_gradients(
     product: Product,
-    inverse: Product,
+    approximate_inverse: Product | None,
     g: tree.PyTree,
     start: tree.PyTree,
     progress: jax.Array,
@@ -312,6 +314,8 @@ def _conjugate_gradients(
     iterates: int,
 ) -> _Cg:
     """Preconditioned CG for the minimum of q, which falls in every iteration."""
+    plain = approximate_inverse is None
+    inverse = approximate_inverse or (lambda r: r)
     zeros = jax.tree.map(jnp.zeros_like, g)
     started = tree.max_abs(start) > 0
     curved = jax.lax.cond(started, lambda: product(start), lambda: zeros)
@@ -343,14 +347,15 @@ def _conjugate_gradients(
     def body(cg: _Cg) -> _Cg:
         bd = product(cg.d)
         curvature = tree.vdot(cg.d, bd)
+        old = tree.vdot(cg.r, cg.r) if plain else cg.rz
         broken = ~(curvature > 0)  # or not finite
         usable = jnp.isfinite(curvature) & (curvature != 0)
-        step = jnp.where(usable, cg.rz / jnp.where(usable, jnp.abs(curvature), 1), 0)
+        step = jnp.where(usable, old / jnp.where(usable, jnp.abs(curvature), 1), 0)
         p = tree.map(lambda p, d: p + step * d, cg.p, cg.d)
         r = tree.map(lambda r, bd: r + step * bd, cg.r, bd)
         z = inverse(r)
-        rz = tree.vdot(r, z)
-        q = cg.q - 0.5 * step * cg.rz
+        rz = tree.next_square(cg.r, step, bd, r) if plain else tree.vdot(r, z)
+        q = cg.q - 0.5 * step * old
 
         i = cg.iterations + 1
         slot = cg.newest % iterates
@@ -363,7 +368,7 @@ def _conjugate_gradients(
         return _Cg(
             p=p,
             r=r,
-            d=tree.map(lambda d, z: tree.divide(rz, cg.rz) * d - z, cg.d, z),
+            d=tree.map(lambda d, z: tree.divide(rz, old) * d - z, cg.d, z),
             rz=rz,
             q=q,
             history=cg.history.at[i].set(q),

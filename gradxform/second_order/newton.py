@@ -18,6 +18,7 @@ class NewtonInfo(NamedTuple):
 
     curvature_products: jax.Array  #: columns of the Hessian evaluated, n an update
     modified: jax.Array  #: updates where the damped Hessian was not positive definite
+    skipped: jax.Array  #: updates whose gradient was not finite, which moved nothing
 
 
 class ScaleByNewtonState(NamedTuple):
@@ -64,7 +65,7 @@ def scale_by_newton(
     def init(params: tree.PyTree) -> ScaleByNewtonState:
         tree.check_floating(params)
         _check_size(params, max_size)
-        return ScaleByNewtonState(NewtonInfo(jnp.array(0, jnp.int32), jnp.array(0, jnp.int32)))
+        return ScaleByNewtonState(NewtonInfo(*(jnp.array(0, jnp.int32) for _ in range(3))))
 
     def update(
         grads: tree.PyTree,
@@ -91,9 +92,12 @@ def scale_by_newton(
             lambda: cho_solve((factor, True), g),
             lambda: _modified_solve(damped, g, scalar(floor).astype(g.dtype)),
         )
+        finite = jnp.isfinite(g).all()
+        d = jnp.where(finite, d, 0)
         info = NewtonInfo(
             tree.add_count(state.info.curvature_products, g.size),
             tree.add_count(state.info.modified, (~definite).astype(jnp.int32)),
+            tree.add_count(state.info.skipped, (~finite).astype(jnp.int32)),
         )
         return tree.cast_like(unravel(d), grads), ScaleByNewtonState(info)
 
@@ -120,6 +124,8 @@ def newton(
 
     .. math::
         \lambda_i \leftarrow \max(|\lambda_i|, \phi \max_j |\lambda_j|)
+
+    Of an H that is not finite d is g, and of such a g nothing moves.
 
     Far from a minimum a full step may still climb: there use
     ``gx.with_line_search(gx.scale_by_newton())``, a smaller ε or a larger α.

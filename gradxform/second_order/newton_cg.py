@@ -30,6 +30,7 @@ class NewtonCgInfo(NamedTuple):
 
     curvature_products: jax.Array  #: products with the Hessian
     fallbacks: jax.Array  #: updates that took the gradient, as CG gave no direction of descent
+    skipped: jax.Array  #: updates whose gradient was not finite, which moved nothing
     tol: jax.Array  #: η of the last update, the relative residual that CG went down to
 
 
@@ -88,7 +89,7 @@ def scale_by_newton_cg(
         def number() -> jax.Array:
             return jnp.array(scalar(0), copy=True)
 
-        info = NewtonCgInfo(count(), count(), number())
+        info = NewtonCgInfo(count(), count(), count(), number())
         return ScaleByNewtonCgState(count(), number(), tree.zeros_like(params), info)
 
     def update(
@@ -105,6 +106,8 @@ def scale_by_newton_cg(
         if not jax.tree.leaves(grads):
             return grads, state
         g = tree.sharded_like(jax.tree.map(tree.promote, grads), params)
+        finite = jnp.isfinite(tree.max_abs(g))
+        g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
         undamped, alpha = (curvature or hessian())(value_fn, params), scalar(damping)
 
         def product(v: tree.PyTree) -> tree.PyTree:
@@ -124,10 +127,15 @@ def scale_by_newton_cg(
         info = NewtonCgInfo(
             tree.add_count(state.info.curvature_products, more + made),
             tree.add_count(state.info.fallbacks, (~descends & (norm > 0)).astype(jnp.int32)),
-            eta,
+            tree.add_count(state.info.skipped, (~finite).astype(jnp.int32)),
+            jnp.where(finite, eta, state.info.tol),
         )
-        count = tree.add_count(state.count, 1)
-        new_state = ScaleByNewtonCgState(count, norm, tree.cast_like(d, state.direction), info)
+        new_state = ScaleByNewtonCgState(
+            tree.add_count(state.count, 1),
+            jnp.where(finite, norm, state.grad_norm),
+            tree.select(finite, d, state.direction),
+            info,
+        )
         return tree.cast_like(d, grads), new_state
 
     return protocol.transformation(init, update)
@@ -164,7 +172,7 @@ def newton_cg(
     :math:`|\beta_j|` takes the place of β_j, so that −d descends and leaves saddles; where H + αI
     is positive definite nothing changes. CG ends before a direction without curvature, and where
     products are not finite. If nothing is left then, or if a warm start has led to an ascent, d is
-    g.
+    g; of a g that is not finite nothing moves.
 
     Far from a minimum a full step may still climb: there use
     ``gx.with_line_search(gx.scale_by_newton_cg())``, a smaller ε or a larger α.

@@ -30,7 +30,7 @@ class TrustRegionInfo(NamedTuple):
 
     accepted: jax.Array  #: points accepted, the start included
     rejected: jax.Array  #: trial points rejected
-    non_finite: jax.Array  #: those of them whose value or gradient was NaN or infinite
+    non_finite: jax.Array  #: updates whose value, gradient or curvature was NaN or infinite
     negative_curvature: jax.Array  #: points accepted where the model curves downwards somewhere
     curvature_products: jax.Array  #: products; a dense matrix of n columns counts n
     radius: jax.Array  #: Δ within which the trial point in the loop was chosen
@@ -237,12 +237,12 @@ def trust_region(
         # -- the next step
         product = (curvature or hessian())(value_fn, tree.cast_like(x, params))
         model: Any = state.model
-        products = jnp.array(0, jnp.int32)
+        products, curved = jnp.array(0, jnp.int32), jnp.array(True)
         if solver == "exact":
-            model, products = jax.lax.cond(
+            model, curved, products = jax.lax.cond(
                 accept,
-                lambda: (_eigen_model(product, g, columns), products + size),
-                lambda: (state.model, products),
+                lambda: (*_eigen_model(product, g, columns), products + size),
+                lambda: (state.model, curved, products),
             )
         else:
             model = jnp.where(begin, largest, state.model)
@@ -265,7 +265,7 @@ def trust_region(
         else:
             most = jnp.minimum(scalar(maxiter), 2 * size)
             forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(largest, model)))
-            step, more = _steihaug_step(product, g, radius, forcing, most)
+            step, curved, more = _steihaug_step(product, g, radius, forcing, most)
             products = products + more
 
         waiting = begin & ~accept  # the first value is not finite: stay
@@ -289,7 +289,7 @@ def trust_region(
             info=TrustRegionInfo(
                 tree.add_count(info.accepted, accept.astype(jnp.int32)),
                 tree.add_count(info.rejected, (~accept).astype(jnp.int32)),
-                tree.add_count(info.non_finite, (~finite).astype(jnp.int32)),
+                tree.add_count(info.non_finite, (~(finite & curved)).astype(jnp.int32)),
                 tree.add_count(info.negative_curvature, (accept & step.negative).astype(jnp.int32)),
                 tree.add_count(info.curvature_products, products),
                 radius,
@@ -388,14 +388,17 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
 
 
-def _eigen_model(product: Product, g: tree.PyTree, columns: int) -> EigenModel:
+def _eigen_model(product: Product, g: tree.PyTree, columns: int) -> tuple[EigenModel, jax.Array]:
+    """The model, and whether its curvature was finite."""
     matrix = dense(product, g, columns)
-    matrix = jnp.where(jnp.isfinite(matrix).all(), matrix / 2 + matrix.T / 2, 0)
+    finite = jnp.isfinite(matrix).all()
+    matrix = jnp.where(finite, matrix / 2 + matrix.T / 2, 0)
     gradient, _ = tree.ravel(g)
     curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
     values, axes = jnp.linalg.eigh(matrix / jnp.where(curvature_size > 0, curvature_size, 1))
     slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
-    return EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
+    model = EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
+    return model, finite
 
 
 def _first_radius(model: EigenModel) -> jax.Array:
@@ -474,6 +477,7 @@ class _Cg(NamedTuple):
     predicted: jax.Array
     iterations: jax.Array
     negative: jax.Array
+    finite: jax.Array
     done: jax.Array
 
 
@@ -483,8 +487,8 @@ def _steihaug_step(
     radius: jax.Array,
     forcing: jax.Array,
     maxiter: jax.Array,
-) -> tuple[_Step, jax.Array]:
-    """N&W Algorithm 7.2, and the products it took."""
+) -> tuple[_Step, jax.Array, jax.Array]:
+    """N&W Algorithm 7.2, whether its curvature was finite, and the products it took."""
     size = scalar(tree.max_abs(g))
     unit = tree.reciprocal(size)
     r = tree.scale(unit, g)
@@ -493,13 +497,13 @@ def _steihaug_step(
     def body(cg: _Cg) -> _Cg:
         hd = tree.scale(unit, product(cg.d))
         curvature, rr = tree.vdot(cg.d, hd), tree.vdot(cg.r, cg.r)
-        negative = ~(curvature > 0)
-        alpha = rr / jnp.where(negative, 1, curvature)
+        finite, positive = jnp.isfinite(curvature), curvature > 0
+        alpha = rr / jnp.where(finite & positive, curvature, 1)
         to_boundary = _to_boundary(cg.z, cg.d, radius)
-        leave = negative | (alpha >= to_boundary)
+        leave = ~(finite & positive) | (alpha >= to_boundary)
         t = jnp.where(leave, to_boundary, alpha)
         # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
-        bend = jnp.where(jnp.isfinite(curvature), curvature, 0)
+        bend = jnp.where(finite, curvature, 0)
         r = tree.map(lambda r, hd: r + t * hd, cg.r, hd)
         next_rr = tree.next_square(cg.r, t, hd, r)
         return _Cg(
@@ -509,21 +513,22 @@ def _steihaug_step(
             next_rr,
             cg.predicted + t * (rr - 0.5 * t * bend),
             cg.iterations + 1,
-            negative,
+            finite & ~positive,
+            finite,
             leave | ~(jnp.sqrt(next_rr) > forcing * jnp.sqrt(first)),
         )
 
     def unfinished(cg: _Cg) -> jax.Array:
         return ~cg.done & (cg.iterations < maxiter)
 
-    none, no = jnp.array(0, jnp.int32), jnp.array(False)
+    none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
     zeros = jax.tree.map(jnp.zeros_like, r)
     d = jax.tree.map(jnp.negative, r)
-    start = _Cg(zeros, r, d, first, jnp.zeros_like(first), none, no, first == 0)
+    start = _Cg(zeros, r, d, first, jnp.zeros_like(first), none, no, yes, first == 0)
     cg = jax.lax.while_loop(unfinished, body, start)
     part = tree.scale(1 / radius, cg.z)
     length = radius * jnp.sqrt(tree.vdot(part, part))
-    return _Step(cg.z, length, size * cg.predicted, cg.negative), cg.iterations
+    return _Step(cg.z, length, size * cg.predicted, cg.negative), cg.finite, cg.iterations
 
 
 def _to_boundary(z: tree.PyTree, d: tree.PyTree, radius: jax.Array) -> jax.Array:

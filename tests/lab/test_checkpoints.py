@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import os
 import random
 import resource
@@ -319,7 +320,10 @@ def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(task, tmp_path):
             for result in (rest, whole)
         ]
         assert without_times[0] == without_times[1]
-    found.told.update(members=[0], lanes=1.0)
+    del found.told["group"]
+    with pytest.raises(CheckpointError, match="another version"):
+        sweep_on_task(task, tables, runs, resume=found, **options)
+    found.told.update(group=1, members=[0], lanes=1.0)
     with pytest.raises(CheckpointError, match="not those of this run"):
         sweep_on_task(task, tables, runs, resume=found, **options)
 
@@ -406,7 +410,7 @@ def test_another_config_is_refused_with_the_difference(finished, tmp_path):
     assert "\n-learning_rate = 0.01\n+learning_rate = 0.02" in told
     assert "+title" in refused("digits_second_order", "--resume", folder)
     assert "stays in its folder" in refused("--resume", folder, "--out", tmp_path / "y")
-    assert "no run is there" in refused("--resume", tmp_path)
+    assert "no run has begun there" in refused("--resume", tmp_path)
     config = folder / "config.toml"
     config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
     assert "\n-seed = 0\n+seed = 1" in refused("--resume", folder)
@@ -432,6 +436,18 @@ def test_other_versions_are_told(finished, tmp_path, monkeypatch):
     done = invoke("run", "--resume", folder, "--quiet")
     assert done.exit_code == 0, done.output
     assert "numbers may differ" in done.stderr
+
+
+def test_what_is_told_in_another_way_is_refused(finished, tmp_path):
+    folder = stopped(finished, tmp_path / "x", 9)
+    checkpoint = folder / "checkpoints" / "00000009"
+    kept = json.loads((checkpoint / "told.json").read_text())
+    wrong = ("about", {}), ("about", 3), ("told", {"histories": 3}), ("told", {"histories": [{}]})
+    for key, value in wrong:
+        (checkpoint / "told.json").write_text(json.dumps(kept | {key: value}))
+        manifest = json.dumps(checkpoints._digests(checkpoint))
+        (checkpoint / "manifest.json").write_text(manifest)
+        assert "another version has written it" in refused("--resume", folder)
 
 
 def test_a_sweep_goes_on_in_its_folder(tmp_path):
@@ -468,7 +484,9 @@ def start(*args):
 
 def resumed(finished, folder):
     """Whether a run that is gone on with ends as the one that nothing stopped."""
-    if not (folder / "config.toml").exists():  # it had not begun
+    config = folder / "config.toml"
+    if not config.exists() or not config.stat().st_size:
+        assert "no run has begun there" in refused("--resume", folder)
         return True
     done = invoke("run", "--resume", folder, "--quiet")
     assert done.exit_code == 0, done.output

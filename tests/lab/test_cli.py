@@ -5,6 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -104,6 +108,74 @@ def test_default_folders_never_collide(tmp_path):
     folders = [results.new_folder(tmp_path, "race") for _ in range(3)]
     assert all(folder.is_dir() and folder.name.startswith("race-") for folder in folders)
     assert len(set(folders)) == 3
+
+
+def test_of_two_runs_begun_at_once_one_gets_the_folder(tmp_path):
+    config = load_config("digits_race")
+    for number in range(20):
+        out, start = tmp_path / str(number), threading.Barrier(4)
+        if number % 2:
+            out.mkdir()  # an empty one may be there
+
+        def begin(name, out=out, start=start):
+            own = config.model_copy(update={"name": name})
+            start.wait()
+            try:
+                with results.run_folder(own, out) as folder:
+                    (folder / f"of_{name}").touch()
+                return name
+            except OSError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(4) as pool:
+            first, *others = sorted(pool.map(begin, "abcd"), key=len)
+        assert all(told.startswith(f"--out {out}: ") for told in others)
+        assert sorted(file.name for file in out.iterdir()) == ["config.toml", f"of_{first}"]
+        assert load_config(out / "config.toml").name == first
+
+
+def test_a_run_that_comes_a_moment_later_leaves_the_first_alone(tmp_path, monkeypatch):
+    config = load_config("digits_race")
+    with results.run_folder(config, tmp_path / "x") as folder:
+        before = (folder / "config.toml").read_bytes()
+        monkeypatch.setattr(results, "any", lambda _: False, raising=False)  # it looked before
+        told = fails("run", "digits_race", "--set", "seed=7", "--out", folder)
+        assert "is there already; name a new folder" in told
+        assert (folder / "config.toml").read_bytes() == before
+
+
+def test_a_folder_without_permission_is_told(monkeypatch, tmp_path):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
+    told = fails("run", "digits_race", "--out", tmp_path / "x")
+    assert f"--out {tmp_path / 'x'}: Permission denied ({tmp_path / 'x'})" in told
+    told = fails("run", "digits_race", "--set", f"output.folder={json.dumps(str(tmp_path))}")
+    assert f"output.folder: {tmp_path}: Permission denied" in told
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs the users of Unix")
+def test_a_folder_that_is_read_only_is_told():
+    config, user = load_config("digits_race"), os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "read_only")
+        folder.mkdir()
+        for path in (name, folder):
+            os.chmod(path, 0o555)
+        try:
+            if user == 0:  # whom no permission stops
+                os.seteuid(65534)
+            for out in (folder, folder / "x"):
+                with (
+                    pytest.raises(OSError, match=f"^--out {out}: Permission denied"),
+                    results.run_folder(config, out),
+                ):
+                    pass
+        finally:
+            os.seteuid(user)
+            os.chmod(name, 0o755)
+        assert not any(folder.iterdir())
 
 
 def test_a_surface_can_be_raced(tmp_path):

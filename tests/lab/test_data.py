@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -122,7 +123,7 @@ PACKED = gzip.compress(np.random.default_rng(0).bytes(1000))
 )
 def test_gzip_refusals(content, message):
     with pytest.raises(DataError, match=message):
-        formats.decompress(content, "x.gz")
+        formats.decompress(content, "x.gz", 10**6)
 
 
 # Digits, splits
@@ -340,6 +341,63 @@ def test_real_mnist():
     assert mnist.test.x.shape == (10_000, 28, 28)
 
 
+# Damage
+
+
+def damaged(content, rng):
+    """One bit flipped, or an end cut off."""
+    at = rng.randrange(len(content))
+    if rng.random() < 0.3:
+        return content[:at]
+    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+
+
+def refusal(name, folder):
+    try:
+        load(name, folder)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip((*a[1], *a[2]), (*b[1], *b[2]), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    # of the plain files of Fashion-MNIST no digests are published
+    [(name, True) for name in data._SOURCES] + [("mnist", False), ("cifar10", False)],
+)
+def test_no_damage_is_taken_for_data(tiny_mnist, tmp_path, monkeypatch, name, packed):
+    """Each is refused with the file's name, unless it is in a header of gzip that says nothing."""
+    if name == "cifar10":
+        files = {f"data_batch_{i}.bin": cifar([i, i], seed=i) for i in range(1, 6)}
+        files["test_batch.bin"] = cifar([0, 9])
+        digests = {file: sha256(content) for file, content in files.items()}
+        pinned = data._SOURCES["cifar10"]._replace(contents=digests)
+        monkeypatch.setitem(data._SOURCES, "cifar10", pinned)
+        monkeypatch.setattr(data, "_CIFAR10_BATCH", 2 * formats.CIFAR10_RECORD)
+    else:
+        files, _ = tiny_mnist
+    if name == "fashion_mnist":
+        files = {file: flip(content, len(content) - 1) for file, content in files.items()}
+        files |= {LABELS: idx(np.arange(6)[::-1]), TEST_LABELS: idx([3, 4])}
+    if packed:
+        files = {f"{file}.gz": gzip.compress(c, mtime=0) for file, c in files.items()}
+    write(tmp_path, files)
+    whole = load(name, tmp_path)
+    rng, refused = random.Random(0), 0
+    for _ in range(100):
+        file = rng.choice(sorted(files))
+        write(tmp_path, {file: damaged(files[file], rng)})
+        told = refusal(name, tmp_path)
+        assert str(tmp_path / file) in told if told else same(load(name, tmp_path), whole)
+        refused += bool(told)
+        write(tmp_path, {file: files[file]})
+    assert refused >= (80 if packed else 100)
+
+
 # Downloads
 
 
@@ -486,7 +544,8 @@ def test_cifar_archive_is_read_by_name(tmp_path, cache, web, monkeypatch):
 )
 def test_bad_cifar_archive(cache, web, monkeypatch, content):
     serve_cifar(content, web, monkeypatch)
-    with pytest.raises(DataError, match=r"cifar-10-binary.tar.gz: expected an archive with data_b"):
+    expected = r"cifar-10-binary.tar.gz: expected an? (archive with data_b|(whole )?gzip file)"
+    with pytest.raises(DataError, match=expected):
         load("cifar10")
 
 

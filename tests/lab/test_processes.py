@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gradxform import adam
-from gradxform.lab import processes, train
+from gradxform.lab import epoch, processes, train
 from gradxform.lab.config import parse_config
 from gradxform.lab.data import load
 from gradxform.lab.sweep import sweep
@@ -182,15 +182,15 @@ def test_no_device_holds_more_than_its_part_of_the_data():
     """Nor does an epoch send more than the batches, the gradients and some numbers."""
     mesh = processes.mesh_of("batch", jax.devices())
     task = make_task(load("digits"), "logistic")
-    data = train.to_device(task.train, mesh)
+    data = epoch.to_device(task.train, mesh)
     whole = NamedSharding(mesh, processes.WHOLE)
     assert {shard.data.shape for shard in data.x.addressable_shards} == {(180, 8, 8)}
     np.testing.assert_array_equal(np.asarray(data.x)[: len(task.train.x)], task.train.x)
 
-    epoch = train.make_epoch(task, adam(), batch_size=20, mesh=mesh)
-    state = train.init_state(adam(), task.init(jax.random.key(0)), jax.random.key(1))
+    one = epoch.make_epoch(task, adam(), batch_size=20, mesh=mesh)
+    state = epoch.init_state(adam(), task.init(jax.random.key(0)), jax.random.key(1))
     state = processes.put_everywhere(state, mesh)
-    text = jax.jit(epoch, out_shardings=whole).lower(state, data).compile().as_text()
+    text = jax.jit(one, out_shardings=whole).lower(state, data).compile().as_text()
     sent = re.findall(r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
     assert sent
     sizes = [

@@ -10,24 +10,16 @@ import optax
 import pytest
 
 import gradxform as gx
+from gradxform.lab import epoch as lab_epoch
 from gradxform.lab import optimizers
 from gradxform.lab import train as lab_train
 from gradxform.lab.batching import epoch_batches
 from gradxform.lab.config import ConfigError, load_config, parse_config
 from gradxform.lab.data import Dataset, Split, load
+from gradxform.lab.epoch import evaluate, init_state, make_epoch, to_device
 from gradxform.lab.surfaces import SURFACES
 from gradxform.lab.tasks import Batch, make_task, objective
-from gradxform.lab.train import (
-    evaluate,
-    init_state,
-    make_epoch,
-    make_walk,
-    race,
-    race_on_surface,
-    race_on_task,
-    ranked,
-    to_device,
-)
+from gradxform.lab.train import make_walk, race, race_on_surface, race_on_task, ranked
 
 SIZE = 50
 
@@ -98,7 +90,7 @@ def test_an_epoch_is_the_loop_one_would_write(noisy, order):
 
 
 def test_metrics_are_those_of_the_whole_parts(monkeypatch):
-    monkeypatch.setattr(lab_train, "EVALUATION_BLOCK", 7)  # 20 and 45 are no multiples of it
+    monkeypatch.setattr(lab_epoch, "EVALUATION_BLOCK", 7)  # 20 and 45 are no multiples of it
     task = make_task(dataset(), "logistic", validation_split=0.1)
     (history,) = race_on_task(task, {"a": gx.sgd(0.5)}, epochs=2, batch_size=8).histories
     for name, part in {

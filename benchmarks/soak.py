@@ -1,0 +1,154 @@
+"""A million updates of every method: it stays finite, keeps its memory, and counts right.
+
+    python -m benchmarks.soak [--quick] [--steps 1000000] [--out benchmarks/results]
+
+The methods are those of the tests' table. The objective has three parameters and a minimum that
+jumps every thousand updates, so that no method comes to rest, and memories, brackets and radii are
+of an objective that is no more. The updates run in compiled scans, ten in a row, parameters and
+state donated from one to the next.
+
+*Finite*: all parameters after all updates, and at the end the parameters to evaluate. *Mean value*:
+of the objective over the last scan; its minimum is 0, and a jump costs about 5. AdaDelta with the
+table's large ε runs away here, as Optax's does: its steps follow the gradients that they enlarge.
+*Memory*: by how much the process grew between the end of the second scan and the end of the last.
+*Counters*: those of the state at the end; one called ``count`` must be the number of updates.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import gradxform as gx
+from benchmarks.curvature import table
+from tests.methods import METHODS, Method
+
+CHUNKS, JUMP = 10, 1000
+WEIGHTS = {"w": jnp.asarray([1.0, 4.0]), "b": jnp.asarray(2.0)}
+PHASES = {"w": jnp.asarray([0.3, 1.1]), "b": jnp.asarray(2.0)}
+
+
+class Run(NamedTuple):
+    """What the scans hand on."""
+
+    params: Any
+    state: Any
+    step: jax.Array
+    finite: jax.Array
+
+
+def objective(params: Any, step: jax.Array) -> jax.Array:
+    """Convex, with its minimum at another place after every so many steps."""
+    place = (step // JUMP).astype(jnp.float32)
+
+    def part(x: jax.Array, weight: jax.Array, phase: jax.Array) -> jax.Array:
+        away = x - jnp.sin(phase + place)
+        return jnp.sum(weight * away**2 + 0.05 * away**4)
+
+    return sum(jax.tree.leaves(jax.tree.map(part, params, WEIGHTS, PHASES)), start=jnp.zeros(()))
+
+
+def all_finite(params: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
+def scan_of(method: Method, steps: int) -> tuple[Run, Callable[[Run], tuple[Run, jax.Array]]]:
+    """The first state, and the function that goes on by so many updates."""
+    tx = method.build()
+
+    def body(run: Run, _: None) -> tuple[Run, jax.Array]:
+        def value_fn(params: Any) -> jax.Array:
+            return objective(params, run.step)
+
+        value, grads = jax.value_and_grad(value_fn)(run.params)
+        updates, state = tx.update(
+            grads, run.state, run.params, value=value, grad=grads, value_fn=value_fn
+        )
+        params = jax.tree.map(jnp.add, run.params, updates)
+        theta = gx.eval_params(state, params)
+        return Run(params, state, run.step + 1, run.finite & all_finite(params)), value_fn(theta)
+
+    def scan(run: Run) -> tuple[Run, jax.Array]:
+        run, values = jax.lax.scan(body, run, length=steps)
+        return run, jnp.mean(values)
+
+    params = jax.tree.map(jnp.zeros_like, WEIGHTS)
+    start = Run(params, tx.init(params), jnp.array(0, jnp.int32), jnp.array(True))
+    return start, jax.jit(scan, donate_argnums=0)
+
+
+def resident() -> float:
+    """MiB that the process holds in memory; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def counters(state: Any) -> dict[str, int]:
+    """The counts of the state, and those of its diagnostics, by name."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        names = [getattr(key, "name", "") for key in path]
+        if jnp.issubdtype(leaf.dtype, jnp.integer) and ("info" in names or names[-1] == "count"):
+            found[names[-1]] = int(leaf)
+    return found
+
+
+def soak(name: str, steps: int) -> list[str]:
+    """One row of the table."""
+    run, scan = scan_of(METHODS[name], steps // CHUNKS)
+    memory, value, started = 0.0, jnp.nan, time.perf_counter()
+    for chunk in range(CHUNKS):
+        run, value = jax.block_until_ready(scan(run))
+        if chunk == 1:
+            memory = resident()
+    grown, seconds = resident() - memory, time.perf_counter() - started
+    counts = counters(run.state)
+    made = steps // CHUNKS * CHUNKS
+    assert counts.get("count", made) == made
+    assert min(counts.values(), default=0) >= 0
+    finite = run.finite & all_finite(gx.eval_params(run.state, run.params))
+    return [
+        name,
+        "yes" if finite else "**no**",
+        f"{float(value):.2g}",
+        f"{grown:+.1f}",
+        f"{1e6 * seconds / made:.1f}",
+        ", ".join(f"{key} {count:,}" for key, count in counts.items()),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="a million updates of every method")
+    parser.add_argument("--quick", action="store_true", help="5,000 updates, to see that it works")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="updates of each method")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    steps = 5_000 if options.quick else options.steps
+    head = ["method", "finite", "mean value", "memory MiB", "µs an update", "counters"]
+    rows = []
+    for name in METHODS:
+        rows.append(soak(name, steps))
+        print(*rows[-1], sep="  ", flush=True)
+    text = (
+        f"# {steps:,} updates of every method\n\n"
+        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32, jax {jax.__version__}. "
+        "What the columns mean is told at the head of `benchmarks/soak.py`; the times are of a "
+        f"busy machine.\n\n{table(head, rows)}\n"
+    )
+    if not options.quick:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "soak.md").write_text(text, encoding="utf-8")
+    return 0 if all(row[1] == "yes" for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
