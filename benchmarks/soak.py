@@ -11,7 +11,9 @@ state donated from one to the next.
 of the objective over the last scan; its minimum is 0, and a jump costs about 5. AdaDelta with the
 table's large ε runs away here, as Optax's does: its steps follow the gradients that they enlarge.
 *Memory*: by how much the process grew between the end of the second scan and the end of the last.
-*Counters*: those of the state at the end; one called ``count`` must be the number of updates.
+*Counters*: those of the state at the end; one called ``count`` must be the number of updates. The
+searches meet few points as good as those before a jump, and begin anew again and again: what they
+go through here is their resets.
 """
 
 import argparse

@@ -104,7 +104,7 @@ def _curvature(linearise: Curvature, value_fn: ValueFn, params: tree.PyTree) -> 
         product = lambda v: value_fn.mean_over_chunks(lambda chunk: linearise(chunk, params)(v))
     else:
         product = linearise(value_fn, params)
-    # left to itself the compiler may keep all of CG's vectors whole on every device
+    # left to itself the compiler may keep CG's vectors whole on every device, to send less
     return lambda v: tree.sharded_like(product(v), params)
 
 

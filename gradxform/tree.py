@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -96,7 +95,6 @@ def zeros_like(params: PyTree) -> PyTree:
       TypeError: a leaf is not a real floating-point array.
     """
     check_floating(params)
-
     zeros = jax.tree.map(
         lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(jnp.result_type(p), jnp.float32)),
         params,
@@ -132,17 +130,17 @@ def divide(x: Array, y: Array) -> Array:
 
 
 def square_bounded(grads: PyTree) -> PyTree:
-    """``grads``, bounded so that sums of their squares stay finite.
+    """``grads`` with finite entries bounded so that sums of a million of their squares are finite.
 
     A mean square that has once overflowed stops its parameter for ever.
 
-    >>> bool(jnp.isfinite(square_bounded(jnp.float32(-1e30)) ** 2))
+    >>> bool(jnp.isfinite(1e6 * square_bounded(jnp.float32(-1e30)) ** 2))
     True
     """
 
     def bound(g: Array) -> Array:
-        largest = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 1)
-        return jnp.clip(g, -largest, largest)
+        largest = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 11)
+        return jnp.where(jnp.isinf(g), g, jnp.clip(g, -largest, largest))
 
     return map(bound, grads)
 
@@ -177,6 +175,8 @@ def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
     & Carson, "Predict-and-recompute conjugate gradient variants", SIAM J. Sci. Comput. 42:A3084
     (2020).
     """
+    if jax.device_count() == 1:  # nothing to wait for
+        return vdot(new, new)
     rr, changed = vdot(r, r), step**2 * vdot(change, change)
     predicted = rr + 2 * step * vdot(r, change) + changed
     resolved = predicted > 0.1 * (rr + changed)
@@ -198,9 +198,9 @@ def is_explicit(x: Any) -> bool:
 
 def is_sharded(x: Any) -> bool:
     """Whether ``x`` is seen to be divided among devices; tracers show explicit mesh axes alone."""
-    if isinstance(x, jax.Array) and not isinstance(x, Tracer):
-        return not x.sharding.is_fully_replicated
-    return is_explicit(x)
+    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    sharding = x.sharding if is_array else jax.typeof(x).sharding
+    return not sharding.is_fully_replicated
 
 
 def check_whole(method: str, params: PyTree) -> None:
@@ -222,7 +222,7 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
     """``ravel_pytree`` of leaves that may be sharded: the vector is whole on every device."""
 
     def gather(x: Array) -> Array:
-        return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim)) if is_explicit(x) else x
+        return jax.sharding.reshard(x, whole(x)) if is_explicit(x) else x
 
     vector, unravel = ravel_pytree(jax.tree.map(gather, tree))
     return vector, lambda v: sharded_like(unravel(v), tree)
@@ -236,8 +236,11 @@ def sharded_like(tree: PyTree, like: PyTree) -> PyTree:
 def _sharded_like(x: Array, like: Any) -> Array:
     if is_explicit(like):
         return jax.sharding.reshard(x, jax.typeof(like).sharding)
-    if isinstance(like, Tracer):  # the compiler finds the sharding, and is told that both share it
-        return shard_alike(x, like)[0]
+    if isinstance(like, Tracer):
+        if jax.device_count() == 1:
+            return x
+        # the compiler finds the sharding, and an operation on the entries of both gives them one
+        return jnp.where(like > jnp.inf, jnp.zeros((), x.dtype), x)
     return jax.device_put(x, like.sharding) if is_sharded(like) and not isinstance(x, Tracer) else x
 
 
@@ -259,6 +262,8 @@ def identity_rows(like: PyTree) -> PyTree:
 
 
 def _rows_sharded_like(rows: PyTree, like: PyTree) -> PyTree:
+    if not any(isinstance(x, Tracer) or is_sharded(x) for x in jax.tree.leaves(like)):
+        return rows
     places = jax.tree.map(lambda x, rows: jnp.broadcast_to(x[..., None], rows.shape), like, rows)
     return sharded_like(rows, places)
 

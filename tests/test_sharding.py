@@ -69,20 +69,23 @@ def train(tx: Any, mesh: Mesh | None, *, divided: bool = True) -> Any:
     return run(params_on(mesh, divided=divided), *data(mesh))
 
 
-def assert_divided(state: Any, shardings: Any) -> None:
+def assert_divided(name: str, state: Any, shardings: Any) -> None:
     """Of each leaf of the parameters that is divided, every leaf of the state is, into eight.
 
     Whole are numbers, what belongs to the bias of three, and the eigenvalues of a dense method.
     """
+    dense = METHODS[name].dense
     leaves = jax.tree_util.tree_leaves_with_path(parameters(SIZES))
     *divided, last = (jax.tree_util.keystr(path) for path, _ in leaves)
     pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings), strict=True)
     for (path, leaf), sharding in pairs:
-        name = jax.tree_util.keystr(path)
-        if leaf.ndim and name.endswith(tuple(divided)):
-            assert 8 * np.prod(sharding.shard_shape(leaf.shape)) == leaf.size, name
+        where = jax.tree_util.keystr(path)
+        if leaf.ndim and where.endswith(tuple(divided)):
+            assert 8 * np.prod(sharding.shard_shape(leaf.shape)) == leaf.size, where
+        elif where.endswith(last):
+            assert leaf.size <= 3 * COUNT, where
         else:
-            assert leaf.size <= (3 * COUNT if name.endswith(last) else COUNT), name
+            assert leaf.size <= (COUNT if dense else 16), where
 
 
 @functools.cache
@@ -98,7 +101,7 @@ def test_explicit_mode_takes_the_steps_of_one_device(name: str) -> None:
     with jax.set_mesh(mesh):
         params, state = train(tx, mesh)
     chex.assert_trees_all_close(jax.device_get(params), on_one_device(name), rtol=1e-9, atol=1e-10)
-    assert_divided(state, jax.tree.map(lambda x: x.sharding, state))
+    assert_divided(name, state, jax.tree.map(lambda x: x.sharding, state))
     for p in jax.tree.leaves(params):
         assert p.sharding.is_equivalent_to(fully_sharded(mesh, p.shape), p.ndim)
 
@@ -116,7 +119,7 @@ def test_so_do_the_other_modes(name: str, kind: AxisType, divided: bool) -> None
         params, state = train(tx, mesh, divided=divided)
     chex.assert_trees_all_close(jax.device_get(params), on_one_device(name), rtol=1e-9, atol=1e-10)
     if divided:
-        assert_divided(state, jax.tree.map(lambda x: x.sharding, state))
+        assert_divided(name, state, jax.tree.map(lambda x: x.sharding, state))
 
 
 @every_method
@@ -129,7 +132,7 @@ def test_init_under_jit_of_shapes_makes_a_state_that_is_divided(name: str) -> No
     )
     program = jax.jit(tx.init).lower(params).compile()
     state = jax.eval_shape(tx.init, params)
-    assert_divided(state, program.output_shardings)
+    assert_divided(name, state, program.output_shardings)
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     made = program.memory_analysis().output_size_in_bytes
     table = 16 * len(jax.tree.leaves(state))  # where they are
@@ -141,7 +144,7 @@ def test_init_under_jit_of_shapes_makes_a_state_that_is_divided(name: str) -> No
 @pytest.mark.parametrize("name", ["momentum", "lbfgs", "bfgs", "trust_region"])
 def test_an_eager_init_makes_a_state_that_is_divided(name: str) -> None:
     state = build(name).init(params_on(mesh_of(8)))
-    assert_divided(state, jax.tree.map(lambda x: x.sharding, state))
+    assert_divided(name, state, jax.tree.map(lambda x: x.sharding, state))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

@@ -171,7 +171,7 @@ def _coordinate_blocks(grads: tree.PyTree) -> _Blocks:
             (jnp.arange(start, start + g.size).reshape(g.shape) == chosen).astype(g.dtype)
             for start, g in zip(starts, leaves, strict=False)
         ]
-        return jax.tree.unflatten(structure, tree.sharded_like(units, leaves))
+        return jax.tree.unflatten(structure, units)
 
     return _Blocks(int(starts[-1]), steepest, direction)
 

@@ -1,5 +1,6 @@
 """Newton's method with its step from conjugate gradients: products with the Hessian alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -105,7 +106,7 @@ def scale_by_newton_cg(
         protocol.check_unmasked("newton_cg", params)
         if not jax.tree.leaves(grads):
             return grads, state
-        g = tree.sharded_like(jax.tree.map(tree.promote, grads), params)
+        g = jax.tree.map(tree.promote, grads)
         finite = jnp.isfinite(tree.max_abs(g))
         g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
         undamped, alpha = (curvature or hessian())(value_fn, params), scalar(damping)
@@ -301,18 +302,25 @@ def _conjugate_gradients(
     It takes inner products that explicit axes do not allow. The functions it calls see the mesh as
     it is.
     """
-    functions = operator, inverse
 
-    def solve(b: _Marked, x0: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
-        a, m = functions
+    def solve(a: Any, m: Any, b: _Marked, x0: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
         return cg(a, b, x0, tol=tol, maxiter=maxiter, M=m)[0]
 
-    if not any(tree.is_explicit(x) for x in jax.tree.leaves(b)):
-        return solve(b, x0, tol, maxiter)
-    specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, b)
-    functions = [f and jax.sharding.explicit_axes(f, in_sharding=(specs,)) for f in functions]
-    automatic: Any = jax.sharding.auto_axes(solve, out_sharding=specs)
-    return automatic(b, x0, tol, maxiter)
+    divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if tree.is_explicit(x)]
+    if not divided:
+        return solve(operator, inverse, b, x0, tol, maxiter)
+    mesh, specs = divided[0].mesh, jax.tree.map(lambda x: jax.typeof(x).sharding.spec, b)
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+    a, m = (
+        f and jax.sharding.explicit_axes(f, axes=axes, in_sharding=(specs,))
+        for f in (operator, inverse)
+    )
+    automatic: Any = jax.sharding.auto_axes(
+        functools.partial(solve, a, m), axes=axes, out_sharding=specs
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        return automatic(b, x0, tol, maxiter)
 
 
 def _operator(product: Product, like: tree.PyTree, *, scaled: bool) -> Callable[[_Marked], _Marked]:

@@ -227,7 +227,7 @@ def trust_region(
         radius = _next_radius(state, scalar(value), slopes[0], finite, accept, ratio)
 
         x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
-        here = tree.sharded_like(jax.tree.map(tree.promote, grads), params)
+        here = jax.tree.map(tree.promote, grads)
         g = tree.select(accept, here, state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
         largest = scalar(tree.max_abs(g))
@@ -473,7 +473,6 @@ class _Cg(NamedTuple):
     z: tree.PyTree
     r: tree.PyTree  # of the residual Hz + g, over the size of g, as are all below
     d: tree.PyTree
-    rr: jax.Array
     predicted: jax.Array
     iterations: jax.Array
     negative: jax.Array
@@ -510,7 +509,6 @@ def _steihaug_step(
             tree.map(lambda z, d: z + t * d, cg.z, cg.d),
             r,
             tree.map(lambda d, r: next_rr / rr * d - r, cg.d, r),
-            next_rr,
             cg.predicted + t * (rr - 0.5 * t * bend),
             cg.iterations + 1,
             finite & ~positive,
@@ -524,7 +522,7 @@ def _steihaug_step(
     none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
     zeros = jax.tree.map(jnp.zeros_like, r)
     d = jax.tree.map(jnp.negative, r)
-    start = _Cg(zeros, r, d, first, jnp.zeros_like(first), none, no, yes, first == 0)
+    start = _Cg(zeros, r, d, jnp.zeros_like(first), none, no, yes, first == 0)
     cg = jax.lax.while_loop(unfinished, body, start)
     part = tree.scale(1 / radius, cg.z)
     length = radius * jnp.sqrt(tree.vdot(part, part))

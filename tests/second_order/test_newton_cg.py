@@ -225,3 +225,18 @@ def test_missing_arguments_and_bad_choices_are_named() -> None:
         gx.newton_cg(forcing="exact")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"tol=1\.0\).*below 1"):
         gx.newton_cg(tol=1.0)
+
+
+def test_a_gradient_that_is_not_finite_leaves_no_trace() -> None:
+    tx = gx.scale_by_newton_cg(warm_start=0.5)
+    f = lambda x: jnp.sum(jnp.cosh(x * jnp.asarray([1.0, 2.0])))
+    x = jnp.asarray([1.0, -0.5])
+    _, before = tx.update(jax.grad(f)(x), tx.init(x), x, value_fn=f)
+    updates, after = tx.update(jnp.asarray([jnp.nan, 1.0]), before, x, value_fn=f)
+    np.testing.assert_array_equal(updates, 0)
+    assert float(before.grad_norm) > 0
+    assert np.all(np.asarray(before.direction) != 0)
+    for kept in ("grad_norm", "direction"):
+        np.testing.assert_array_equal(getattr(after, kept), getattr(before, kept))
+    assert after.info.tol == before.info.tol
+    assert (int(before.info.skipped), int(after.info.skipped)) == (0, 1)
