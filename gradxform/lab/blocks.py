@@ -22,7 +22,7 @@ from gradxform.lab.checkpoints import Snapshot, fit
 from gradxform.lab.epoch import METRICS, Examples, TrainState, evaluate, init_state, make_epoch
 from gradxform.lab.grid import Member, Table, substitute
 from gradxform.lab.optimizers import ConfigError
-from gradxform.lab.processes import put, put_everywhere, read
+from gradxform.lab.processes import least_of, put, put_all, read
 from gradxform.lab.tasks import Task
 from gradxform.lab.train import Settings
 from gradxform.tree import PyTree
@@ -194,13 +194,13 @@ def check_memory(program: Programs, group: Group, train: Examples, mesh: Mesh) -
 
 
 def _memory(mesh: Mesh) -> float:
-    """Bytes that a device may use."""
+    """Bytes that a device may use: the least of all processes, which must decide alike."""
     device = mesh.local_devices[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return _MEMORY * stats["bytes_limit"]
+        return least_of(_MEMORY * stats["bytes_limit"])
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _MEMORY * pages / len(mesh.local_devices)
+    return least_of(_MEMORY * pages / len(mesh.local_devices))
 
 
 def _bytes(state: Any) -> int:
@@ -214,12 +214,16 @@ def first_blocks(
     train: Examples,
     mesh: Mesh,
     block_size: int | None,
+    kept: Sequence[int] | None = None,
 ) -> tuple[int, list[Block]]:
-    """The members of a group in blocks before the first epoch, and how many lanes a block has."""
+    """The members of a group in blocks before the first epoch, and how many lanes a block has.
+
+    Those that are ``kept``, if not all of them.
+    """
     devices = mesh.devices.size
     usual = _BLOCK.get(mesh.devices.flat[0].platform, _LARGEST_BLOCK) * devices
-    lanes = _lanes(len(group.members), block_size or usual, devices)
-    numbers = np.asarray(group.members)
+    numbers = np.asarray(group.members if kept is None else kept)
+    lanes = _lanes(len(numbers), block_size or usual, devices)
     while True:
         blocks = [
             _start(program, group, members, numbers[i : i + lanes], lanes, mesh)
@@ -338,9 +342,11 @@ def regroup(
             numbers >= 0, mesh, PartitionSpec("member")
         )
         params, opt_state = picked([state[:2] for state in states], at)
-        key = picked([s.key for s in states], at) if program.has_own_key else states[0].key
+        # in buffers of each block's own, which are donated
+        epoch, key = jnp.copy(states[0].epoch), jnp.copy(states[0].key)
+        key = picked([s.key for s in states], at) if program.has_own_key else key
         values = picked([block.values for block in blocks], at)
-        state = TrainState(params, opt_state, states[0].epoch, key)
+        state = TrainState(params, opt_state, epoch, key)
         regrouped.append(Block(numbers, values, alive, state))
     return regrouped
 
@@ -354,8 +360,6 @@ def snapshot_of(
     costs: np.ndarray,
     program: Programs,
     blocks: Sequence[Block],
-    lanes: int,
-    mesh: Mesh,
 ) -> Snapshot:
     """Where a sweep stands; without blocks the next program is to begin.
 
@@ -372,7 +376,7 @@ def snapshot_of(
         return np.concatenate(list(read_parts))
 
     numbers = np.concatenate([block.members for block in blocks])
-    told = told | {"members": numbers[numbers >= 0].tolist(), "lanes": lanes / mesh.size}
+    told = told | {"members": numbers[numbers >= 0].tolist()}
     each = jax.tree.map(of_members, *(_of_members(program, block) for block in blocks))
     return Snapshot(number, told, (costs.astype(np.float32), [each, _of_all(program, blocks[0])]))
 
@@ -382,34 +386,29 @@ def restored(
     groups: Sequence[Group],
     programs: Sequence[Programs],
     members: Sequence[Member],
+    train: Examples,
     mesh: Mesh,
     costs: np.ndarray,
     block_size: int | None,
 ) -> tuple[np.ndarray, int, list[Block]]:
     """The costs, the lanes of a block and the blocks that a snapshot was made of."""
-    told, kept = snapshot.told, np.asarray(snapshot.told["members"], np.int64)
-    if not len(kept):
+    told, kept = snapshot.told, snapshot.told["members"]
+    if not kept:
         found, _ = fit(snapshot.arrays, (costs.astype(np.float32), []))
         return np.array(found, np.float64), 0, []
     program, group = programs[told["group"]], groups[told["group"]]
-    wanted = block_size or round(told["lanes"] * mesh.size)
-    lanes = _lanes(len(kept), wanted, mesh.size)
-    blocks = [
-        _start(program, group, members, kept[i : i + lanes], lanes, mesh)
-        for i in range(0, len(kept), lanes)
-    ]
+    lanes, blocks = first_blocks(program, group, members, train, mesh, block_size, kept)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((len(kept), *x.shape[1:]), x.dtype),
         _of_members(program, blocks[0]),
     )
     like = [shapes, _of_all(program, blocks[0])]
     found, (each, common) = fit(snapshot.arrays, (costs.astype(np.float32), like))
-    epoch, key = put_everywhere(common, mesh)
-    sharding = NamedSharding(mesh, PartitionSpec("member"))
     restored = []
     for i, block in enumerate(blocks):
         at = np.where(block.members >= 0, i * lanes + np.arange(lanes), 0)
-        own = jax.device_put(jax.tree.map(lambda x, at=at: x[at], each), sharding)
+        own = put_all(jax.tree.map(lambda x, at=at: x[at], each), mesh, PartitionSpec("member"))
+        epoch, key = put_all(common, mesh)  # in buffers of each block's own, which are donated
         state = TrainState(own[1], own[2], epoch, own[3] if program.has_own_key else key)
         restored.append(block._replace(alive=own[0] & block.alive, state=state))
     return np.array(found, np.float64), lanes, restored

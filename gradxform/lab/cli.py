@@ -9,6 +9,7 @@ import difflib
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -45,6 +46,8 @@ gradxform movie valley                     optimisers walking down a surface tog
 gradxform list methods                     what a config can name
 """
 
+# what XLA says in some words of its own when another process is not there
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "eartbeat")
 _WITHOUT_FILES = {
     None: "a surface needs no data",
     "digits": "digits come with scikit-learn",
@@ -178,7 +181,7 @@ def run(
     try:
         _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard, distributed)
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+        _end("interrupted", INTERRUPTED)
 
 
 @app.command()
@@ -209,7 +212,7 @@ def sweep(
     try:
         _sweep(config, set_ or [], data_dir, out, quiet, resume, distributed)
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+        _end("interrupted", INTERRUPTED)
 
 
 @app.command()
@@ -243,7 +246,7 @@ def movie(
     try:
         _movie(config, set_ or [], format_, fps, out)
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+        _end("interrupted", INTERRUPTED)
 
 
 @app.command("list")
@@ -289,28 +292,30 @@ def _run(
 
     nothing = contextlib.nullcontext(lambda label, row: None)
     devices = None if distributed is None else jax.devices()
-    with _told():
-        optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
-        with _place(config, "run", out, resume, writes) as (folder, snapshot):
+    with _told(_end), contextlib.ExitStack() as until_the_end:
+        with _together(), _told():
+            optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
+            place = _place(config, "run", out, resume, writes)
+            folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
                 with of_this_version():
                     for history in snapshot.told["histories"]:
                         rows += ((history["label"], row) for row in history["rows"])
             data = None if dataset is None else load(dataset, data_dir)
-            try:
-                with (
-                    events(folder / "tensorboard") if tensorboard else nothing as log,
-                    progress.of_race(config, quiet or not writes, rows) as advance,
-                    _keeping(folder, config, "run", writes) as on_state,
-                ):
-                    result = race(
-                        config, data, on_row, on_state=on_state, resume=snapshot, devices=devices
-                    )
-            finally:
-                if rows:  # an interrupted race keeps what it has
-                    results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
-            if writes:
-                results.save(folder, config, result)
+        try:
+            with (
+                events(folder / "tensorboard") if tensorboard else nothing as log,
+                progress.of_race(config, quiet or not writes, rows) as advance,
+                _keeping(folder, config, "run", writes) as on_state,
+            ):
+                result = race(
+                    config, data, on_row, on_state=on_state, resume=snapshot, devices=devices
+                )
+        finally:
+            if rows:  # an interrupted race keeps what it has
+                results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
+        if writes:
+            results.save(folder, config, result)
     if writes:
         _show(results.ranking_table(result, config.title or config.name), folder)
 
@@ -415,7 +420,8 @@ def _keeping(
         ) as on_state:
             yield on_state
     except KeyboardInterrupt:
-        _fail(f"interrupted; it goes on by gradxform {command} --resume {folder}", INTERRUPTED)
+        advice = f"; it goes on by gradxform {command} --resume {folder}" if writes else ""
+        _fail(f"interrupted{advice}", INTERRUPTED)
 
 
 def _sweep(
@@ -442,24 +448,26 @@ def _sweep(
         rows.update(found)
         advance(label, epoch, found)
 
-    with _told():
-        optimizers.build_all(config.optimizers)
-        with _place(config, "sweep", out, resume, writes) as (folder, snapshot):
+    with _told(_end), contextlib.ExitStack() as until_the_end:
+        with _together(), _told():
+            optimizers.build_all(config.optimizers)
+            place = _place(config, "sweep", out, resume, writes)
+            folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
-            try:
-                with (
-                    progress.of_sweep(config, quiet or not writes) as advance,
-                    _keeping(folder, config, "sweep", writes) as on_state,
-                ):
-                    result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
-            finally:
-                if rows:  # an interrupted sweep keeps what it has
-                    results.write_atomically(folder / "members.csv", results.members_csv(rows))
-            if writes:
-                results.save_sweep(folder, config, result)
+        try:
+            with (
+                progress.of_sweep(config, quiet or not writes) as advance,
+                _keeping(folder, config, "sweep", writes) as on_state,
+            ):
+                result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
+        finally:
+            if rows:  # an interrupted sweep keeps what it has
+                results.write_atomically(folder / "members.csv", results.members_csv(rows))
+        if writes:
+            results.save_sweep(folder, config, result)
     if writes:
         _show(results.best_table(result, config.title or config.name), folder)
 
@@ -529,15 +537,15 @@ def _load(
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _told(end: "Callable[[str], NoReturn] | None" = None) -> Iterator[None]:
     """What goes wrong with a config, its data, memory or files ends in a line on stderr."""
-    import jax
     from jax.errors import JaxRuntimeError
 
     from gradxform.lab.checkpoints import CheckpointError
     from gradxform.lab.data import DataError
     from gradxform.lab.models import ModelError
 
+    end = end or _fail
     try:
         yield
     except (
@@ -548,26 +556,50 @@ def _told() -> Iterator[None]:
         ModuleNotFoundError,
         OSError,
     ) as error:
-        _end(str(error), jax.process_count())
+        end(str(error))
     except (MemoryError, JaxRuntimeError) as error:
         reason = (str(error).splitlines() or ["Out of memory"])[0]
         # XLA says either, depending on where it runs short
         if any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
-            wrong = f"does not fit in memory: {reason}; try a smaller batch_size or model"
-        elif jax.process_count() > 1:
-            wrong = f"another process has ended, or cannot be reached: {reason}"
-        else:
+            end(f"does not fit in memory: {reason}; try a smaller batch_size or model")
+        if _several() and any(words in reason for words in _LOST):
+            end(f"another process has ended, or cannot be reached: {reason}")
+        raise
+    except typer.Exit:
+        raise
+    except Exception:  # the others would wait for this process, and it for them
+        if end is not _end or not _several():
             raise
-        _end(wrong, jax.process_count())
+        traceback.print_exc()
+        os._exit(1)
 
 
-def _end(message: str, processes: int) -> NoReturn:
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """A beginning of all processes, or of none: a mistake may be seen by one of them alone."""
+    from gradxform.lab.processes import any_of
+
+    try:
+        yield
+    except BaseException:
+        any_of(True)
+        raise
+    if any_of(False):
+        _fail("another process could not begin")
+
+
+def _end(message: str, code: int = USER_MISTAKE) -> NoReturn:
     """Ends this process; if it is one of several, without waiting for the others, as JAX would."""
-    if processes == 1:
-        _fail(message)
+    if not _several():
+        _fail(message, code)
     _say(message)
     sys.stderr.flush()
-    os._exit(USER_MISTAKE)
+    os._exit(code)
+
+
+def _several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _show(table: Table, folder: Path) -> None:

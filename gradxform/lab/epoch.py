@@ -53,7 +53,7 @@ def to_device(split: Split, mesh: Mesh | None = None) -> Examples:
       mesh: of more devices than JAX's first one: they divide the examples, and the last one is
         repeated until they can.
     """
-    if mesh is None or mesh.size == 1:
+    if mesh is None:
         return Examples(jax.device_put(split.x), jax.device_put(split.y))
     return Examples(put_rows(split.x, mesh), put_rows(split.y, mesh))
 

@@ -35,17 +35,26 @@ def join(where: str) -> bool:
     match where.split(","):
         case ["auto"]:
             pass
-        case [address, process, processes] if process.isdecimal() and processes.isdecimal():
+        case [address, process, processes] if (
+            ":" in address and process.isdecimal() and processes.isdecimal()
+        ):
             options = {"num_processes": int(processes), "process_id": int(process)}
             options |= {"coordinator_address": address}
         case _:
             raise ValueError(
                 "should be auto, or HOST:PORT,PROCESS,PROCESSES like localhost:1234,0,2"
             )
+    # a request to end is answered here, between two epochs
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+    own, every = jax.local_device_count(), jax.device_count()
+    if own * jax.process_count() != every:
+        raise ValueError(
+            f"this process has {own} of {every} devices; give each of {jax.process_count()} as many"
+        )
     return jax.process_index() == 0
 
 
@@ -55,14 +64,18 @@ def mesh_of(axis: str, devices: Devices) -> Mesh:
 
 
 def put(x: Any, mesh: Mesh, spec: PartitionSpec = WHOLE) -> jax.Array:
-    """``x``, which every process has, on the devices of all."""
+    """``x``, which every process has, on the devices of all, in buffers of its own."""
+    if _is_key(x):
+        data = put(jax.random.key_data(x), mesh, spec)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda at: x[at])
+    sharding = NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(x.shape, sharding, lambda at: np.array(x[at]))
 
 
-def put_everywhere(arrays: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays that are the same in every process, random keys included, whole on every device."""
-    return jax.device_put(arrays, NamedSharding(mesh, WHOLE))
+def put_all(arrays: PyTree, mesh: Mesh, spec: PartitionSpec = WHOLE) -> PyTree:
+    """:func:`put` of every leaf."""
+    return jax.tree.map(lambda x: put(x, mesh, spec), arrays)
 
 
 def put_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -82,25 +95,38 @@ def put_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
 
 def read(x: jax.Array) -> np.ndarray:
     """``x`` on the host, the parts of other processes included; of random keys their data."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if _is_key(x):
         x = jax.random.key_data(x)
     if jax.process_count() > 1 and not x.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)
 
 
-def of_first(number: float) -> float:
-    """The first process's ``number``, where each has measured its own."""
-    if jax.process_count() == 1:
+def of_first(number: float, mesh: Mesh) -> float:
+    """The first process's ``number``, where each that has a part of the mesh has its own."""
+    if len({device.process_index for device in mesh.devices.flat}) == 1:
         return number
     return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
 
 
 def any_of(flag: bool) -> bool:
     """Whether ``flag`` is set in any process."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+    return bool(max(_of_each(flag)))
+
+
+def least_of(number: float) -> float:
+    """The least ``number`` of all processes."""
+    return min(_of_each(number))
+
+
+def _of_each(number: Any) -> list[Any]:
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return [number]
+    return multihost_utils.process_allgather(np.asarray(number, np.float32)).tolist()
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 # -- inside a compiled program

@@ -250,9 +250,8 @@ def sweep_on_task(
     blocks: list[Block] = []
     if resume is not None:
         with of_this_version():
-            costs, lanes, blocks = restored(
-                resume, groups, programs, members, mesh, costs, block_size
-            )
+            state = parts["train"], mesh, costs, block_size
+            costs, lanes, blocks = restored(resume, groups, programs, members, *state)
             first, done = (resume.told[name] for name in ("group", "epoch"))
             seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
             rows |= {int(number): row for number, row in resume.told["rows"].items()}
@@ -289,8 +288,9 @@ def sweep_on_task(
                 told = {"group": i, "epoch": epoch, "rows": rows}
                 told |= {"seconds": seconds, "compile_seconds": compile_seconds}
                 number = sum(settings[earlier.label].epochs for earlier in groups[:i]) + epoch
-                state = program, blocks if epoch != last else [], lanes, mesh
-                on_state(number, functools.partial(snapshot_of, number, told, costs, *state))
+                going_on = blocks if epoch != last else []
+                take = functools.partial(snapshot_of, number, told, costs, program, going_on)
+                on_state(number, take)
         done, blocks = 0, []
     ordered = tuple(rows[i] for i in range(len(members)))
     return SweepResult(

@@ -41,7 +41,7 @@ from gradxform.lab.processes import (
     Devices,
     mesh_of,
     of_first,
-    put_everywhere,
+    put_all,
 )
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Task, make_task
@@ -183,7 +183,8 @@ def race_on_task(
       resume: where an interrupted race of the same arguments stood, on whatever devices; the rest
         of it is run, to the same numbers but for the times.
       devices: those that divide the data and each batch among them, of all processes; JAX's first
-        one if not given. They take the steps of one device, to rounding.
+        one if not given. They take the steps of one device, to rounding; but where they do not
+        divide the batch, ``curvature_batch_size`` draws from what fills it up, too.
 
     Raises:
       ConfigError: a transformation fails on this task's parameters.
@@ -240,13 +241,13 @@ def race_on_task(
             state, rows = restored, list(going_on.rows)
         else:
             state, rows = init_state(tx, params, key), []
-        state = put_everywhere(state, mesh)
+        state = put_all(state, mesh)
         seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
         while True:
             number = len(rows) + 1
             started = time.perf_counter()
             state, result = jax.block_until_ready(epoch(state, train))
-            elapsed = of_first(time.perf_counter() - started)
+            elapsed = of_first(time.perf_counter() - started, mesh)
             seconds += elapsed
             gradients += float(result.work) * batch_size / size
             means = jax.device_get(evaluation(result.params, parts))

@@ -286,14 +286,16 @@ def test_a_race_goes_on_from_any_epoch_bit_for_bit(task, tmp_path):
         train.race_on_task(task, {"sgd": gx.sgd(0.1)}, resume=found, **options)
 
 
-def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(task, tmp_path):
+@pytest.mark.parametrize("vary", ["initialisation", "both"])
+def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(vary, task, tmp_path):
+    """In several blocks, before and after a rung."""
     tables = {
         "sgd": {"method": "sgd", "learning_rate": 0.1},
         "momentum": {"method": "momentum", "learning_rate": 0.1},
     }
     rates = {"learning_rate": Axis((0.01, 0.1, 1e38))}
-    runs = members(tables, rates, {}, seeds=4)
-    options = {"epochs": 3, "batch_size": 16, "rungs": (1,), "vary": "both"}
+    runs = members(tables, rates, {}, seeds=8)
+    options = {"epochs": 3, "batch_size": 16, "rungs": (1,), "vary": vary, "block_size": 8}
     whole = sweep_on_task(
         task,
         tables,
@@ -323,7 +325,7 @@ def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(task, tmp_path):
     del found.told["group"]
     with pytest.raises(CheckpointError, match="another version"):
         sweep_on_task(task, tables, runs, resume=found, **options)
-    found.told.update(group=1, members=[0], lanes=1.0)
+    found.told.update(group=1, members=[0])
     with pytest.raises(CheckpointError, match="not those of this run"):
         sweep_on_task(task, tables, runs, resume=found, **options)
 

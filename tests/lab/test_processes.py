@@ -189,7 +189,7 @@ def test_no_device_holds_more_than_its_part_of_the_data():
 
     one = epoch.make_epoch(task, adam(), batch_size=20, mesh=mesh)
     state = epoch.init_state(adam(), task.init(jax.random.key(0)), jax.random.key(1))
-    state = processes.put_everywhere(state, mesh)
+    state = processes.put_all(state, mesh)
     text = jax.jit(one, out_shardings=whole).lower(state, data).compile().as_text()
     sent = re.findall(r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
     assert sent
@@ -201,7 +201,17 @@ def test_no_device_holds_more_than_its_part_of_the_data():
     assert max(sizes) == 24 * 64  # the images of a batch
 
 
-@pytest.mark.parametrize("given", ["localhost:1", "localhost:1,a,2"])
+def test_keys_and_what_is_not_finite_are_put_on_every_device():
+    mesh = processes.mesh_of("batch", jax.devices())
+    arrays = {"key": jax.random.key(3), "x": np.asarray([np.nan, 1.0], np.float32)}
+    found = processes.put_all(arrays, mesh)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(found))
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(found)} == {8}
+    np.testing.assert_array_equal(found["x"], arrays["x"])
+    assert processes.read(found["key"]).tolist() == jax.random.key_data(arrays["key"]).tolist()
+
+
+@pytest.mark.parametrize("given", ["localhost:1", "localhost:1,a,2", "localhost,0,2"])
 def test_mistakes_are_told(given, tmp_path):
     for command in ("run", "sweep"):
         told = fails(command, "learning_rate", "--out", tmp_path / "x", "--distributed", given)
