@@ -267,3 +267,43 @@ def test_a_block_of_a_sweep_lowers_for_every_platform() -> None:
     assert exported.platforms == PLATFORMS
     cost = jax.jit(exported.call)(*arguments)[2]
     np.testing.assert_allclose(cost, program.epoch(*arguments)[2], rtol=1e-5)
+
+
+# -- meshes of other forms
+
+
+FORMS = {
+    "one device": ((1,), "a", (AxisType.Explicit,)),
+    "two axes": ((2, 4), "ab", (AxisType.Explicit, AxisType.Explicit)),
+    "of both kinds": ((2, 4), "ba", (AxisType.Auto, AxisType.Explicit)),
+}
+
+
+@pytest.mark.parametrize("name", ["newton", "newton_cg", "bfgs", "trust_region", "hessian_free"])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_mesh_need_be_set_and_its_axes_may_be_of_both_kinds(form: str, name: str) -> None:
+    shape, axes, kinds = FORMS[form]
+    devices = np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape)
+    sharding = NamedSharding(Mesh(devices, tuple(axes), axis_types=kinds), PartitionSpec("a"))
+    tx, alone = build(name), np.linspace(-1, 2, 16, dtype=np.float32)
+
+    @jax.jit
+    def follow(x: jax.Array) -> jax.Array:
+        fn = lambda x: jnp.sum(jnp.cosh(x - 0.5) * jnp.arange(1.0, 17.0))
+        state = tx.init(x)
+        for _ in range(3):
+            value, grad = jax.value_and_grad(fn)(x)
+            updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fn)
+            x = optax.apply_updates(x, updates)
+        return x
+
+    divided = follow(jax.device_put(alone, sharding))
+    np.testing.assert_allclose(divided, follow(jnp.asarray(alone)), rtol=1e-4, atol=1e-5)
+    assert divided.sharding.is_equivalent_to(sharding, 1)
+
+
+def test_an_axis_of_one_device_divides_nothing() -> None:
+    mesh = mesh_of(1, AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(np.ones(4, np.float32), NamedSharding(mesh, PartitionSpec("data")))
+        assert gx.minimize(lambda x: jnp.sum((x - 3) ** 2), x, gx.lbfgs()).value < 1e-6

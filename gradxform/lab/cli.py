@@ -557,21 +557,22 @@ def _told(end: "Callable[[str], NoReturn] | None" = None) -> Iterator[None]:
         OSError,
     ) as error:
         end(str(error))
-    except (MemoryError, JaxRuntimeError) as error:
-        reason = (str(error).splitlines() or ["Out of memory"])[0]
-        # XLA says either, depending on where it runs short
-        if any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
-            end(f"does not fit in memory: {reason}; try a smaller batch_size or model")
-        if _several() and any(words in reason for words in _LOST):
-            end(f"another process has ended, or cannot be reached: {reason}")
-        raise
     except typer.Exit:
         raise
-    except Exception:  # the others would wait for this process, and it for them
-        if end is not _end or not _several():
+    except Exception as error:
+        reason = (str(error).splitlines() or ["Out of memory"])[0]
+        # XLA says either, depending on where it runs short
+        full = any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
+        if full and isinstance(error, MemoryError | JaxRuntimeError):
+            end(f"does not fit in memory: {reason}; try a smaller batch_size or model")
+        if not _several():
             raise
-        traceback.print_exc()
-        os._exit(1)
+        if any(words in reason for words in _LOST):
+            end(f"another process has ended, or cannot be reached: {reason}")
+        if end is _end:  # the others would wait for this process, and it for them
+            traceback.print_exc()
+            os._exit(1)
+        raise
 
 
 @contextlib.contextmanager
