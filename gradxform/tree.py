@@ -170,10 +170,10 @@ def select(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
     """‖new‖² of ``new = r + step change``, to all digits but one or two.
 
-    Of inner products that do not wait for ``step``, unless their terms cancel: where the parameters
-    are sharded, one round of communication serves them and those that ``step`` comes from. As Chen
-    & Carson, "Predict-and-recompute conjugate gradient variants", SIAM J. Sci. Comput. 42:A3084
-    (2020).
+    Of inner products that do not wait for ``step``, unless their terms cancel or there is but one
+    device: where the parameters are sharded, one round of communication serves them and those that
+    ``step`` comes from. As Chen & Carson, "Predict-and-recompute conjugate gradient variants", SIAM
+    J. Sci. Comput. 42:A3084 (2020).
     """
     if jax.device_count() == 1:  # nothing to wait for
         return vdot(new, new)

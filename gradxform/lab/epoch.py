@@ -50,8 +50,8 @@ def to_device(split: Split, mesh: Mesh | None = None) -> Examples:
 
     Args:
       split: the part.
-      mesh: of more devices than JAX's first one: they divide the examples, and the last one is
-        repeated until they can.
+      mesh: of the devices that divide the examples, of which the last one is repeated until they
+        can; JAX's first device alone if not given.
     """
     if mesh is None:
         return Examples(jax.device_put(split.x), jax.device_put(split.y))
