@@ -302,6 +302,7 @@ def _run(
                     for history in snapshot.told["histories"]:
                         rows += ((history["label"], row) for row in history["rows"])
             data = None if dataset is None else load(dataset, data_dir)
+        _check_one_checkpoint(snapshot)
         try:
             with (
                 events(folder / "tensorboard") if tensorboard else nothing as log,
@@ -457,6 +458,7 @@ def _sweep(
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
+        _check_one_checkpoint(snapshot)
         try:
             with (
                 progress.of_sweep(config, quiet or not writes) as advance,
@@ -587,6 +589,19 @@ def _together() -> Iterator[None]:
         raise
     if any_of(False):
         _fail("another process could not begin")
+
+
+def _check_one_checkpoint(snapshot: "Snapshot | None") -> None:
+    """Ends all processes where one does not see the others' newest checkpoint, or not yet."""
+    from gradxform.lab.processes import least_of
+
+    number = 0 if snapshot is None else snapshot.number
+    least, most = least_of(number), -least_of(-number)
+    if least != most:
+        _fail(
+            f"the newest checkpoint is {most:.0f} to one process and {least:.0f} to another: "
+            "--resume FOLDER must be the same folder to all, and its files have reached them"
+        )
 
 
 def _end(message: str, code: int = USER_MISTAKE) -> NoReturn:

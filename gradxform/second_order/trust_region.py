@@ -14,6 +14,7 @@ from gradxform.hyperparameters import Scalar, check, check_choice, check_static,
 from gradxform.second_order.newton import dense
 
 Solver = Literal["exact", "steihaug"]
+Scaling = Literal["curvature", "none"]
 
 # along a curved valley the reduction per step is largest at a ratio of 2/3, between these two
 _POOR, _GOOD = 0.5, 0.75
@@ -44,9 +45,9 @@ class EigenModel(NamedTuple):
     The two sizes are kept apart, so that objectives of any unit neither overflow nor underflow.
     """
 
-    axes: tree.PyTree  #: Q, n × n, of H = Q Λ Qᵀ, the rows of each leaf in one: (*shape, n)
+    axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ, the rows of each leaf in one: (*shape, n)
     values: jax.Array  #: Λ, ascending
-    slopes: jax.Array  #: Qᵀg
+    slopes: jax.Array  #: Aᵀg
     grad_size: jax.Array
     curvature_size: jax.Array
 
@@ -57,7 +58,7 @@ class TrustRegionState(NamedTuple):
     params: tree.PyTree  #: x, the accepted point, in at least float32
     grad: tree.PyTree  #: ∇f(x), in at least float32
     value: jax.Array  #: f(x)
-    length: jax.Array  #: ‖p‖
+    length: jax.Array  #: ‖Dp‖
     predicted: jax.Array  #: the reduction m(0) − m(p) of the model
     radius: jax.Array  #: Δ
     begin: jax.Array  #: whether the point in the loop is accepted as it is
@@ -72,6 +73,7 @@ def trust_region(
     solver: Solver = "exact",
     *,
     curvature: Curvature | None = None,
+    scaling: Scaling = "curvature",
     initial_radius: Scalar | None = None,
     max_radius: Scalar | None = None,
     decrease: Scalar = 1e-4,
@@ -86,16 +88,16 @@ def trust_region(
     The step p from the accepted point x minimises the model
 
     .. math::
-        m(p) = f(x) + g^T p + \tfrac12 p^T H p \quad\text{within}\quad \|p\| \le \Delta
+        m(p) = f(x) + g^T p + \tfrac12 p^T H p \quad\text{within}\quad \|D p\| \le \Delta
 
     and the next update compares the reduction that came true with the one predicted,
 
     .. math::
         \rho = \frac{f(x) - f(x + p)}{m(0) - m(p)}
 
-    The step is taken when :math:`\rho \ge \eta`. Below 1/2, Δ becomes the part of ‖p‖, from a tenth
-    to a half, where the parabola through the two values and the slope has its minimum; above 3/4
-    and at the boundary, Δ doubles. A trial that is NaN or infinite is rejected. Where rounding
+    The step is taken when :math:`\rho \ge \eta`. Below 1/2, Δ becomes the part of ‖Dp‖, from a
+    tenth to a half, where the parabola through the two values and the slope has its minimum; above
+    3/4 and at the boundary, Δ doubles. A trial that is NaN or infinite is rejected. Where rounding
     hides the difference of the values, :math:`-\tfrac12 (g + g_+)^T p` from the two gradients takes
     its place.
 
@@ -103,11 +105,17 @@ def trust_region(
     gradient that a training loop takes anyway, beside the curvature;
     :func:`gradxform.eval_params` gives x.
 
-    ``"exact"`` solves for p by one eigendecomposition of H: :math:`p = -(H + \lambda I)^{-1} g`
-    with λ ≥ 0 from the secular equation :math:`1 / \|p\| = 1 / \Delta`. Where g has no part along
-    the most negative curvature (the *hard case*, an exact saddle for one) p goes along it to the
-    boundary. The decomposition serves all trials from the same x, so a rejected one costs no
-    curvature. ``"steihaug"`` takes products with H alone: conjugate gradients that stop at the
+    ``"exact"`` solves for p by one eigendecomposition, of :math:`D^{-1} H D^{-1}`:
+    :math:`p = -(H + \lambda D^2)^{-1} g` with λ ≥ 0 from the secular equation :math:`1 / \|D p\| =
+    1 / \Delta`. Where g has no part along the most negative curvature (the *hard case*, an exact
+    saddle for one) p goes along it to the boundary; negative curvature within rounding counts as
+    none. The decomposition serves all trials from the same x, so a rejected one costs no curvature.
+    The diagonal D lets parameters of little curvature go further:
+
+    .. math::
+        D_{ii} = \sqrt{\|H e_i\| / \max_j \|H e_j\|}
+
+    ``"steihaug"`` takes products with H alone, and D = I: conjugate gradients that stop at the
     boundary, or go to it along a direction of negative curvature; a rejected trial repeats them up
     to the smaller radius. Directions that no gradient has a part in, it does not see: the ridge to
     a saddle is one.
@@ -116,8 +124,9 @@ def trust_region(
       solver: "exact" for up to ``max_size`` parameters, "steihaug" for any number.
       curvature: of ``(value_fn, params)`` to a symmetric map, such as ``gx.gauss_newton()``;
         ``None`` for ``gx.hessian()``. One that is not finite somewhere counts as zero there.
-      initial_radius: the first Δ > 0, in units of θ. ``None`` for ``0.2 ‖g‖ / ‖H‖`` with "exact"
-        and the model's minimum along the gradient with "steihaug"; a tenth of ‖θ‖, or 1 at
+      scaling: of "exact": "curvature" for D as above, "none" for D = I, a ball.
+      initial_radius: the first Δ > 0, in units of θ. ``None`` for ``0.2 ‖D⁻¹g‖ / ‖D⁻¹HD⁻¹‖`` with
+        "exact" and the model's minimum along the gradient with "steihaug"; a tenth of ‖θ‖, or 1 at
         θ = 0, where these are not finite or zero.
       max_radius: largest Δ; ``None`` for no bound.
       decrease: η in [0, 1/4), the part of the predicted reduction that is enough.
@@ -144,7 +153,8 @@ def trust_region(
       Lecture 7, "Newton's Method". Moré & Sorensen, "Computing a trust region step", SIAM J. Sci.
       Stat. Comput. 4:553 (1983), as Nocedal & Wright, *Numerical Optimization* (2006), eqs. 4.38
       to 4.45; differs: λ comes from the eigenvalues, to rounding, in place of a Cholesky factor
-      for every λ. Steihaug, "The conjugate gradient method and trust regions in large scale
+      for every λ. Scaling: N&W §4.5, and Moré, "The Levenberg-Marquardt algorithm" (1978); differs:
+      of the Hessian's columns at x alone, in place of the largest so far. Steihaug, "The conjugate gradient method and trust regions in large scale
       optimization", SIAM J. Numer. Anal. 20:626 (1983), as N&W Algorithm 7.2. Sun & Nocedal, "A
       trust region method for noisy unconstrained optimization", Math. Program. 202:445 (2023), on
       ρ under noise; differs: gradients decide, where they add a term to both reductions.
@@ -156,6 +166,7 @@ def trust_region(
     """
     infinity = float("inf")
     check_choice("trust_region", solver=(solver, get_args(Solver)))
+    check_choice("trust_region", scaling=(scaling, get_args(Scaling)))
     check_curvature("trust_region", curvature)
     optional = {"initial_radius": initial_radius, "max_radius": max_radius}
     check(
@@ -241,7 +252,7 @@ def trust_region(
         if solver == "exact":
             model, curved, products = jax.lax.cond(
                 accept,
-                lambda: (*_eigen_model(product, g, columns), products + size),
+                lambda: (*_eigen_model(product, g, columns, scaling), products + size),
                 lambda: (state.model, curved, products),
             )
         else:
@@ -311,7 +322,7 @@ def _(state: TrustRegionState, params: tree.PyTree) -> tree.PyTree:
 
 class _Step(NamedTuple):
     p: tree.PyTree
-    length: jax.Array  # ‖p‖
+    length: jax.Array  # ‖Dp‖
     predicted: jax.Array  # m(0) − m(p)
     negative: jax.Array  # whether H was seen to have negative curvature
 
@@ -388,28 +399,41 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
 
 
-def _eigen_model(product: Product, g: tree.PyTree, columns: int) -> tuple[EigenModel, jax.Array]:
+def _eigen_model(
+    product: Product, g: tree.PyTree, columns: int, scaling: Scaling
+) -> tuple[EigenModel, jax.Array]:
     """The model, and whether its curvature was finite."""
     matrix = dense(product, g, columns)
     finite = jnp.isfinite(matrix).all()
     matrix = jnp.where(finite, matrix / 2 + matrix.T / 2, 0)
     gradient, _ = tree.ravel(g)
     curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
-    values, axes = jnp.linalg.eigh(matrix / jnp.where(curvature_size > 0, curvature_size, 1))
+    matrix = matrix / jnp.where(curvature_size > 0, curvature_size, 1)
+    scales = _scales(matrix) if scaling == "curvature" else jnp.ones_like(gradient)
+    values, axes = jnp.linalg.eigh(matrix / scales[:, None] / scales)
+    axes = axes / scales[:, None]
     slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
     model = EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
     return model, finite
 
 
+def _scales(matrix: jax.Array) -> jax.Array:
+    """The diagonal of D. By it no entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
+    columns = jnp.linalg.norm(matrix, axis=0)
+    largest = jnp.max(columns)
+    scales = jnp.sqrt(columns / jnp.where(largest > 0, largest, 1))
+    return jnp.where(largest > 0, jnp.maximum(scales, jnp.finfo(matrix.dtype).eps), 1)
+
+
 def _first_radius(model: EigenModel) -> jax.Array:
-    """A part of ‖g‖/‖H‖, the shortest step to where the gradient may vanish."""
+    """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
     units = model.grad_size / model.curvature_size
     norm = jnp.linalg.norm(model.slopes)
     return scalar(_FIRST * units * (norm / jnp.max(jnp.abs(model.values))))
 
 
 def _exact_step(model: EigenModel, radius: jax.Array) -> _Step:
-    """Moré & Sorensen's step in the axes of H, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
+    """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
     delta = radius.astype(model.values.dtype)
     # the linear over the quadratic term at the boundary
     balance = jnp.where(
@@ -417,17 +441,18 @@ def _exact_step(model: EigenModel, radius: jax.Array) -> _Step:
     )
     b = model.slopes * jnp.minimum(1, balance)
     c = model.values * jnp.where(balance > 1, 1 / balance, 1)
+    rounding = 10 * jnp.finfo(c.dtype).eps * jnp.max(jnp.abs(c))
+    c = jnp.where((c < 0) & (c >= -rounding), 0, c)
     lowest, above = c[0], c - c[0]
     u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))
 
     # the hard case: what is missing to the boundary is filled along the lowest curvature
-    rounding = 10 * jnp.finfo(c.dtype).eps * jnp.max(jnp.abs(c))
-    negative = lowest < -rounding
+    negative = lowest < 0
     missing = jnp.where(negative, jnp.maximum(1 - u @ u, 0), 0)
     sign = jnp.where(jnp.where(u[0] != 0, u[0], -b[0]) < 0, -1, 1)
     u = u.at[0].set(jnp.where(missing > 0, sign * jnp.sqrt(u[0] ** 2 + missing), u[0]))
 
-    # by (H + λI)p = −g the reduction is ½ pᵀ(H + λI)p + ½ λ‖p‖², a sum without cancellation
+    # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
     reduction = 0.5 * jnp.sum((above + shift + (shift - lowest)) * u**2)
     unit = delta * jnp.maximum(model.grad_size, model.curvature_size * delta)
     length = delta * jnp.linalg.norm(u)

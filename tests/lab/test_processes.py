@@ -75,14 +75,18 @@ COMMAND = (sys.executable, "-c", "from gradxform.lab.cli import main; main()")
 
 
 def begin(count, devices, *arguments):
-    """Processes of so many devices each."""
+    """Processes of so many devices each; of a list of arguments each takes its own."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={devices}"
     return [
         subprocess.Popen(
-            [*COMMAND, *arguments, "--distributed", f"{address},{number},{count}"],
+            [
+                *COMMAND,
+                *(a[number] if isinstance(a, list) else a for a in arguments),
+                *("--distributed", f"{address},{number},{count}"),
+            ],
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -128,6 +132,14 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
     told = ended(four)
     assert all(process.returncode != 0 for process in four)
     assert "another process has ended" in told[0]
+
+    behind = tmp_path / "behind"
+    shutil.copytree(out, behind)
+    shutil.rmtree(max(p for p in (behind / "checkpoints").iterdir() if p.name.isdecimal()))
+    unlike = begin(2, 1, "run", "--resume", [out, behind])
+    told = ended(unlike)
+    assert [process.returncode for process in unlike] == [2, 2], told
+    assert all("the newest checkpoint is" in words for words in told), told
 
     two = begin(2, 3, "run", "--resume", out)
     wait_for_checkpoint(out / "checkpoints", 180, two)
