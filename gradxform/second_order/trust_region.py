@@ -153,11 +153,12 @@ def trust_region(
       Lecture 7, "Newton's Method". Moré & Sorensen, "Computing a trust region step", SIAM J. Sci.
       Stat. Comput. 4:553 (1983), as Nocedal & Wright, *Numerical Optimization* (2006), eqs. 4.38
       to 4.45; differs: λ comes from the eigenvalues, to rounding, in place of a Cholesky factor
-      for every λ. Scaling: N&W §4.5, and Moré, "The Levenberg-Marquardt algorithm" (1978); differs:
-      of the Hessian's columns at x alone, in place of the largest so far. Steihaug, "The conjugate gradient method and trust regions in large scale
-      optimization", SIAM J. Numer. Anal. 20:626 (1983), as N&W Algorithm 7.2. Sun & Nocedal, "A
-      trust region method for noisy unconstrained optimization", Math. Program. 202:445 (2023), on
-      ρ under noise; differs: gradients decide, where they add a term to both reductions.
+      for every λ. D: N&W §4.5 and Moré, "The Levenberg-Marquardt algorithm" (1978); differs: from
+      the columns of H at x alone, in place of the largest so far. Steihaug, "The conjugate gradient
+      method and trust regions in large scale optimization", SIAM J. Numer. Anal. 20:626 (1983), as
+      N&W Algorithm 7.2. Sun & Nocedal, "A trust region method for noisy unconstrained
+      optimization", Math. Program. 202:445 (2023), on ρ under noise; differs: gradients decide,
+      where they add a term to both reductions.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> saddle = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4
