@@ -28,6 +28,7 @@ _SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept
 _ARMIJO, _SHRINK, _TRIALS = 1e-2, 0.8, 60  # of the line search
 _MOST_ITERATIONS = 1000
 _VALUE = 1 / 3  # gradients that a value alone costs
+_IDLE = 10  # steps in a row without progress until it has stalled
 
 
 class HessianFreeInfo(NamedTuple):
@@ -42,6 +43,7 @@ class HessianFreeInfo(NamedTuple):
     ratio: jax.Array  #: ρ of the last update, actual over predicted reduction
     iterations: jax.Array  #: of CG in the last update
     step_length: jax.Array  #: α that the line search of the last update ended with
+    stalled: jax.Array  #: of a fixed objective: its rounding hides what a step gains
 
 
 class HessianFreeState(NamedTuple):
@@ -50,6 +52,9 @@ class HessianFreeState(NamedTuple):
     count: jax.Array  #: updates made so far
     damping: jax.Array  #: λ; 0 until it is estimated
     direction: tree.PyTree  #: where the last CG ended, in at least float32
+    lowest: jax.Array  #: value
+    smallest: jax.Array  #: largest gradient entry of a point that was progress
+    idle: jax.Array  #: steps in a row that were not, in either
     info: HessianFreeInfo
 
 
@@ -169,8 +174,17 @@ def hessian_free(
             ratio=number(),
             iterations=count(),
             step_length=number(),
+            stalled=jnp.array(False),
         )
-        return HessianFreeState(count(), number(first), tree.zeros_like(params), info)
+        return HessianFreeState(
+            count=count(),
+            damping=number(first),
+            direction=tree.zeros_like(params),
+            lowest=number(jnp.inf),
+            smallest=number(jnp.inf),
+            idle=count(),
+            info=info,
+        )
 
     def update(
         grads: tree.PyTree,
@@ -242,6 +256,9 @@ def hessian_free(
         new = jnp.where(lam > 0, jnp.clip(factor * lam, _LEAST, _LARGEST), 0)
         lam = jnp.where(moves, new, lam)
 
+        better = finite & ((f0 < state.lowest) | (size < 0.9 * state.smallest))
+        idle = jnp.where(better, 0, state.idle + accept)
+
         p = tree.scale(jnp.where(accept, alpha * size, 0), chosen.p)
         work = share * products + _VALUE * (evaluations + more)
         new_info = HessianFreeInfo(
@@ -254,10 +271,18 @@ def hessian_free(
             ratio=jnp.where(moves, ratio, info.ratio),
             iterations=cg.iterations,
             step_length=jnp.where(accept, alpha, 0),
+            stalled=idle >= _IDLE,
         )
         direction = tree.select(accept, tree.scale(size, cg.p), state.direction)
-        count = tree.add_count(state.count, 1)
-        new_state = HessianFreeState(count, lam, direction, new_info)
+        new_state = HessianFreeState(
+            count=tree.add_count(state.count, 1),
+            damping=lam,
+            direction=direction,
+            lowest=jnp.where(finite, jnp.minimum(f0, state.lowest), state.lowest),
+            smallest=jnp.where(better, jnp.minimum(size, state.smallest), state.smallest),
+            idle=idle,
+            info=new_info,
+        )
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
         return tree.cast_like(p, grads), new_state
 

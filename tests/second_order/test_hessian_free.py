@@ -144,6 +144,20 @@ def test_the_value_never_rises() -> None:
         assert values[-1] < 0.7 * values[0]
 
 
+def test_has_stalled_where_rounding_hides_what_a_step_gains() -> None:
+    """And not before: neither at the start nor while the value falls."""
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    value_fn = gx.compose(squares, lambda w, x: jnp.sinh(x @ w), x=x, y=y)
+    start, tx = jnp.ones((3, 2)), gx.hessian_free()
+    solution = gx.minimize(value_fn, start, tx, tol=1e-12)
+    assert solution.status == gx.Status.stalled
+    assert solution.evaluations < 300
+    assert solution.grad_norm < 1e-3
+    path = follow(tx, value_fn, start, 30)
+    falls = [b < a for (*_, a), (*_, b) in itertools.pairwise(path)]
+    assert not any(state.info.stalled for _, state, _ in path[: falls.index(False) + 1])
+
+
 def test_a_sub_batch_is_drawn_anew_and_counted_as_a_part() -> None:
     tx = gx.hessian_free(curvature_batch_size=6, damping=1.0)
     params, value_fn = weights(), fit()
