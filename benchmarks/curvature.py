@@ -130,7 +130,12 @@ def ours(make: Callable[[Any, int, Settings], Any], info: Callable[[Any], Any]) 
 
 
 def hessian_free(gx: Any, batch_size: int, settings: Settings) -> Any:
-    return gx.hessian_free(curvature_batch_size=batch_size // 4, **settings)
+    diagonal = gx.hutchinson_diagonal(power=0.75) if settings["preconditioned"] else None
+    return gx.hessian_free(
+        curvature_batch_size=batch_size // 4,
+        maxiter=settings["maxiter"],
+        preconditioner=diagonal,
+    )
 
 
 def newton_cg(gx: Any, batch_size: int, settings: Settings) -> Any:
@@ -221,7 +226,7 @@ METHODS = (
         "gx.hessian_free",
         "gradxform",
         ours(hessian_free, lambda state: state.info.curvature_products),
-        grid(damping=(None, 10.0), maxiter=(30, 100)),
+        grid(preconditioned=(True, False), maxiter=(30, 100)),
     ),
     Method(
         "gx.newton_cg",
