@@ -600,7 +600,7 @@ def _check_one_checkpoint(snapshot: "Snapshot | None") -> None:
     if least != most:
         _fail(
             f"the newest checkpoint is {most:.0f} to one process and {least:.0f} to another: "
-            "--resume FOLDER must be the same folder to all, and its files have reached them"
+            "--resume FOLDER must be one folder that all see alike"
         )
 
 
