@@ -12,6 +12,7 @@ from gradxform.curvature import Curvature, Product, check_curvature, hessian
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Scalar, check, check_choice, check_static, scalar
 from gradxform.second_order.newton import dense
+from gradxform.second_order.steihaug import Step, cauchy_length, steihaug_step
 
 Solver = Literal["exact", "steihaug"]
 Scaling = Literal["curvature", "none"]
@@ -265,7 +266,7 @@ def trust_region(
         else:
             guess, products = jax.lax.cond(
                 begin,
-                lambda: (_usable_radius(_cauchy_length(product, g), x), products + 1),
+                lambda: (_usable_radius(cauchy_length(product, g), x), products + 1),
                 lambda: (radius, products),
             )
         radius = jnp.where(begin, guess, radius)
@@ -277,7 +278,7 @@ def trust_region(
         else:
             most = jnp.minimum(scalar(maxiter), 2 * size)
             forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(largest, model)))
-            step, curved, more = _steihaug_step(product, g, radius, forcing, most)
+            step, curved, more = steihaug_step(product, g, radius, forcing, most)
             products = products + more
 
         waiting = begin & ~accept  # the first value is not finite: stay
@@ -319,13 +320,6 @@ def trust_region(
 @eval_params.register
 def _(state: TrustRegionState, params: tree.PyTree) -> tree.PyTree:
     return tree.map_unmasked(lambda _, x: x, params, state.params)
-
-
-class _Step(NamedTuple):
-    p: tree.PyTree
-    length: jax.Array  # ‖Dp‖
-    predicted: jax.Array  # m(0) − m(p)
-    negative: jax.Array  # whether H was seen to have negative curvature
 
 
 # -- the trial point and the radius
@@ -433,7 +427,7 @@ def _first_radius(model: EigenModel) -> jax.Array:
     return scalar(_FIRST * units * (norm / jnp.max(jnp.abs(model.values))))
 
 
-def _exact_step(model: EigenModel, radius: jax.Array) -> _Step:
+def _exact_step(model: EigenModel, radius: jax.Array) -> Step:
     """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
     delta = radius.astype(model.values.dtype)
     # the linear over the quadratic term at the boundary
@@ -458,7 +452,7 @@ def _exact_step(model: EigenModel, radius: jax.Array) -> _Step:
     unit = delta * jnp.maximum(model.grad_size, model.curvature_size * delta)
     length = delta * jnp.linalg.norm(u)
     p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
-    return _Step(p, length, unit * reduction, negative)
+    return Step(p, length, unit * reduction, negative)
 
 
 def _secular_solution(
@@ -482,84 +476,3 @@ def _secular_solution(
     start = jnp.maximum(least, jnp.max(jnp.abs(b) - above))  # no entry of u is larger than 1
     shift = jax.lax.fori_loop(0, _SECULAR_STEPS, newton, start)
     return at(shift)[0], shift
-
-
-# -- Steihaug's
-
-
-def _cauchy_length(product: Product, g: tree.PyTree) -> jax.Array:
-    """The length of the step along −g to the model's minimum, ‖g‖³ / |gᵀHg|."""
-    unit = tree.scale(tree.reciprocal(tree.max_abs(g)), g)
-    norm = jnp.sqrt(tree.vdot(unit, unit))
-    unit = tree.scale(tree.reciprocal(norm), unit)
-    return scalar(tree.max_abs(g) * norm / jnp.abs(tree.vdot(unit, product(unit))))
-
-
-class _Cg(NamedTuple):
-    z: tree.PyTree
-    r: tree.PyTree  # of the residual Hz + g, over the size of g, as are all below
-    d: tree.PyTree
-    predicted: jax.Array
-    iterations: jax.Array
-    negative: jax.Array
-    finite: jax.Array
-    done: jax.Array
-
-
-def _steihaug_step(
-    product: Product,
-    g: tree.PyTree,
-    radius: jax.Array,
-    forcing: jax.Array,
-    maxiter: jax.Array,
-) -> tuple[_Step, jax.Array, jax.Array]:
-    """N&W Algorithm 7.2, whether its curvature was finite, and the products it took."""
-    size = scalar(tree.max_abs(g))
-    unit = tree.reciprocal(size)
-    r = tree.scale(unit, g)
-    first = tree.vdot(r, r)
-
-    def body(cg: _Cg) -> _Cg:
-        hd = tree.scale(unit, product(cg.d))
-        curvature, rr = tree.vdot(cg.d, hd), tree.vdot(cg.r, cg.r)
-        finite, positive = jnp.isfinite(curvature), curvature > 0
-        alpha = rr / jnp.where(finite & positive, curvature, 1)
-        to_boundary = _to_boundary(cg.z, cg.d, radius)
-        leave = ~(finite & positive) | (alpha >= to_boundary)
-        t = jnp.where(leave, to_boundary, alpha)
-        # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
-        bend = jnp.where(finite, curvature, 0)
-        r = tree.map(lambda r, hd: r + t * hd, cg.r, hd)
-        next_rr = tree.next_square(cg.r, t, hd, r)
-        return _Cg(
-            tree.map(lambda z, d: z + t * d, cg.z, cg.d),
-            r,
-            tree.map(lambda d, r: next_rr / rr * d - r, cg.d, r),
-            cg.predicted + t * (rr - 0.5 * t * bend),
-            cg.iterations + 1,
-            finite & ~positive,
-            finite,
-            leave | ~(jnp.sqrt(next_rr) > forcing * jnp.sqrt(first)),
-        )
-
-    def unfinished(cg: _Cg) -> jax.Array:
-        return ~cg.done & (cg.iterations < maxiter)
-
-    none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
-    zeros = jax.tree.map(jnp.zeros_like, r)
-    d = jax.tree.map(jnp.negative, r)
-    start = _Cg(zeros, r, d, jnp.zeros_like(first), none, no, yes, first == 0)
-    cg = jax.lax.while_loop(unfinished, body, start)
-    part = tree.scale(1 / radius, cg.z)
-    length = radius * jnp.sqrt(tree.vdot(part, part))
-    return _Step(cg.z, length, size * cg.predicted, cg.negative), cg.finite, cg.iterations
-
-
-def _to_boundary(z: tree.PyTree, d: tree.PyTree, radius: jax.Array) -> jax.Array:
-    """The τ ≥ 0 of ‖z + τd‖ = Δ."""
-    z, d = tree.scale(1 / radius, z), tree.scale(1 / radius, d)
-    dd, zd = tree.vdot(d, d), tree.vdot(z, d)
-    missing = jnp.maximum(1 - tree.vdot(z, z), 0)
-    root = jnp.sqrt(zd**2 + dd * missing)
-    # of the two forms of the root, the one that does not cancel
-    return jnp.where(zd > 0, tree.divide(missing, zd + root), tree.divide(root - zd, dd))
