@@ -77,7 +77,7 @@ def main() -> int:
     times: dict[str, list[float]] = {"lab": [], "bare": [], "evaluation": []}
     for run in range(RUNS + 1):
         lab_time, (state, epoch) = seconds(lab, state, train)
-        bare_time, (mine, _) = seconds(bare, mine, jax.random.key(run), *train)
+        bare_time, (mine, _) = seconds(bare, mine, jax.random.key(run), train.x, train.y)
         evaluation = sum(seconds(measure, epoch.params, part)[0] for part in (train, test))
         if run:  # the first compiles
             for name, value in zip(times, (lab_time, bare_time, evaluation), strict=True):

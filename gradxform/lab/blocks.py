@@ -19,11 +19,11 @@ from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.lab import optimizers
 from gradxform.lab.checkpoints import Snapshot, fit
-from gradxform.lab.epoch import METRICS, Examples, TrainState, evaluate, init_state, make_epoch
+from gradxform.lab.epoch import METRICS, TrainState, evaluate, init_state, make_epoch
 from gradxform.lab.grid import Member, Table, substitute
 from gradxform.lab.optimizers import ConfigError
 from gradxform.lab.processes import least_of, put, put_all, read
-from gradxform.lab.tasks import Task
+from gradxform.lab.tasks import Examples, Task
 from gradxform.lab.train import Settings
 from gradxform.tree import PyTree
 

@@ -272,16 +272,18 @@ def _run(
     distributed: str | None,
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
-    config, dataset = _load(name, overrides, data_dir)
+    config, _ = _load(name, overrides, data_dir)
     writes = _joined(distributed)
 
     import jax
 
     from gradxform.lab import optimizers, results
     from gradxform.lab.checkpoints import of_this_version
-    from gradxform.lab.data import load
+    from gradxform.lab.config import SurfaceConfig
+    from gradxform.lab.data import checksum, load
+    from gradxform.lab.epoch import on_devices
     from gradxform.lab.tensorboard import events
-    from gradxform.lab.train import race
+    from gradxform.lab.train import race, task_of
 
     rows: list[tuple[str, Row]] = []
 
@@ -301,8 +303,13 @@ def _run(
                 with of_this_version():
                     for history in snapshot.told["histories"]:
                         rows += ((history["label"], row) for row in history["rows"])
-            data = None if dataset is None else load(dataset, data_dir)
-        _check_one_checkpoint(snapshot)
+            task, read = None, 0
+            if not isinstance(config, SurfaceConfig):
+                data = load(config.task.dataset, data_dir)
+                read = checksum(data)
+                task = on_devices(task_of(config, data), devices)
+                del data  # from here on a process has its devices' part alone
+        _check_alike(snapshot, read)
         try:
             with (
                 events(folder / "tensorboard") if tensorboard else nothing as log,
@@ -310,7 +317,7 @@ def _run(
                 _keeping(folder, config, "run", writes) as on_state,
             ):
                 result = race(
-                    config, data, on_row, on_state=on_state, resume=snapshot, devices=devices
+                    config, task, on_row, on_state=on_state, resume=snapshot, devices=devices
                 )
         finally:
             if rows:  # an interrupted race keeps what it has
@@ -440,7 +447,7 @@ def _sweep(
 
     from gradxform.lab import optimizers, results
     from gradxform.lab.checkpoints import of_this_version
-    from gradxform.lab.data import load
+    from gradxform.lab.data import checksum, load
     from gradxform.lab.sweep import sweep as sweep_all
 
     rows: dict[int, Row] = {}
@@ -458,7 +465,7 @@ def _sweep(
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
-        _check_one_checkpoint(snapshot)
+        _check_alike(snapshot, 0 if data is None else checksum(data))
         try:
             with (
                 progress.of_sweep(config, quiet or not writes) as advance,
@@ -591,10 +598,12 @@ def _together() -> Iterator[None]:
         _fail("another process could not begin")
 
 
-def _check_one_checkpoint(snapshot: "Snapshot | None") -> None:
-    """Ends all processes where one does not see the others' newest checkpoint, or not yet."""
+def _check_alike(snapshot: "Snapshot | None", read: int) -> None:
+    """Ends all processes where one has other data, or does not see the newest checkpoint."""
     from gradxform.lab.processes import least_of
 
+    if least_of(read) != -least_of(-read):
+        _fail("not all processes have read the same data: give all the same files")
     number = 0 if snapshot is None else snapshot.number
     least, most = least_of(number), -least_of(-number)
     if least != most:

@@ -240,7 +240,8 @@ class SurfaceConfig(_Experiment):
     sweep: SurfaceSweep | None = None
 
 
-Config: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig | SurfaceConfig
+TaskConfig: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig
+Config: TypeAlias = TaskConfig | SurfaceConfig
 
 _SECTIONS = (
     *("name", "title", "seed", "task", "training"),

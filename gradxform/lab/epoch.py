@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from gradxform.evaluation import eval_params
 from gradxform.lab.batching import Batches, Order, epoch_batches
 from gradxform.lab.data import Split
-from gradxform.lab.processes import divided, filled, put_rows
-from gradxform.lab.tasks import Batch, Task, objective
+from gradxform.lab.processes import Devices, divided, filled, mesh_of, put, put_rows
+from gradxform.lab.tasks import Batch, Examples, Task, objective
 from gradxform.tree import PyTree
 
 METRICS = ("loss", "accuracy", "error")
@@ -29,13 +29,6 @@ class TrainState(NamedTuple):
     key: jax.Array  #: raw data of the run's random key; batches and dropout follow from it
 
 
-class Examples(NamedTuple):
-    """A part of a data set on the device."""
-
-    x: jax.Array  #: uint8 (n, *image)
-    y: jax.Array  #: int32 (n,)
-
-
 class Epoch(NamedTuple):
     """What an epoch reports."""
 
@@ -45,17 +38,48 @@ class Epoch(NamedTuple):
     finite: jax.Array  #: whether cost and parameters are
 
 
-def to_device(split: Split, mesh: Mesh | None = None) -> Examples:
+def to_device(split: Split | Examples, mesh: Mesh | None = None) -> Examples:
     """A part of a data set, put on the device once for all who use it.
 
     Args:
-      split: the part.
+      split: the part; returned as it is if it is on devices already.
       mesh: of the devices that divide the examples, of which the last one is repeated until they
         can; JAX's first device alone if not given.
     """
-    if mesh is None:
-        return Examples(jax.device_put(split.x), jax.device_put(split.y))
-    return Examples(put_rows(split.x, mesh), put_rows(split.y, mesh))
+    if isinstance(split, Examples):
+        return split
+    x, y = map(jax.device_put if mesh is None else functools.partial(put_rows, mesh=mesh), split)
+    return Examples(x, y, len(split.x))
+
+
+def to_every_device(split: Split | Examples, mesh: Mesh) -> Examples:
+    """A part of a data set, put whole on every device.
+
+    Args:
+      split: the part; returned as it is if it is on devices already.
+      mesh: of the devices.
+    """
+    if isinstance(split, Examples):
+        return split
+    return Examples(put(split.x, mesh), put(split.y, mesh), len(split.x))
+
+
+def batch_mesh(devices: Devices | None) -> Mesh:
+    """The devices that divide examples and batches; this process's first one if not given."""
+    return mesh_of("batch", jax.local_devices()[:1] if devices is None else devices)
+
+
+def on_devices(task: Task, devices: Devices | None = None) -> Task:
+    """The task with its data on devices, and no longer on the host if nobody else keeps them there.
+
+    Args:
+      task: with its data on the host.
+      devices: those that divide the examples, of all processes; JAX's first one if not given.
+    """
+    mesh = batch_mesh(devices)
+    validation = None if task.validation is None else to_device(task.validation, mesh)
+    train, test = to_device(task.train, mesh), to_device(task.test, mesh)
+    return task._replace(train=train, validation=validation, test=test)
 
 
 def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array) -> TrainState:
@@ -102,12 +126,12 @@ def make_epoch(
     Returns:
       ``(state, training examples) -> (state, Epoch)``.
     """
-    tx, size = optax.with_extra_args_support(tx), len(task.train.x)
+    tx = optax.with_extra_args_support(tx)
 
     def epoch(state: TrainState, examples: Examples) -> tuple[TrainState, Epoch]:
         batch_key, noise_key = jax.random.split(jax.random.wrap_key_data(state.key))
         batches = epoch_batches(
-            batch_key, state.epoch, size=size, batch_size=batch_size, order=order
+            batch_key, state.epoch, size=examples.size, batch_size=batch_size, order=order
         )
         if mesh is not None:
             batches = filled(batches, mesh)
@@ -151,7 +175,6 @@ def evaluate(
     params: PyTree,
     examples: Examples,
     *,
-    size: int | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, jax.Array]:
     """Mean metrics over a whole part of a data set, block by block.
@@ -160,10 +183,9 @@ def evaluate(
       task: whose metrics.
       params: the parameters.
       examples: the part.
-      size: of the examples those that count, the first so many; all if not given.
       mesh: of devices that divide the examples, and each block.
     """
-    size = len(examples.x) if size is None else size
+    size = examples.size
     block = min(size, EVALUATION_BLOCK)
 
     def sums(total: dict[str, jax.Array], begin: jax.Array) -> tuple[dict[str, jax.Array], None]:

@@ -31,13 +31,13 @@ from gradxform.lab.blocks import (
 from gradxform.lab.checkpoints import OnState, Snapshot, of_this_version
 from gradxform.lab.config import Config, SurfaceConfig, require_sweep, sweep_members
 from gradxform.lab.data import Dataset
-from gradxform.lab.epoch import Examples
+from gradxform.lab.epoch import to_every_device
 from gradxform.lab.grid import Member, Table
 from gradxform.lab.optimizers import ConfigError, Problem
-from gradxform.lab.processes import mesh_of, put
+from gradxform.lab.processes import mesh_of
 from gradxform.lab.surfaces import SURFACES, Surface
-from gradxform.lab.tasks import Task, make_task
-from gradxform.lab.train import Settings, collecting, settings_of
+from gradxform.lab.tasks import Task
+from gradxform.lab.train import Settings, collecting, settings_of, task_of
 from gradxform.minimization import Status, minimize
 
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
@@ -137,10 +137,9 @@ def sweep(
         )
     if data is None:
         raise ValueError(f"sweep needs data=load({config.task.dataset!r})")
-    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
     training = config.training.model_dump(exclude_none=True)
     return sweep_on_task(
-        make_task(data, config.task.model, **options),
+        task_of(config, data),
         config.optimizers,
         members,
         seed=config.seed,
@@ -219,12 +218,8 @@ def sweep_on_task(
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     mesh = mesh_of("member", jax.devices())
-    parts = {
-        name: Examples(put(split.x, mesh), put(split.y, mesh))
-        for name, split in splits.items()
-        if split is not None
-    }
-    size = len(task.train.x)
+    parts = {name: to_every_device(part, mesh) for name, part in splits.items() if part is not None}
+    size = parts["train"].size
     common = Settings(epochs, batch_size, order, math.inf)
     settings = settings_of(common, overrides or {}, tables, size)
     measure = "validation_loss" if "validation" in parts else "train_loss"

@@ -1,5 +1,6 @@
 """Tasks: a data set and a model, as the pure functions that a training loop needs."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -16,6 +17,7 @@ from gradxform.tree import PyTree
 
 __all__ = [
     "Batch",
+    "Examples",
     "ModelError",
     "Task",
     "kernel_penalty",
@@ -36,6 +38,16 @@ class Batch(NamedTuple):
     weight: jax.Array  #: float32 (n,), 0 for an example that only fills the batch up
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A part of a data set on its devices, see :func:`gradxform.lab.epoch.to_device`."""
+
+    x: jax.Array  #: uint8 (n, *image), n ≥ size; of text (n, length)
+    y: jax.Array  #: int32 (n,); of text (n, length)
+    size: int = dataclasses.field(metadata={"static": True})  #: those that count, the first so many
+
+
 class Task(NamedTuple):
     """What is to be minimised, and on what. The functions are pure and jittable."""
 
@@ -52,9 +64,9 @@ class Task(NamedTuple):
     """(key, batch) -> a new sample of each example, for an online stream: :func:`shift_images`; of
     text the batch itself"""
     unit: str  #: of ``loss``, in words
-    train: Split
-    validation: Split | None
-    test: Split
+    train: Split | Examples
+    validation: Split | Examples | None
+    test: Split | Examples
 
 
 def make_task(
@@ -117,11 +129,11 @@ def make_task(
         if not 1 <= examples <= len(train.x):
             raise ModelError(f"examples={examples}: there are {len(train.x)} to train on")
         train = train._replace(x=train.x[:examples], y=train.y[:examples])
-    shape = train.x.shape[1:]
-    mean, deviation = _channel_statistics(train.x, data.scale) if model == "cnn" else (0.0, 1.0)
+    shape, scale = train.x.shape[1:], data.scale  # what is returned does not keep the data alive
+    mean, deviation = _channel_statistics(train.x, scale) if model == "cnn" else (0.0, 1.0)
 
     def scaled(x: jax.Array) -> jax.Array:
-        return x.astype(jnp.float32) / data.scale
+        return x.astype(jnp.float32) / scale
 
     def init(key: jax.Array) -> PyTree:
         return module.init(key, jnp.zeros((1, *shape), jnp.float32), train=False)["params"]

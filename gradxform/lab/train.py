@@ -24,27 +24,21 @@ from gradxform.lab.checkpoints import (
     fit,
     of_this_version,
 )
-from gradxform.lab.config import Config, SurfaceConfig
+from gradxform.lab.config import Config, SurfaceConfig, TaskConfig
 from gradxform.lab.data import Dataset
 from gradxform.lab.epoch import (
     METRICS,
-    Examples,
     TrainState,
+    batch_mesh,
     evaluate,
     init_state,
     make_epoch,
     to_device,
 )
 from gradxform.lab.optimizers import ConfigError, Problem
-from gradxform.lab.processes import (
-    WHOLE,
-    Devices,
-    mesh_of,
-    of_first,
-    put_all,
-)
+from gradxform.lab.processes import WHOLE, Devices, of_first, put_all
 from gradxform.lab.surfaces import SURFACES, Surface
-from gradxform.lab.tasks import Task, make_task
+from gradxform.lab.tasks import Examples, Task, make_task
 from gradxform.tree import PyTree
 
 Row = dict[str, float]
@@ -86,7 +80,7 @@ class RaceResult(NamedTuple):
 
 def race(
     config: Config,
-    data: Dataset | None = None,
+    data: Dataset | Task | None = None,
     on_row: OnRow | None = None,
     *,
     on_state: OnState | None = None,
@@ -97,7 +91,8 @@ def race(
 
     Args:
       config: the experiment.
-      data: the data set that a task on data names, see :func:`gradxform.lab.data.load`.
+      data: the data set that a task on data names, see :func:`gradxform.lab.data.load`, or what
+        :func:`task_of` makes of it.
       on_row: called with the optimiser's label and each new row of its metrics.
       on_state: see :func:`race_on_task`; a walk on a surface is too short for it.
       resume: likewise.
@@ -124,10 +119,9 @@ def race(
         return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
     if data is None:
         raise ValueError(f"race needs data=load({config.task.dataset!r})")
-    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
     training = config.training.model_dump(exclude_none=True)
     return race_on_task(
-        make_task(data, config.task.model, **options),
+        data if isinstance(data, Task) else task_of(config, data),
         transformations,
         seed=config.seed,
         on_row=on_row,
@@ -136,6 +130,21 @@ def race(
         devices=devices,
         **training,
     )
+
+
+def task_of(config: TaskConfig, data: Dataset) -> Task:
+    """A config's task.
+
+    Args:
+      config: of a task on data.
+      data: the data set that it names.
+
+    Raises:
+      ModelError: the model does not fit the data.
+      DataError: the validation split leaves nothing to train on or to validate with.
+    """
+    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
+    return make_task(data, config.task.model, **options)
 
 
 def race_on_task(
@@ -169,7 +178,8 @@ def race_on_task(
     - ``steps_per_second``.
 
     Args:
-      task: model, loss and data.
+      task: model, loss and data, on the host or, by :func:`gradxform.lab.epoch.on_devices`, on the
+        same ``devices``.
       transformations: by label.
       epochs: passes over the training part.
       batch_size: examples of a batch, at most all of them, or ``"full"`` for all.
@@ -192,23 +202,19 @@ def race_on_task(
       ValueError: an override of no such label or argument.
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
-    splits = {name: split for name, split in splits.items() if split is not None}
-    mesh = mesh_of("batch", jax.local_devices()[:1] if devices is None else devices)
-    parts = {name: to_device(split, mesh) for name, split in splits.items()}
-    train, size = parts["train"], len(task.train.x)
+    mesh = batch_mesh(devices)
+    parts = {name: to_device(part, mesh) for name, part in splits.items() if part is not None}
+    train = parts["train"]
     whole = NamedSharding(mesh, WHOLE)
     common = Settings(epochs, batch_size, order, max_seconds)
-    settings = settings_of(common, overrides or {}, transformations, size)
+    settings = settings_of(common, overrides or {}, transformations, train.size)
 
     init_key, key = jax.random.split(jax.random.key(seed))
     params = jax.jit(task.init)(init_key)
 
     @functools.partial(jax.jit, out_shardings=whole)
     def evaluation(params: PyTree, parts: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
-        return {
-            name: evaluate(task, params, part, size=len(splits[name].x), mesh=mesh)
-            for name, part in parts.items()
-        }
+        return {name: evaluate(task, params, part, mesh=mesh) for name, part in parts.items()}
 
     problems: list[Problem | str] = []
     programs = {}
@@ -233,7 +239,7 @@ def race_on_task(
 
     def run(label: str, tx: optax.GradientTransformation) -> History:
         epochs, batch_size, _, max_seconds = settings[label]
-        steps = steps_per_epoch(size, batch_size)
+        steps = steps_per_epoch(train.size, batch_size)
         started = time.perf_counter()
         epoch = programs[label].lower().compile()
         compile_seconds = time.perf_counter() - started
@@ -249,7 +255,7 @@ def race_on_task(
             state, result = jax.block_until_ready(epoch(state, train))
             elapsed = of_first(time.perf_counter() - started, mesh)
             seconds += elapsed
-            gradients += float(result.work) * batch_size / size
+            gradients += float(result.work) * batch_size / train.size
             means = jax.device_get(evaluation(result.params, parts))
             row = {"epoch": number, "step": number * steps}
             row |= {"seconds": seconds, "gradients": gradients, "cost": float(result.cost)}

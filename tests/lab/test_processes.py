@@ -74,7 +74,27 @@ axes = {{learning_rate = {{log = [0.001, 1.0], points = 3}}}}
 COMMAND = (sys.executable, "-c", "from gradxform.lab.cli import main; main()")
 
 
-def begin(count, devices, *arguments):
+# says the largest piece of Python's and NumPy's memory at the first epoch's end
+WATCHED = """
+import sys
+import tracemalloc
+from gradxform.lab import cli, train
+race_on_task = train.race_on_task
+
+def watched(*arguments, on_row, **options):
+    def told(*row):
+        traces = tracemalloc.take_snapshot().traces
+        print("largest", max(trace.size for trace in traces), file=sys.stderr)
+        on_row(*row)
+    return race_on_task(*arguments, on_row=told, **options)
+
+train.race_on_task = watched
+tracemalloc.start()
+cli.main()
+"""
+
+
+def begin(count, devices, *arguments, code=COMMAND[-1]):
     """Processes of so many devices each; of a list of arguments each takes its own."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -83,7 +103,8 @@ def begin(count, devices, *arguments):
     return [
         subprocess.Popen(
             [
-                *COMMAND,
+                *COMMAND[:-1],
+                code,
                 *(a[number] if isinstance(a, list) else a for a in arguments),
                 *("--distributed", f"{address},{number},{count}"),
             ],
@@ -211,6 +232,43 @@ def test_no_device_holds_more_than_its_part_of_the_data():
         for shape in re.findall(r"\[([\d,]+)\]", shapes)
     ]
     assert max(sizes) == 24 * 64  # the images of a batch
+
+
+def test_a_process_keeps_its_own_part_of_the_data_alone(tmp_path):
+    """Once it has read and verified all of it: Python's memory holds no more than its part."""
+    rng = np.random.default_rng(0)
+    for name, count in (("data_batch_1", 2000), ("data_batch_2", 1000), ("test_batch", 900)):
+        records = rng.integers(0, 256, (count, 3073), np.uint8)
+        records[:, 0] %= 10
+        (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+    file = tmp_path / "config.toml"
+    cifar = RUN.replace("digits", "cifar10").replace("epochs = 150", "epochs = 1")
+    file.write_text(cifar, encoding="utf-8")
+    options = ("run", file, "--data-dir", tmp_path, "--out", tmp_path / "out")
+    two = begin(2, 1, *options, code=WATCHED)
+    told = ended(two)
+    assert [process.returncode for process in two] == [0, 0], told
+    largest = [int(size) for words in told for size in re.findall(r"largest (\d+)", words)]
+    assert len(largest) == 4
+    training_part = 0.8 * 3000 * 3072
+    assert max(largest) <= training_part / 2
+
+
+def test_processes_of_other_data_do_not_begin(tmp_path):
+    folders = []
+    for seed in range(2):
+        folders.append(tmp_path / str(seed))
+        folders[-1].mkdir()
+        rng = np.random.default_rng(seed)
+        for name in ("data_batch_1", "test_batch"):
+            records = rng.integers(0, 10, (100, 3073), np.uint8)
+            (folders[-1] / f"{name}.bin").write_bytes(records.tobytes())
+    file = tmp_path / "config.toml"
+    file.write_text(RUN.replace("digits", "cifar10"), encoding="utf-8")
+    two = begin(2, 1, "run", file, "--data-dir", folders, "--out", tmp_path / "out")
+    told = ended(two)
+    assert [process.returncode for process in two] == [2, 2], told
+    assert all("not all processes have read the same data" in words for words in told), told
 
 
 def test_keys_and_what_is_not_finite_are_put_on_every_device():
