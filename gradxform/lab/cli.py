@@ -25,7 +25,7 @@ from gradxform.lab.optimizers import ConfigError
 
 if TYPE_CHECKING:
     from gradxform.lab.checkpoints import OnState, Snapshot
-    from gradxform.lab.config import Config
+    from gradxform.lab.schema import Config
     from gradxform.lab.train import Row
 
 USER_MISTAKE, INTERRUPTED = 2, 130
@@ -279,9 +279,9 @@ def _run(
 
     from gradxform.lab import optimizers, results
     from gradxform.lab.checkpoints import of_this_version
-    from gradxform.lab.config import SurfaceConfig
     from gradxform.lab.data import checksum, load
     from gradxform.lab.epoch import on_devices
+    from gradxform.lab.schema import SurfaceConfig
     from gradxform.lab.tensorboard import events
     from gradxform.lab.train import race, task_of
 
@@ -411,7 +411,8 @@ def _keeping(
 ) -> "Iterator[OnState | None]":
     """Yields what keeps checkpoints of a run, if its config wants them."""
     from gradxform.lab import checkpoints, results
-    from gradxform.lab.config import SurfaceConfig, to_toml
+    from gradxform.lab.config import to_toml
+    from gradxform.lab.schema import SurfaceConfig
 
     if isinstance(config, SurfaceConfig) or not config.checkpoint.every:
         yield None
@@ -530,7 +531,8 @@ def _load(
     name: str, overrides: Sequence[str], data_dir: Path | None, *, is_sweep: bool = False
 ) -> "tuple[Config, str | None]":
     """The config, and the name of the data set if it has one."""
-    from gradxform.lab.config import SurfaceConfig, load_config, require_sweep
+    from gradxform.lab.config import load_config, require_sweep
+    from gradxform.lab.schema import SurfaceConfig
 
     try:
         config = load_config(name, overrides)

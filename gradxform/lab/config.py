@@ -6,253 +6,36 @@ Nothing here imports JAX, so that a mistake in a config is told at once.
 import difflib
 import functools
 import importlib.resources
-import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    ValidationError,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from gradxform.lab import grid, optimizers
+from gradxform.lab import grid, optimizers, toml
 from gradxform.lab.optimizers import CONTROL, ConfigError, Problem, suggest
-
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
-MAX_POINTS = 1000  # a side of a grid of starts
-MAX_DEPTH = 32  # of tables and lists in each other
-Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
-
-
-def _batch_size(value: Any) -> int | Literal["full"]:
-    if value == "full" or (type(value) is int and 1 <= value <= MAX_BATCH):
-        return value
-    raise PydanticCustomError(
-        "batch_size", 'a whole number from 1 to {largest}, or "full"', {"largest": MAX_BATCH}
-    )
-
-
-def _point(value: Any) -> tuple[float, float]:
-    match value:
-        case [x, y] if all(type(z) in (int, float) and abs(z) <= 1e30 for z in (x, y)):
-            return float(x), float(y)
-    raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
-
-
-def _starts(value: Any) -> dict[str, int] | tuple[tuple[float, float], ...]:
-    match value:
-        case {"points": int() as points} if len(value) == 1 and 2 <= points <= MAX_POINTS:
-            return {"points": points}
-        case list() if value:
-            return tuple(map(_point, value))
-    raise PydanticCustomError(
-        "starts",
-        "{points = 21}, with 2 to {most} a side, or a list of pairs like [[-1.5, 2.0]]",
-        {"most": MAX_POINTS},
-    )
-
-
-def _rungs(value: Any) -> tuple[int, ...]:
-    epochs = value if isinstance(value, list) else [0]
-    if all(type(epoch) is int and epoch >= 1 for epoch in epochs) and epochs == sorted(set(epochs)):
-        return tuple(epochs)
-    raise PydanticCustomError("rungs", "a list of epochs, each after the one before, like [2, 6]")
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class _DataTask(_Table):
-    model_options: dict[str, Any] = {}  #: arguments of the model, like ``hidden = 32``
-    validation_split: Fraction = 0.0  #: the last part of the training examples, held out
-    examples: Annotated[int | None, Field(ge=1)] = None  #: of the training part, the first so many
-    l1: Coefficient = 0.0  #: weight of the sum of absolute values of the kernels
-    l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
-
-
-class _ImageTask(_DataTask):
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
-
-
-class Classification(_ImageTask):
-    """``[task]`` with ``kind = "classification"``: cross-entropy of labelled images."""
-
-    kind: Literal["classification"]
-    model: Literal["keras_mlp", "logistic", "mlp", "cnn"]
-
-
-class Autoencoder(_ImageTask):
-    """``[task]`` with ``kind = "autoencoder"``: images reconstructed from a short code."""
-
-    kind: Literal["autoencoder"]
-    model: Literal["autoencoder"] = "autoencoder"
-    loss: Literal["squared", "cross_entropy"] = "squared"  #: of a pixel, summed over the image
-
-
-class Language(_DataTask):
-    """``[task]`` with ``kind = "language"``: cross-entropy of the next character of a text."""
-
-    kind: Literal["language"]
-    dataset: Literal["synthetic_text"] = "synthetic_text"
-    model: Literal["transformer"] = "transformer"
-
-
-class SurfaceTask(_Table):
-    """``[task]`` with ``kind = "surface"``: a function of two variables."""
-
-    kind: Literal["surface"]
-    surface: Literal["quadratic", "rosenbrock", "beale", "saddle"]
-    start: Annotated[tuple[float, float] | None, PlainValidator(_point)] = (
-        None  #: the surface's own start if not given
-    )
-
-
-class TrainingOverride(_Table):
-    """``[training.overrides.LABEL]``: what is different for one optimiser."""
-
-    epochs: Epochs | None = None
-    batch_size: Annotated[int | Literal["full"] | None, PlainValidator(_batch_size)] = None
-    order: Order | None = None
-    max_seconds: Seconds | None = None
-
-
-class Training(_Table):
-    """``[training]`` of a task on data."""
-
-    epochs: Epochs  #: passes over the training examples
-    batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
-    order: Order = "reshuffle"
-    max_seconds: Seconds | None = None
-    """an optimiser's last epoch is the first after which it has trained for longer, compilation and
-    evaluation apart; on another day it may be another epoch"""
-    overrides: dict[str, TrainingOverride] = {}  #: by the label of an optimiser
-
-
-class SurfaceTraining(_Table):
-    """``[training]`` of a surface."""
-
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: updates
-
-
-class _AnySweep(_Table):
-    axes: dict[str, Any] = {}
-    """hyperparameters of all optimisers that have them, see :func:`gradxform.lab.grid.read_axes`"""
-    overrides: dict[str, dict[str, Any]] = {}  #: by label, of one optimiser
-    samples: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
-    """random points of each optimiser, in place of the grid"""
-
-
-class Sweep(_AnySweep):
-    """``[sweep]`` of a task on data, see :func:`gradxform.lab.sweep.sweep_on_task`."""
-
-    seeds: Annotated[int, Field(ge=1, le=grid.MAX_MEMBERS)] = 1  #: runs of each point
-    vary: Literal["initialisation", "order", "both"] = "initialisation"  #: what a seed changes
-    block_size: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
-    """members that are trained together; as many as memory and speed want if not given"""
-    rungs: Annotated[tuple[int, ...], PlainValidator(_rungs)] = ()
-    """epochs after which only the better points of an optimiser go on"""
-    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5  #: the part of them that does
-
-
-class SurfaceSweep(_AnySweep):
-    """``[sweep]`` of a surface, see :func:`gradxform.lab.sweep.sweep_on_surface`."""
-
-    starts: Annotated[
-        dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)
-    ] = None
-    """a grid over what is drawn of the surface, of so many points a side, or a list; the task's own
-    start alone if not given"""
-    tol: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """of the largest entry of the gradient, where a method has converged"""
-
-
-class Checkpoint(_Table):
-    """``[checkpoint]`` of a task on data: how a run is kept from being lost."""
-
-    every: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
-    """epochs, of all optimisers together, from one checkpoint to the next; 0 for none"""
-    keep: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 2  #: of them, the last ones
-
-
-class Output(_Table):
-    """``[output]``: where runs are kept."""
-
-    folder: Annotated[str, StringConstraints(pattern=r"^[^\x00]+$")] = "runs"
-    """a run makes its own folder inside"""
-
-
-class _Experiment(_Table):
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    title: Annotated[str, StringConstraints(pattern=f"^[^{CONTROL}]*$")] = ""
-    """of the plot; the name if empty"""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    output: Output = Output()
-
-
-# A class for each kind of task, so that every problem has one path and one list of valid keys.
-class ClassificationConfig(_Experiment):
-    """An experiment with ``task.kind = "classification"``."""
-
-    task: Classification
-    training: Training
-    sweep: Sweep | None = None
-    checkpoint: Checkpoint = Checkpoint()
-
-
-class AutoencoderConfig(_Experiment):
-    """An experiment with ``task.kind = "autoencoder"``."""
-
-    task: Autoencoder
-    training: Training
-    sweep: Sweep | None = None
-    checkpoint: Checkpoint = Checkpoint()
-
-
-class LanguageConfig(_Experiment):
-    """An experiment with ``task.kind = "language"``."""
-
-    task: Language
-    training: Training
-    sweep: Sweep | None = None
-    checkpoint: Checkpoint = Checkpoint()
-
-
-class SurfaceConfig(_Experiment):
-    """An experiment with ``task.kind = "surface"``."""
-
-    task: SurfaceTask
-    training: SurfaceTraining
-    sweep: SurfaceSweep | None = None
-
-
-TaskConfig: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig
-Config: TypeAlias = TaskConfig | SurfaceConfig
-
-_SECTIONS = (
-    *("name", "title", "seed", "task", "training"),
-    *("optimizers", "sweep", "checkpoint", "output"),
+from gradxform.lab.schema import (
+    KINDS,
+    MAX_WIDTH,
+    SECTIONS,
+    Autoencoder,
+    Classification,
+    ClassificationConfig,
+    Config,
+    Language,
+    SurfaceConfig,
+    SurfaceSweep,
+    SurfaceTask,
+    Sweep,
+    Table,
+    Training,
 )
-_KINDS: dict[str, type[Config]] = {
-    "classification": ClassificationConfig,
-    "autoencoder": AutoencoderConfig,
-    "language": LanguageConfig,
-    "surface": SurfaceConfig,
-}
+
+MAX_DEPTH = 32  # of tables and lists in each other
 
 
 class _Option(NamedTuple):
@@ -300,12 +83,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = find_config(path)
     try:
-        table = _parse_toml(file.read_text(encoding="utf-8"))
+        table = toml.parse(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), [f"cannot be read: {error}"]) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(file), [f"not valid TOML: {error}"]) from None
-    problems = [problem for text in overrides for problem in _override(table, text)]
+    problems = [problem for text in overrides for problem in toml.override(table, text)]
     return parse_config(table, str(file), problems)
 
 
@@ -329,13 +112,13 @@ def parse_config(
         raise ConfigError(source, [*found, *(Problem(key, message) for key in deep)])
     task = table.get("task")
     kind = task.get("kind") if isinstance(task, Mapping) else None
-    if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in _KINDS):
-        hint = suggest(kind, _KINDS) if isinstance(kind, str) else ""
+    if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in KINDS):
+        hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
         given = f"found {kind!r}{hint}" if "kind" in task else "but is missing"
-        found.append(Problem("task.kind", f"should be {_either(_KINDS)}, {given}"))
+        found.append(Problem("task.kind", f"should be {_either(KINDS)}, {given}"))
     # the rest is checked as for the kind that seems to be meant, if there is one
-    meant = difflib.get_close_matches(kind, _KINDS, n=1) if isinstance(kind, str) else []
-    schema = _KINDS[meant[0]] if meant else ClassificationConfig
+    meant = difflib.get_close_matches(kind, KINDS, n=1) if isinstance(kind, str) else []
+    schema = KINDS[meant[0]] if meant else ClassificationConfig
     config = None
     try:
         config = schema.model_validate(table)
@@ -410,7 +193,7 @@ def sweep_members(config: Config) -> tuple[grid.Member, ...]:
 def to_toml(config: Config) -> str:
     """The config as TOML text, every default written out, that :func:`load_config` accepts."""
     table = config.model_dump(exclude_none=True)
-    return _toml_table({section: table[section] for section in _SECTIONS if section in table})
+    return toml.write({section: table[section] for section in SECTIONS if section in table})
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -464,22 +247,6 @@ def _config_folder() -> Path:
     return installed if installed.is_dir() else Path(str(package)).parents[1] / "configs"
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
-    """What ``tomllib`` makes of a text.
-
-    Raises:
-      TOMLDecodeError: also for what else ``tomllib`` raises.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        raise
-    except RecursionError:
-        raise tomllib.TOMLDecodeError("lists or tables in each other, too many levels") from None
-    except ValueError:  # of Python's limit on the digits of an integer
-        raise tomllib.TOMLDecodeError("a whole number of too many digits") from None
-
-
 def _is_deep(value: Any) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -491,59 +258,6 @@ def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.values()
     return value if isinstance(value, list | tuple) else ()
-
-
-def _override(table: dict[str, Any], text: str) -> Iterator[Problem]:
-    """Applies one ``key=value`` to ``table``, in place."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        yield Problem("--set", f"should be text in UTF-8, found {text!r}")
-        return
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    try:
-        keys = _key_path(key)
-    except tomllib.TOMLDecodeError:
-        keys = []
-    if not equals or not keys:
-        yield Problem("--set", f"should be key=value with a dotted key, found {text!r}")
-        return
-    target: Any = table
-    for depth, part in enumerate(keys[:-1], start=1):
-        target = target.setdefault(part, {}) if isinstance(target, dict) else _item(target, part)
-        if not isinstance(target, dict | list):
-            where = ".".join(keys[:depth])
-            yield Problem(f"--set {key}", f"{where} is no table in this config")
-            return
-    if isinstance(target, dict):
-        target[keys[-1]] = _value(value)
-    elif _item(target, keys[-1]) is not None:
-        target[int(keys[-1])] = _value(value)
-    else:
-        yield Problem(f"--set {key}", f"{'.'.join(keys[:-1])} has no item {keys[-1]!r}")
-
-
-def _key_path(key: str) -> list[str]:
-    table, path = _parse_toml(f"{key} = 0"), []
-    while isinstance(table, dict):
-        if len(table) != 1:
-            return []
-        ((part, table),) = table.items()
-        path.append(part)
-    return path
-
-
-def _item(items: list[Any], index: str) -> Any:
-    return items[int(index)] if index in map(str, range(len(items))) else None
-
-
-def _value(text: str) -> Any:
-    try:
-        parsed = _parse_toml(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text.strip()
-    return parsed["value"] if parsed.keys() == {"value"} else text
 
 
 def _check_model_options(task: Mapping[str, Any], default: str | None) -> Iterator[Problem]:
@@ -691,43 +405,10 @@ _EXAMPLES = {
 
 
 def _fields(owner: Any) -> list[str]:
-    is_table = isinstance(owner, type) and issubclass(owner, _Table)
+    is_table = isinstance(owner, type) and issubclass(owner, Table)
     return list(owner.model_fields) if is_table else []
 
 
 def _either(choices: Iterable[str]) -> str:
     *most, last = (repr(choice) for choice in choices)
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _toml_table(table: Mapping[str, Any], path: str = "") -> str:
-    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    # an argument that is a table, like a schedule, reads better beside its neighbours
-    if path.startswith(("optimizers.", "sweep.axes", "sweep.overrides.")):
-        values, tables = {**values, **tables}, {}
-    lines = [f"{_toml_key(key)} = {_toml_value(value)}\n" for key, value in values.items()]
-    if path and (lines or not tables):
-        lines.insert(0, f"\n[{path}]\n")
-    for key, value in tables.items():
-        lines.append(_toml_table(value, f"{path}.{_toml_key(key)}".lstrip(".")))
-    return "".join(lines)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():  # JSON's escapes are TOML's, but for DEL
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case Mapping():
-            items = (f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items())
-            return f"{{{', '.join(items)}}}"
-        case list() | tuple():
-            return f"[{', '.join(map(_toml_value, value))}]"
-        case _:
-            return str(value)

@@ -22,9 +22,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from gradxform.lab.config import Config, load_config, require_surface
+from gradxform.lab.config import load_config, require_surface
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.plots import Style, plot_paths, styles
+from gradxform.lab.schema import Config
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.train import race
 

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from gradxform.lab.config import Config
+    from gradxform.lab.schema import Config
     from gradxform.lab.train import Row
 
 

@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 import gradxform
-from gradxform.lab.config import Config, SurfaceConfig, to_toml
+from gradxform.lab.config import to_toml
 from gradxform.lab.grid import substitute
+from gradxform.lab.schema import Config, SurfaceConfig
 from gradxform.lab.train import RaceResult, Row, ranked
 
 if TYPE_CHECKING:

@@ -29,12 +29,13 @@ from gradxform.lab.blocks import (
     snapshot_of,
 )
 from gradxform.lab.checkpoints import OnState, Snapshot, of_this_version
-from gradxform.lab.config import Config, SurfaceConfig, require_sweep, sweep_members
+from gradxform.lab.config import require_sweep, sweep_members
 from gradxform.lab.data import Dataset
 from gradxform.lab.epoch import to_every_device
 from gradxform.lab.grid import Member, Table
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.processes import mesh_of
+from gradxform.lab.schema import Config, SurfaceConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Task
 from gradxform.lab.train import Settings, collecting, settings_of, task_of

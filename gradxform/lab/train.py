@@ -24,7 +24,6 @@ from gradxform.lab.checkpoints import (
     fit,
     of_this_version,
 )
-from gradxform.lab.config import Config, SurfaceConfig, TaskConfig
 from gradxform.lab.data import Dataset
 from gradxform.lab.epoch import (
     METRICS,
@@ -37,6 +36,7 @@ from gradxform.lab.epoch import (
 )
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.processes import WHOLE, Devices, of_first, put_all
+from gradxform.lab.schema import Config, SurfaceConfig, TaskConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Examples, Task, make_task
 from gradxform.tree import PyTree

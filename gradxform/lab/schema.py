@@ -1,0 +1,241 @@
+"""What an experiment may hold: the tables of a config, with their keys, bounds and defaults."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+)
+from pydantic_core import PydanticCustomError
+
+from gradxform.lab import grid
+from gradxform.lab.optimizers import CONTROL
+
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
+MAX_POINTS = 1000  # a side of a grid of starts
+Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
+
+
+def _batch_size(value: Any) -> int | Literal["full"]:
+    if value == "full" or (type(value) is int and 1 <= value <= MAX_BATCH):
+        return value
+    raise PydanticCustomError(
+        "batch_size", 'a whole number from 1 to {largest}, or "full"', {"largest": MAX_BATCH}
+    )
+
+
+def _point(value: Any) -> tuple[float, float]:
+    match value:
+        case [x, y] if all(type(z) in (int, float) and abs(z) <= 1e30 for z in (x, y)):
+            return float(x), float(y)
+    raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
+
+
+def _starts(value: Any) -> dict[str, int] | tuple[tuple[float, float], ...]:
+    match value:
+        case {"points": int() as points} if len(value) == 1 and 2 <= points <= MAX_POINTS:
+            return {"points": points}
+        case list() if value:
+            return tuple(map(_point, value))
+    raise PydanticCustomError(
+        "starts",
+        "{points = 21}, with 2 to {most} a side, or a list of pairs like [[-1.5, 2.0]]",
+        {"most": MAX_POINTS},
+    )
+
+
+def _rungs(value: Any) -> tuple[int, ...]:
+    epochs = value if isinstance(value, list) else [0]
+    if all(type(epoch) is int and epoch >= 1 for epoch in epochs) and epochs == sorted(set(epochs)):
+        return tuple(epochs)
+    raise PydanticCustomError("rungs", "a list of epochs, each after the one before, like [2, 6]")
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _DataTask(Table):
+    model_options: dict[str, Any] = {}  #: arguments of the model, like ``hidden = 32``
+    validation_split: Fraction = 0.0  #: the last part of the training examples, held out
+    examples: Annotated[int | None, Field(ge=1)] = None  #: of the training part, the first so many
+    l1: Coefficient = 0.0  #: weight of the sum of absolute values of the kernels
+    l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
+
+
+class _ImageTask(_DataTask):
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+
+
+class Classification(_ImageTask):
+    """``[task]`` with ``kind = "classification"``: cross-entropy of labelled images."""
+
+    kind: Literal["classification"]
+    model: Literal["keras_mlp", "logistic", "mlp", "cnn"]
+
+
+class Autoencoder(_ImageTask):
+    """``[task]`` with ``kind = "autoencoder"``: images reconstructed from a short code."""
+
+    kind: Literal["autoencoder"]
+    model: Literal["autoencoder"] = "autoencoder"
+    loss: Literal["squared", "cross_entropy"] = "squared"  #: of a pixel, summed over the image
+
+
+class Language(_DataTask):
+    """``[task]`` with ``kind = "language"``: cross-entropy of the next character of a text."""
+
+    kind: Literal["language"]
+    dataset: Literal["synthetic_text"] = "synthetic_text"
+    model: Literal["transformer"] = "transformer"
+
+
+class SurfaceTask(Table):
+    """``[task]`` with ``kind = "surface"``: a function of two variables."""
+
+    kind: Literal["surface"]
+    surface: Literal["quadratic", "rosenbrock", "beale", "saddle"]
+    start: Annotated[tuple[float, float] | None, PlainValidator(_point)] = (
+        None  #: the surface's own start if not given
+    )
+
+
+class TrainingOverride(Table):
+    """``[training.overrides.LABEL]``: what is different for one optimiser."""
+
+    epochs: Epochs | None = None
+    batch_size: Annotated[int | Literal["full"] | None, PlainValidator(_batch_size)] = None
+    order: Order | None = None
+    max_seconds: Seconds | None = None
+
+
+class Training(Table):
+    """``[training]`` of a task on data."""
+
+    epochs: Epochs  #: passes over the training examples
+    batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
+    order: Order = "reshuffle"
+    max_seconds: Seconds | None = None
+    """an optimiser's last epoch is the first after which it has trained for longer, compilation and
+    evaluation apart; on another day it may be another epoch"""
+    overrides: dict[str, TrainingOverride] = {}  #: by the label of an optimiser
+
+
+class SurfaceTraining(Table):
+    """``[training]`` of a surface."""
+
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: updates
+
+
+class _AnySweep(Table):
+    axes: dict[str, Any] = {}
+    """hyperparameters of all optimisers that have them, see :func:`gradxform.lab.grid.read_axes`"""
+    overrides: dict[str, dict[str, Any]] = {}  #: by label, of one optimiser
+    samples: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
+    """random points of each optimiser, in place of the grid"""
+
+
+class Sweep(_AnySweep):
+    """``[sweep]`` of a task on data, see :func:`gradxform.lab.sweep.sweep_on_task`."""
+
+    seeds: Annotated[int, Field(ge=1, le=grid.MAX_MEMBERS)] = 1  #: runs of each point
+    vary: Literal["initialisation", "order", "both"] = "initialisation"  #: what a seed changes
+    block_size: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
+    """members that are trained together; as many as memory and speed want if not given"""
+    rungs: Annotated[tuple[int, ...], PlainValidator(_rungs)] = ()
+    """epochs after which only the better points of an optimiser go on"""
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5  #: the part of them that does
+
+
+class SurfaceSweep(_AnySweep):
+    """``[sweep]`` of a surface, see :func:`gradxform.lab.sweep.sweep_on_surface`."""
+
+    starts: Annotated[
+        dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)
+    ] = None
+    """a grid over what is drawn of the surface, of so many points a side, or a list; the task's own
+    start alone if not given"""
+    tol: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """of the largest entry of the gradient, where a method has converged"""
+
+
+class Checkpoint(Table):
+    """``[checkpoint]`` of a task on data: how a run is kept from being lost."""
+
+    every: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
+    """epochs, of all optimisers together, from one checkpoint to the next; 0 for none"""
+    keep: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 2  #: of them, the last ones
+
+
+class Output(Table):
+    """``[output]``: where runs are kept."""
+
+    folder: Annotated[str, StringConstraints(pattern=r"^[^\x00]+$")] = "runs"
+    """a run makes its own folder inside"""
+
+
+class _Experiment(Table):
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    title: Annotated[str, StringConstraints(pattern=f"^[^{CONTROL}]*$")] = ""
+    """of the plot; the name if empty"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    output: Output = Output()
+
+
+# A class for each kind of task, so that every problem has one path and one list of valid keys.
+class ClassificationConfig(_Experiment):
+    """An experiment with ``task.kind = "classification"``."""
+
+    task: Classification
+    training: Training
+    sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class AutoencoderConfig(_Experiment):
+    """An experiment with ``task.kind = "autoencoder"``."""
+
+    task: Autoencoder
+    training: Training
+    sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class LanguageConfig(_Experiment):
+    """An experiment with ``task.kind = "language"``."""
+
+    task: Language
+    training: Training
+    sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class SurfaceConfig(_Experiment):
+    """An experiment with ``task.kind = "surface"``."""
+
+    task: SurfaceTask
+    training: SurfaceTraining
+    sweep: SurfaceSweep | None = None
+
+
+TaskConfig: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig
+Config: TypeAlias = TaskConfig | SurfaceConfig
+
+SECTIONS = (
+    *("name", "title", "seed", "task", "training"),
+    *("optimizers", "sweep", "checkpoint", "output"),
+)
+KINDS: dict[str, type[Config]] = {
+    "classification": ClassificationConfig,
+    "autoencoder": AutoencoderConfig,
+    "language": LanguageConfig,
+    "surface": SurfaceConfig,
+}

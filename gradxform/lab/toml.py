@@ -1,0 +1,112 @@
+"""TOML text: read, with single settings put in, and written."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gradxform.lab.optimizers import Problem
+
+
+def parse(text: str) -> dict[str, Any]:
+    """What ``tomllib`` makes of a text.
+
+    Raises:
+      TOMLDecodeError: also for what else ``tomllib`` raises.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("lists or tables in each other, too many levels") from None
+    except ValueError:  # of Python's limit on the digits of an integer
+        raise tomllib.TOMLDecodeError("a whole number of too many digits") from None
+
+
+def override(table: dict[str, Any], text: str) -> Iterator[Problem]:
+    """Applies one ``key=value`` to ``table``, in place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        yield Problem("--set", f"should be text in UTF-8, found {text!r}")
+        return
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    try:
+        keys = _key_path(key)
+    except tomllib.TOMLDecodeError:
+        keys = []
+    if not equals or not keys:
+        yield Problem("--set", f"should be key=value with a dotted key, found {text!r}")
+        return
+    target: Any = table
+    for depth, part in enumerate(keys[:-1], start=1):
+        target = target.setdefault(part, {}) if isinstance(target, dict) else _item(target, part)
+        if not isinstance(target, dict | list):
+            where = ".".join(keys[:depth])
+            yield Problem(f"--set {key}", f"{where} is no table in this config")
+            return
+    if isinstance(target, dict):
+        target[keys[-1]] = _value(value)
+    elif _item(target, keys[-1]) is not None:
+        target[int(keys[-1])] = _value(value)
+    else:
+        yield Problem(f"--set {key}", f"{'.'.join(keys[:-1])} has no item {keys[-1]!r}")
+
+
+def write(table: Mapping[str, Any], path: str = "") -> str:
+    """A table, at its path in a config, as text."""
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    # an argument that is a table, like a schedule, reads better beside its neighbours
+    if path.startswith(("optimizers.", "sweep.axes", "sweep.overrides.")):
+        values, tables = {**values, **tables}, {}
+    lines = [f"{_key(key)} = {_written(value)}\n" for key, value in values.items()]
+    if path and (lines or not tables):
+        lines.insert(0, f"\n[{path}]\n")
+    for key, value in tables.items():
+        lines.append(write(value, f"{path}.{_key(key)}".lstrip(".")))
+    return "".join(lines)
+
+
+def _key_path(key: str) -> list[str]:
+    table, path = parse(f"{key} = 0"), []
+    while isinstance(table, dict):
+        if len(table) != 1:
+            return []
+        ((part, table),) = table.items()
+        path.append(part)
+    return path
+
+
+def _item(items: list[Any], index: str) -> Any:
+    return items[int(index)] if index in map(str, range(len(items))) else None
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = parse(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _written(key)
+
+
+def _written(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():  # JSON's escapes are TOML's, but for DEL
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case Mapping():
+            items = (f"{_key(key)} = {_written(item)}" for key, item in value.items())
+            return f"{{{', '.join(items)}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(_written, value))}]"
+        case _:
+            return str(value)
