@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -309,7 +310,7 @@ def _run(
                 read = checksum(data)
                 task = on_devices(task_of(config, data), devices)
                 del data  # from here on a process has its devices' part alone
-        _check_alike(snapshot, read)
+        _check_alike(config, read, snapshot)
         try:
             with (
                 events(folder / "tensorboard") if tensorboard else nothing as log,
@@ -466,7 +467,7 @@ def _sweep(
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
-        _check_alike(snapshot, 0 if data is None else checksum(data))
+        _check_alike(config, 0 if data is None else checksum(data), snapshot)
         try:
             with (
                 progress.of_sweep(config, quiet or not writes) as advance,
@@ -600,12 +601,16 @@ def _together() -> Iterator[None]:
         _fail("another process could not begin")
 
 
-def _check_alike(snapshot: "Snapshot | None", read: int) -> None:
-    """Ends all processes where one has other data, or does not see the newest checkpoint."""
+def _check_alike(config: "Config", data: int, snapshot: "Snapshot | None") -> None:
+    """Ends all processes where one has another config, other data, or an older checkpoint."""
+    from gradxform.lab.config import to_toml
     from gradxform.lab.processes import least_of
 
-    if least_of(read) != -least_of(-read):
-        _fail("not all processes have read the same data: give all the same files")
+    for what, read in (("config", zlib.crc32(to_toml(config).encode()) >> 8), ("data", data)):
+        if least_of(read) != -least_of(-read):
+            _fail(
+                f"not all processes have read the same {what}: give all the same files and settings"
+            )
     number = 0 if snapshot is None else snapshot.number
     least, most = least_of(number), -least_of(-number)
     if least != most:

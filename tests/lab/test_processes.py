@@ -254,21 +254,23 @@ def test_a_process_keeps_its_own_part_of_the_data_alone(tmp_path):
     assert max(largest) <= training_part / 2
 
 
-def test_processes_of_other_data_do_not_begin(tmp_path):
-    folders = []
+@pytest.mark.parametrize("what", ["data", "config"])
+def test_processes_that_are_not_alike_do_not_begin(what, tmp_path):
     for seed in range(2):
-        folders.append(tmp_path / str(seed))
-        folders[-1].mkdir()
         rng = np.random.default_rng(seed)
+        (tmp_path / str(seed)).mkdir()
         for name in ("data_batch_1", "test_batch"):
             records = rng.integers(0, 10, (100, 3073), np.uint8)
-            (folders[-1] / f"{name}.bin").write_bytes(records.tobytes())
-    file = tmp_path / "config.toml"
+            (tmp_path / str(seed) / f"{name}.bin").write_bytes(records.tobytes())
+    file, out = tmp_path / "config.toml", tmp_path / "out"
     file.write_text(RUN.replace("digits", "cifar10"), encoding="utf-8")
-    two = begin(2, 1, "run", file, "--data-dir", folders, "--out", tmp_path / "out")
+    folders = [tmp_path / "0", tmp_path / ("1" if what == "data" else "0")]
+    seeds = ["seed=1", "seed=2" if what == "config" else "seed=1"]
+    two = begin(2, 1, "run", file, "--data-dir", folders, "--set", seeds, "--out", out)
     told = ended(two)
     assert [process.returncode for process in two] == [2, 2], told
-    assert all("not all processes have read the same data" in words for words in told), told
+    assert all(f"not all processes have read the same {what}" in words for words in told), told
+    assert not out.exists()
 
 
 def test_keys_and_what_is_not_finite_are_put_on_every_device():
