@@ -307,3 +307,16 @@ def test_an_axis_of_one_device_divides_nothing() -> None:
     with jax.set_mesh(mesh):
         x = jax.device_put(np.ones(4, np.float32), NamedSharding(mesh, PartitionSpec("data")))
         assert gx.minimize(lambda x: jnp.sum((x - 3) ** 2), x, gx.lbfgs()).value < 1e-6
+
+
+@pytest.mark.parametrize("tx", [gx.coordinate_descent("greedy"), gx.bfgs(ravel=False)])
+def test_the_last_axis_may_be_divided(tx: Any) -> None:
+    def follow(x: jax.Array) -> jax.Array:
+        fn = lambda x: jnp.sum(jnp.cosh(x - 0.5) * jnp.arange(1.0, 65.0).reshape(8, 8))
+        return gx.minimize(fn, x, tx, max_steps=5).params
+
+    mesh, alone = mesh_of(8, AxisType.Explicit), np.linspace(-1, 2, 64, dtype=np.float32)
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    divided = follow(jax.device_put(alone.reshape(8, 8), sharding))
+    np.testing.assert_allclose(divided, follow(alone.reshape(8, 8)), rtol=1e-4, atol=1e-5)
+    assert divided.sharding.is_equivalent_to(sharding, 2)

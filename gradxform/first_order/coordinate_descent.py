@@ -158,22 +158,31 @@ class _Blocks(NamedTuple):
 
 def _coordinate_blocks(grads: tree.PyTree) -> _Blocks:
     leaves, structure = jax.tree.flatten(grads)
-    starts = np.cumsum([0] + [leaf.size for leaf in leaves])
+    *starts, blocks = np.cumsum([0] + [leaf.size for leaf in leaves]).tolist()
+
+    def numbers(start: int, g: jax.Array) -> jax.Array:
+        return jnp.arange(start, start + g.size, dtype=jnp.int32).reshape(g.shape)
 
     def steepest() -> jax.Array:
-        filled = [(start, jnp.abs(g)) for start, g in zip(starts, leaves, strict=False) if g.size]
-        largest = jnp.stack([tree.promote(jnp.max(g)) for _, g in filled])
-        where = jnp.stack([start + jnp.argmax(g) for start, g in filled])
-        return where[jnp.argmax(largest)].astype(jnp.int32)
+        largest, where = [], []
+        for start, g in zip(starts, leaves, strict=True):
+            if g.size:
+                size = jnp.abs(g)
+                most = jnp.max(size)
+                # not by argmax, which flattens: of a leaf whose later axes are divided it cannot
+                is_most = (size == most) | jnp.isnan(size)
+                where.append(jnp.min(jnp.where(is_most, numbers(start, g), blocks)))
+                largest.append(tree.promote(most))
+        return jnp.stack(where)[jnp.argmax(jnp.stack(largest))]
 
     def direction(chosen: jax.Array) -> tree.PyTree:
         units = [
-            (jnp.arange(start, start + g.size).reshape(g.shape) == chosen).astype(g.dtype)
-            for start, g in zip(starts, leaves, strict=False)
+            (numbers(start, g) == chosen).astype(g.dtype)
+            for start, g in zip(starts, leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, units)
 
-    return _Blocks(int(starts[-1]), steepest, direction)
+    return _Blocks(blocks, steepest, direction)
 
 
 def _leaf_blocks(grads: tree.PyTree) -> _Blocks:

@@ -307,7 +307,7 @@ def _run(
             task, read = None, 0
             if not isinstance(config, SurfaceConfig):
                 data = load(config.task.dataset, data_dir)
-                read = checksum(data)
+                read = checksum(data) if distributed else 0
                 task = on_devices(task_of(config, data), devices)
                 del data  # from here on a process has its devices' part alone
         _check_alike(config, read, snapshot)
@@ -467,7 +467,7 @@ def _sweep(
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
-        _check_alike(config, 0 if data is None else checksum(data), snapshot)
+        _check_alike(config, checksum(data) if data and distributed else 0, snapshot)
         try:
             with (
                 progress.of_sweep(config, quiet or not writes) as advance,
@@ -490,6 +490,7 @@ def _joined(distributed: str | None) -> bool:
 
     from gradxform.lab.processes import join
 
+    _say(f"joins the other processes, {distributed}")
     try:
         return join(distributed)
     except ValueError as error:

@@ -7,12 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gradxform.evaluation import eval_params
 from gradxform.lab.batching import Batches, Order, epoch_batches
 from gradxform.lab.data import Split
-from gradxform.lab.processes import Devices, divided, filled, mesh_of, put, put_rows
+from gradxform.lab.processes import (
+    WHOLE,
+    Devices,
+    divided,
+    filled,
+    mesh_of,
+    put,
+    put_rows,
+    rows_of,
+)
 from gradxform.lab.tasks import Batch, Examples, Task, objective
 from gradxform.tree import PyTree
 
@@ -42,12 +51,15 @@ def to_device(split: Split | Examples, mesh: Mesh | None = None) -> Examples:
     """A part of a data set, put on the device once for all who use it.
 
     Args:
-      split: the part; returned as it is if it is on devices already.
+      split: the part; returned as it is if it is there already.
       mesh: of the devices that divide the examples, of which the last one is repeated until they
         can; JAX's first device alone if not given.
+
+    Raises:
+      ValueError: it is on other devices.
     """
     if isinstance(split, Examples):
-        return split
+        return split if mesh is None else _there(split, NamedSharding(mesh, rows_of(mesh)))
     x, y = map(jax.device_put if mesh is None else functools.partial(put_rows, mesh=mesh), split)
     return Examples(x, y, len(split.x))
 
@@ -56,12 +68,22 @@ def to_every_device(split: Split | Examples, mesh: Mesh) -> Examples:
     """A part of a data set, put whole on every device.
 
     Args:
-      split: the part; returned as it is if it is on devices already.
+      split: the part; returned as it is if it is there already.
       mesh: of the devices.
+
+    Raises:
+      ValueError: it is on other devices, or divided among them.
     """
     if isinstance(split, Examples):
-        return split
+        return _there(split, NamedSharding(mesh, WHOLE))
     return Examples(put(split.x, mesh), put(split.y, mesh), len(split.x))
+
+
+def _there(part: Examples, sharding: NamedSharding) -> Examples:
+    if not part.x.sharding.is_equivalent_to(sharding, part.x.ndim):
+        found, wanted = part.x.sharding, sharding
+        raise ValueError(f"the data are put as {found}; give those of the host, or as {wanted}")
+    return part
 
 
 def batch_mesh(devices: Devices | None) -> Mesh:
@@ -70,11 +92,12 @@ def batch_mesh(devices: Devices | None) -> Mesh:
 
 
 def on_devices(task: Task, devices: Devices | None = None) -> Task:
-    """The task with its data on devices, and no longer on the host if nobody else keeps them there.
+    """The task with its data on devices; those on the host may go once the task given goes.
 
     Args:
       task: with its data on the host.
-      devices: those that divide the examples, of all processes; JAX's first one if not given.
+      devices: those that divide the examples, of all processes; this process's first one if not
+        given.
     """
     mesh = batch_mesh(devices)
     validation = None if task.validation is None else to_device(task.validation, mesh)

@@ -1,6 +1,10 @@
 """Several processes, and all their devices, that do one run together by ``jax.distributed``."""
 
+import collections
 import math
+import re
+import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +20,7 @@ from gradxform.tree import PyTree
 Devices = Sequence[Any]  # of jax.Device, which is no type to pyright
 
 WHOLE = PartitionSpec()
+PATIENCE = 300  # seconds to wait for the first process, as JAX does for the others
 
 
 def join(where: str) -> bool:
@@ -29,33 +34,61 @@ def join(where: str) -> bool:
       Whether this is the first process, which writes what comes out.
 
     Raises:
-      ValueError: ``where`` is none of these, or the others cannot be joined.
+      ValueError: ``where`` is none of these, the first process cannot listen or be reached, or the
+        processes have unlike numbers of devices. (A later process that does not come is told by
+        JAX, which ends the first one after five minutes.)
     """
     options: dict[str, Any] = {}
-    match where.split(","):
-        case ["auto"]:
-            pass
-        case [address, process, processes] if (
-            ":" in address and process.isdecimal() and processes.isdecimal()
-        ):
-            options = {"num_processes": int(processes), "process_id": int(process)}
-            options |= {"coordinator_address": address}
-        case _:
+    if where != "auto":
+        found = re.fullmatch(r"(.+):([0-9]{1,5}),([0-9]{1,9}),([1-9][0-9]{0,8})", where)
+        if not found or not 0 < int(found[2]) < 2**16:
             raise ValueError(
                 "should be auto, or HOST:PORT,PROCESS,PROCESSES like localhost:1234,0,2"
             )
+        host, (port, process, processes) = found[1], map(int, found.groups()[1:])
+        if process >= processes:
+            raise ValueError(f"of {processes} processes the last is number {processes - 1}")
+        # neither of these would JAX tell by more than the end of the process
+        if process == 0:
+            _check_free(port)
+        else:
+            _wait_for(host, port)
+        options = {"coordinator_address": f"{host}:{port}"}
+        options |= {"num_processes": processes, "process_id": process}
     # a request to end is answered here, between two epochs
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    own, every = jax.local_device_count(), jax.device_count()
-    if own * jax.process_count() != every:
-        raise ValueError(
-            f"this process has {own} of {every} devices; give each of {jax.process_count()} as many"
-        )
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) != 1:
+        each = ", ".join(str(counts[process]) for process in sorted(counts))
+        raise ValueError(f"the processes have {each} devices; give each as many")
     return jax.process_index() == 0
+
+
+def _check_free(port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        raise ValueError(f"port {port} cannot be listened at: {error.strerror}") from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Returns once the first process listens."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection((host.strip("[]"), port), timeout=5):
+                return
+        except socket.gaierror as error:
+            raise ValueError(f"no host is named {host}: {error.strerror}") from error
+        except OSError:
+            time.sleep(1)
+    raise ValueError(f"process 0 has not come to listen there for {PATIENCE} s")
 
 
 def mesh_of(axis: str, devices: Devices) -> Mesh:
@@ -78,14 +111,18 @@ def put_all(arrays: PyTree, mesh: Mesh, spec: PartitionSpec = WHOLE) -> PyTree:
     return jax.tree.map(lambda x: put(x, mesh, spec), arrays)
 
 
+def rows_of(mesh: Mesh) -> PartitionSpec:
+    """Rows divided among the devices."""
+    return PartitionSpec(*mesh.axis_names)
+
+
 def put_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
     """The rows of ``x`` divided among the devices: a process puts its own part on its own.
 
     The last row is repeated until the devices divide their number.
     """
-    (axis,) = mesh.axis_names
     rows = np.minimum(np.arange(_multiple(len(x), mesh)), len(x) - 1)
-    shape, sharding = (len(rows), *x.shape[1:]), NamedSharding(mesh, PartitionSpec(axis))
+    shape, sharding = (len(rows), *x.shape[1:]), NamedSharding(mesh, rows_of(mesh))
 
     def part(at: Any) -> np.ndarray:
         return x[rows[at[0]]]
@@ -140,7 +177,7 @@ def filled(batches: Batches, mesh: Mesh) -> Batches:
 
 def divided(arrays: PyTree, mesh: Mesh) -> PyTree:
     """The rows of all arrays divided among the devices."""
-    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    sharding = NamedSharding(mesh, rows_of(mesh))
     return jax.lax.with_sharding_constraint(arrays, sharding)
 
 

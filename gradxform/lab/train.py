@@ -92,7 +92,7 @@ def race(
     Args:
       config: the experiment.
       data: the data set that a task on data names, see :func:`gradxform.lab.data.load`, or what
-        :func:`task_of` makes of it.
+        :func:`task_of` makes of it, its data on the host or on the same ``devices``.
       on_row: called with the optimiser's label and each new row of its metrics.
       on_state: see :func:`race_on_task`; a walk on a surface is too short for it.
       resume: likewise.
@@ -192,9 +192,9 @@ def race_on_task(
       on_state: called after each epoch, for checkpoints.
       resume: where an interrupted race of the same arguments stood, on whatever devices; the rest
         of it is run, to the same numbers but for the times.
-      devices: those that divide the data and each batch among them, of all processes; JAX's first
-        one if not given. They take the steps of one device, to rounding; but where they do not
-        divide the batch, ``curvature_batch_size`` draws from what fills it up, too.
+      devices: those that divide the data and each batch among them, of all processes; this
+        process's first one if not given. They take the steps of one device, to rounding; but where
+        they do not divide the batch, ``curvature_batch_size`` draws from what fills it up, too.
 
     Raises:
       ConfigError: a transformation fails on this task's parameters.

@@ -283,9 +283,50 @@ def test_keys_and_what_is_not_finite_are_put_on_every_device():
     assert processes.read(found["key"]).tolist() == jax.random.key_data(arrays["key"]).tolist()
 
 
-@pytest.mark.parametrize("given", ["localhost:1", "localhost:1,a,2", "localhost,0,2"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("localhost:1", "localhost:1,a,2", "localhost,0,2", ":1,0,2", "localhost:,0,2"),
+        *("localhost:x,0,2", "localhost:0,0,2", "localhost:65536,0,2", "localhost:1,0,0"),
+    ],
+)
 def test_mistakes_are_told(given, tmp_path):
     for command in ("run", "sweep"):
         told = fails(command, "learning_rate", "--out", tmp_path / "x", "--distributed", given)
         assert "should be auto, or HOST:PORT,PROCESS,PROCESSES" in told
     assert not any(tmp_path.iterdir())
+
+
+def test_who_cannot_join_is_told(tmp_path, monkeypatch):
+    def said(given):
+        out = tmp_path / "x"
+        return fails("run", "learning_rate", "--out", out, "--distributed", given)
+
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        assert f"port {port} cannot be listened at: Address already in use" in said(
+            f"localhost:{port},0,2"
+        )
+    monkeypatch.setattr(processes, "PATIENCE", 0.1)
+    assert "process 0 has not come to listen there for 0.1 s" in said(f"localhost:{port},1,2")
+    assert "of 2 processes the last is number 1" in said("localhost:1,2,2")
+    assert "no host is named" in said("no-such-host.invalid:1,1,2")
+    assert not any(tmp_path.iterdir())
+
+
+def test_data_on_other_devices_are_refused():
+    task = make_task(load("digits"), "logistic")
+    divided = epoch.on_devices(task, jax.devices())
+    assert epoch.to_device(divided.train, epoch.batch_mesh(jax.devices())) is divided.train
+    one = epoch.on_devices(task)
+    member = processes.mesh_of("member", jax.devices())
+    for call in (
+        lambda: epoch.to_device(divided.train, epoch.batch_mesh(None)),
+        lambda: epoch.to_device(one.train, epoch.batch_mesh(jax.devices())),
+        lambda: epoch.to_every_device(divided.train, member),
+        lambda: epoch.to_every_device(one.train, member),
+    ):
+        with pytest.raises(ValueError, match="give those of the host"):
+            call()
