@@ -6,30 +6,25 @@ everything that can go wrong without it.
 
 import contextlib
 import difflib
-import os
 import sys
 import tempfile
-import traceback
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import gradxform
-from gradxform.lab import listing, progress
+from gradxform.lab import endings, listing, progress
 from gradxform.lab.optimizers import ConfigError
 
 if TYPE_CHECKING:
     from gradxform.lab.checkpoints import OnState, Snapshot
     from gradxform.lab.schema import Config
     from gradxform.lab.train import Row
-
-USER_MISTAKE, INTERRUPTED = 2, 130
 
 HELP = """Race the optimisation methods of a deep-learning lecture on real data.
 
@@ -47,8 +42,6 @@ gradxform movie valley                     optimisers walking down a surface tog
 gradxform list methods                     what a config can name
 """
 
-# what XLA says in some words of its own when another process is not there
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "eartbeat")
 _WITHOUT_FILES = {
     None: "a surface needs no data",
     "digits": "digits come with scikit-learn",
@@ -182,7 +175,7 @@ def run(
     try:
         _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard, distributed)
     except KeyboardInterrupt:
-        _end("interrupted", INTERRUPTED)
+        endings.end("interrupted", endings.INTERRUPTED)
 
 
 @app.command()
@@ -213,7 +206,7 @@ def sweep(
     try:
         _sweep(config, set_ or [], data_dir, out, quiet, resume, distributed)
     except KeyboardInterrupt:
-        _end("interrupted", INTERRUPTED)
+        endings.end("interrupted", endings.INTERRUPTED)
 
 
 @app.command()
@@ -247,7 +240,7 @@ def movie(
     try:
         _movie(config, set_ or [], format_, fps, out)
     except KeyboardInterrupt:
-        _end("interrupted", INTERRUPTED)
+        endings.end("interrupted", endings.INTERRUPTED)
 
 
 @app.command("list")
@@ -274,7 +267,7 @@ def _run(
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
     config, _ = _load(name, overrides, data_dir)
-    writes = _joined(distributed)
+    writes = endings.joined(distributed)
 
     import jax
 
@@ -295,8 +288,8 @@ def _run(
 
     nothing = contextlib.nullcontext(lambda label, row: None)
     devices = None if distributed is None else jax.devices()
-    with _told(_end), contextlib.ExitStack() as until_the_end:
-        with _together(), _told():
+    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
+        with endings.together(), endings.told():
             optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
             place = _place(config, "run", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
@@ -310,7 +303,7 @@ def _run(
                 read = checksum(data) if distributed else 0
                 task = on_devices(task_of(config, data), devices)
                 del data  # from here on a process has its devices' part alone
-        _check_alike(config, read, snapshot)
+        endings.check_alike(config, read, snapshot)
         try:
             with (
                 events(folder / "tensorboard") if tensorboard else nothing as log,
@@ -334,7 +327,9 @@ def _asked(
 ) -> tuple[str, Sequence[str]]:
     """The config that is asked for and its overrides; a ``folder`` that is resumed has its own."""
     if folder is None and name is None:
-        _fail("missing argument CONFIG: name a TOML file or a shipped config, see gradxform list")
+        endings.fail(
+            "missing argument CONFIG: name a TOML file or a shipped config, see gradxform list"
+        )
     if folder is None:
         return str(name), overrides
 
@@ -342,16 +337,16 @@ def _asked(
 
     kept = folder / "config.toml"
     if not kept.is_file() or not kept.stat().st_size:  # it is claimed before it is written
-        _fail(f"--resume {folder}: no run has begun there, it has no config.toml")
+        endings.fail(f"--resume {folder}: no run has begun there, it has no config.toml")
     if out is not None:
-        _fail(f"--out {out}: a run that is resumed stays in its folder, {folder}")
+        endings.fail(f"--out {out}: a run that is resumed stays in its folder, {folder}")
     try:
         given = to_toml(load_config(name or kept, overrides))
         _check_same(to_toml(load_config(kept)), given, str(kept), "given now")
     except ConfigError as error:
-        _fail(str(error))
+        endings.fail(str(error))
     if (folder / "summary.json").is_file():
-        _say(f"{folder}: this run is finished, nothing is left to do")
+        endings.say(f"{folder}: this run is finished, nothing is left to do")
         raise typer.Exit
     return str(kept), []
 
@@ -362,7 +357,9 @@ def _check_same(before: str, now: str, name_before: str, name_now: str) -> None:
         before.splitlines(), now.splitlines(), name_before, name_now, lineterm=""
     )
     if difference := "\n".join(lines):
-        _fail(f"a run goes on with the config that it was begun with; this differs:\n{difference}")
+        endings.fail(
+            f"a run goes on with the config that it was begun with; this differs:\n{difference}"
+        )
 
 
 @contextlib.contextmanager
@@ -379,7 +376,7 @@ def _place(
     else:
         place = contextlib.nullcontext(resume)
     with place as folder, checkpoints.locked(folder):
-        say = _say if writes else lambda message: None
+        say = endings.say if writes else lambda message: None
         yield folder, None if resume is None else _last_snapshot(resume, config, command, say)
 
 
@@ -397,7 +394,7 @@ def _last_snapshot(
     snapshot, about = found
     with checkpoints.of_this_version():
         if about["command"] != command:
-            _fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
+            endings.fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
         _check_same(about["config"], to_toml(config), "checkpoint", str(folder / "config.toml"))
         say(f"goes on from checkpoint {snapshot.number}")
         if (was := about["made_with"]) != results.made_with():
@@ -426,12 +423,12 @@ def _keeping(
     options = config.checkpoint.model_dump() | {"writes": writes}
     try:
         with checkpoints.keeping(
-            folder / "checkpoints", about=about, say=_say, **options
+            folder / "checkpoints", about=about, say=endings.say, **options
         ) as on_state:
             yield on_state
     except KeyboardInterrupt:
         advice = f"; it goes on by gradxform {command} --resume {folder}" if writes else ""
-        _fail(f"interrupted{advice}", INTERRUPTED)
+        endings.fail(f"interrupted{advice}", endings.INTERRUPTED)
 
 
 def _sweep(
@@ -445,7 +442,7 @@ def _sweep(
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
     config, dataset = _load(name, overrides, data_dir, is_sweep=True)
-    writes = _joined(distributed)
+    writes = endings.joined(distributed)
 
     from gradxform.lab import optimizers, results
     from gradxform.lab.checkpoints import of_this_version
@@ -458,8 +455,8 @@ def _sweep(
         rows.update(found)
         advance(label, epoch, found)
 
-    with _told(_end), contextlib.ExitStack() as until_the_end:
-        with _together(), _told():
+    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
+        with endings.together(), endings.told():
             optimizers.build_all(config.optimizers)
             place = _place(config, "sweep", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
@@ -467,7 +464,7 @@ def _sweep(
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
             data = None if dataset is None else load(dataset, data_dir)
-        _check_alike(config, checksum(data) if data and distributed else 0, snapshot)
+        endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
         try:
             with (
                 progress.of_sweep(config, quiet or not writes) as advance,
@@ -481,20 +478,6 @@ def _sweep(
             results.save_sweep(folder, config, result)
     if writes:
         _show(results.best_table(result, config.title or config.name), folder)
-
-
-def _joined(distributed: str | None) -> bool:
-    """Joins the other processes, if there are any; whether this one writes the results."""
-    if distributed is None:
-        return True
-
-    from gradxform.lab.processes import join
-
-    _say(f"joins the other processes, {distributed}")
-    try:
-        return join(distributed)
-    except ValueError as error:
-        _fail(f"--distributed {distributed}: {error}")
 
 
 @contextlib.contextmanager
@@ -513,11 +496,11 @@ def _movie(
     try:
         config = require_surface(load_config(name, overrides))
     except ConfigError as error:
-        _fail(str(error))
+        endings.fail(str(error))
 
     from gradxform.lab import movies, optimizers, results
 
-    with _told():
+    with endings.told():
         optimizers.build_all(config.optimizers)
         if format_ is Format.mp4:
             movies.ffmpeg()  # one that is missing need not wait for the race
@@ -541,98 +524,12 @@ def _load(
         if is_sweep:
             require_sweep(config)
     except ConfigError as error:
-        _fail(str(error))
+        endings.fail(str(error))
     dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
     if data_dir is not None and dataset in _WITHOUT_FILES:
         why = _WITHOUT_FILES[dataset]
         print(f"gradxform: --data-dir {data_dir} is not used: {why}", file=sys.stderr)
     return config, dataset
-
-
-@contextlib.contextmanager
-def _told(end: "Callable[[str], NoReturn] | None" = None) -> Iterator[None]:
-    """What goes wrong with a config, its data, memory or files ends in a line on stderr."""
-    from jax.errors import JaxRuntimeError
-
-    from gradxform.lab.checkpoints import CheckpointError
-    from gradxform.lab.data import DataError
-    from gradxform.lab.models import ModelError
-
-    end = end or _fail
-    try:
-        yield
-    except (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        ModelError,
-        ModuleNotFoundError,
-        OSError,
-    ) as error:
-        end(str(error))
-    except typer.Exit:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or ["Out of memory"])[0]
-        # XLA says either, depending on where it runs short
-        full = any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
-        if full and isinstance(error, MemoryError | JaxRuntimeError):
-            end(f"does not fit in memory: {reason}; try a smaller batch_size or model")
-        if not _several():
-            raise
-        if any(words in reason for words in _LOST):
-            end(f"another process has ended, or cannot be reached: {reason}")
-        if end is _end:  # the others would wait for this process, and it for them
-            traceback.print_exc()
-            os._exit(1)
-        raise
-
-
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """A beginning of all processes, or of none: a mistake may be seen by one of them alone."""
-    from gradxform.lab.processes import any_of
-
-    try:
-        yield
-    except BaseException:
-        any_of(True)
-        raise
-    if any_of(False):
-        _fail("another process could not begin")
-
-
-def _check_alike(config: "Config", data: int, snapshot: "Snapshot | None") -> None:
-    """Ends all processes where one has another config, other data, or an older checkpoint."""
-    from gradxform.lab.config import to_toml
-    from gradxform.lab.processes import least_of
-
-    for what, read in (("config", zlib.crc32(to_toml(config).encode()) >> 8), ("data", data)):
-        if least_of(read) != -least_of(-read):
-            _fail(
-                f"not all processes have read the same {what}: give all the same files and settings"
-            )
-    number = 0 if snapshot is None else snapshot.number
-    least, most = least_of(number), -least_of(-number)
-    if least != most:
-        _fail(
-            f"the newest checkpoint is {most:.0f} to one process and {least:.0f} to another: "
-            "--resume FOLDER must be one folder that all see alike"
-        )
-
-
-def _end(message: str, code: int = USER_MISTAKE) -> NoReturn:
-    """Ends this process; if it is one of several, without waiting for the others, as JAX would."""
-    if not _several():
-        _fail(message, code)
-    _say(message)
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _several() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _show(table: Table, folder: Path) -> None:
@@ -641,12 +538,3 @@ def _show(table: Table, folder: Path) -> None:
         table.padding = (0, 1, 0, 0)
     console.print(table)
     print(f"Results are in {folder}", file=sys.stderr)
-
-
-def _say(message: str) -> None:
-    print(f"gradxform: {message}", file=sys.stderr)
-
-
-def _fail(message: str, code: int = USER_MISTAKE) -> NoReturn:
-    print(f"gradxform: {message}", file=sys.stderr)
-    raise typer.Exit(code)

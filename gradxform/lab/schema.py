@@ -190,32 +190,29 @@ class _Experiment(Table):
     output: Output = Output()
 
 
+class _OnData(_Experiment):
+    training: Training
+    sweep: Sweep | None = None
+    checkpoint: Checkpoint = Checkpoint()
+
+
 # A class for each kind of task, so that every problem has one path and one list of valid keys.
-class ClassificationConfig(_Experiment):
+class ClassificationConfig(_OnData):
     """An experiment with ``task.kind = "classification"``."""
 
     task: Classification
-    training: Training
-    sweep: Sweep | None = None
-    checkpoint: Checkpoint = Checkpoint()
 
 
-class AutoencoderConfig(_Experiment):
+class AutoencoderConfig(_OnData):
     """An experiment with ``task.kind = "autoencoder"``."""
 
     task: Autoencoder
-    training: Training
-    sweep: Sweep | None = None
-    checkpoint: Checkpoint = Checkpoint()
 
 
-class LanguageConfig(_Experiment):
+class LanguageConfig(_OnData):
     """An experiment with ``task.kind = "language"``."""
 
     task: Language
-    training: Training
-    sweep: Sweep | None = None
-    checkpoint: Checkpoint = Checkpoint()
 
 
 class SurfaceConfig(_Experiment):
