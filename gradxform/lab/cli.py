@@ -266,7 +266,7 @@ def _run(
     distributed: str | None,
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
-    config, _ = _load(name, overrides, data_dir)
+    config = _load(name, overrides, data_dir)
     writes = endings.joined(distributed)
 
     import jax
@@ -441,12 +441,13 @@ def _sweep(
     distributed: str | None,
 ) -> None:
     name, overrides = _asked(name, overrides, out, resume)
-    config, dataset = _load(name, overrides, data_dir, is_sweep=True)
+    config = _load(name, overrides, data_dir, is_sweep=True)
     writes = endings.joined(distributed)
 
     from gradxform.lab import optimizers, results
     from gradxform.lab.checkpoints import of_this_version
     from gradxform.lab.data import checksum, load
+    from gradxform.lab.schema import SurfaceConfig
     from gradxform.lab.sweep import sweep as sweep_all
 
     rows: dict[int, Row] = {}
@@ -463,7 +464,8 @@ def _sweep(
             if snapshot is not None:
                 with of_this_version():
                     rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
-            data = None if dataset is None else load(dataset, data_dir)
+            on_surface = isinstance(config, SurfaceConfig)
+            data = None if on_surface else load(config.task.dataset, data_dir)
         endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
         try:
             with (
@@ -514,8 +516,8 @@ def _movie(
 
 def _load(
     name: str, overrides: Sequence[str], data_dir: Path | None, *, is_sweep: bool = False
-) -> "tuple[Config, str | None]":
-    """The config, and the name of the data set if it has one."""
+) -> "Config":
+    """The config, with a word on a folder of data that it does not use."""
     from gradxform.lab.config import load_config, require_sweep
     from gradxform.lab.schema import SurfaceConfig
 
@@ -529,7 +531,7 @@ def _load(
     if data_dir is not None and dataset in _WITHOUT_FILES:
         why = _WITHOUT_FILES[dataset]
         print(f"gradxform: --data-dir {data_dir} is not used: {why}", file=sys.stderr)
-    return config, dataset
+    return config
 
 
 def _show(table: Table, folder: Path) -> None:

@@ -235,7 +235,7 @@ def test_no_device_holds_more_than_its_part_of_the_data():
 
 
 def test_a_process_keeps_its_own_part_of_the_data_alone(tmp_path):
-    """Once it has read and verified all of it: Python's memory holds no more than its part."""
+    """Once it has read and verified all: no block of Python's memory is larger than its part."""
     rng = np.random.default_rng(0)
     for name, count in (("data_batch_1", 2000), ("data_batch_2", 1000), ("test_batch", 900)):
         records = rng.integers(0, 256, (count, 3073), np.uint8)
