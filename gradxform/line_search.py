@@ -9,9 +9,11 @@ import optax
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.info import carry_totals, diagnostics
 from gradxform.protocol import check_value, require, transformation
 
 
+@diagnostics
 class LineSearchInfo(NamedTuple):
     """What the search did; the counters run over all updates."""
 
@@ -54,8 +56,6 @@ class LineSearchState(NamedTuple):
 
 _IDLE = 10  # accepted points without progress before a reset, and again before a stall
 _FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
-# of a direction, that run over all updates, whatever became of its memory
-_COUNTERS = ("curvature_products", "fallbacks", "modified", "restarts", "skipped")
 
 
 def with_line_search(
@@ -214,7 +214,7 @@ def with_line_search(
 
         def next_direction() -> tuple[tree.PyTree, optax.OptState]:
             point, slopes = (x, g) if repeatable else (there, here)
-            anew = _begun_anew(inner.init(point), state.inner_state)
+            anew = carry_totals(inner.init(point), state.inner_state)
             memory = tree.select(state.forget, anew, state.inner_state)
             extra = {**extra_args, "value": value, "grad": slopes}
             ascent, memory = inner.update(slopes, memory, point, **extra)
@@ -283,16 +283,6 @@ def with_line_search(
 @eval_params.register
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
     return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.params, params))
-
-
-def _begun_anew(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:
-    """The state ``fresh`` of a method, with the counters of ``old``."""
-
-    def carried(path: tuple[Any, ...], new: jax.Array, old: jax.Array) -> jax.Array:
-        named = any(getattr(key, "name", None) in _COUNTERS for key in path[-1:])
-        return old if named else new
-
-    return jax.tree_util.tree_map_with_path(carried, fresh, old)
 
 
 def _is_wolfe(

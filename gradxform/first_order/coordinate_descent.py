@@ -10,8 +10,10 @@ import optax
 
 from gradxform import protocol, tree
 from gradxform.hyperparameters import Scalar, check, check_choice, scalar
+from gradxform.info import diagnostics
 
 
+@diagnostics
 class CoordinateDescentInfo(NamedTuple):
     """What the updates did."""
 

@@ -1,7 +1,7 @@
 """One epoch of training and the evaluation after it, as pure functions: what a run compiles."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from gradxform.evaluation import eval_params
+from gradxform.info import infos, total
 from gradxform.lab.batching import Batches, Order, epoch_batches
 from gradxform.lab.data import Split
 from gradxform.lab.processes import (
@@ -211,7 +212,7 @@ def evaluate(
     size = examples.size
     block = min(size, EVALUATION_BLOCK)
 
-    def sums(total: dict[str, jax.Array], begin: jax.Array) -> tuple[dict[str, jax.Array], None]:
+    def sums(sofar: dict[str, jax.Array], begin: jax.Array) -> tuple[dict[str, jax.Array], None]:
         first = jnp.minimum(begin, size - block)  # the last block overlaps the one before
         at = first + jnp.arange(block)
         drawn = Batches(at[None], (at >= begin).astype(jnp.float32)[None])
@@ -221,34 +222,26 @@ def evaluate(
         batch = Batch(examples.x[at], examples.y[at], weight)
         if mesh is not None:
             batch = divided(batch, mesh)
-        return jax.tree.map(jnp.add, total, task.metrics(params, batch)), None
+        return jax.tree.map(jnp.add, sofar, task.metrics(params, batch)), None
 
     probe = Batch(examples.x[:1], examples.y[:1], jnp.ones(1))
     shapes = jax.eval_shape(task.metrics, params, probe)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     totals, _ = jax.lax.scan(sums, zeros, jnp.arange(0, size, block))
-    return {metric: total / size for metric, total in totals.items()}
+    return {metric: summed / size for metric, summed in totals.items()}
 
 
 def _work(state: optax.OptState) -> jax.Array:
-    """What the ``info`` of each method in a state counts over all updates, in gradients."""
-    total = jnp.zeros((), jnp.float32)
-    for _, info in optax.tree.get_all_with_path(state, "info"):
+    """What the methods in a state report to have evaluated over all updates, in gradients."""
+    cost = jnp.zeros((), jnp.float32)
+    for info in infos(state):
         exact = hasattr(info, "gradient_equivalents")
         names = ("gradient_equivalents",) if exact else ("curvature_products", "evaluations")
-        total += _sum_of(info, names)
-    return total
+        for name in names:
+            cost += jnp.sum(jnp.asarray(getattr(info, name, 0), jnp.float32))
+    return cost
 
 
 def _searched(state: optax.OptState) -> jax.Array:
     """The evaluations that Optax's line searches made in the last update."""
-    infos = optax.tree.get_all_with_path(state, "info")
-    zero = jnp.zeros((), jnp.float32)
-    return sum((_sum_of(info, ("num_linesearch_steps",)) for _, info in infos), start=zero)
-
-
-def _sum_of(info: Any, names: Sequence[str]) -> jax.Array:
-    counts = (
-        jnp.sum(jnp.asarray(getattr(info, n), jnp.float32)) for n in names if hasattr(info, n)
-    )
-    return sum(counts, start=jnp.zeros((), jnp.float32))
+    return total(state, "num_linesearch_steps").astype(jnp.float32)

@@ -21,6 +21,7 @@ from gradxform.curvature import (
     gauss_newton,
 )
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
+from gradxform.info import diagnostics
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
 _LEAST, _LARGEST = 1e-30, 1e30  # λ stays between them
@@ -31,6 +32,7 @@ _VALUE = 1 / 3  # gradients that a value alone costs
 _IDLE = 10  # steps in a row without progress until it has stalled
 
 
+@diagnostics
 class HessianFreeInfo(NamedTuple):
     """What the updates did; the counters run over all updates."""
 

@@ -11,8 +11,10 @@ from gradxform import protocol, tree
 from gradxform.curvature import Curvature, Product, check_curvature, hessian
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import LearningRate, Scalar, check, check_static, scalar
+from gradxform.info import diagnostics
 
 
+@diagnostics
 class NewtonInfo(NamedTuple):
     """What the updates did; the counters run over all updates."""
 

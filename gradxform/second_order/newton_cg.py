@@ -22,10 +22,12 @@ from gradxform.curvature import (
 )
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import LearningRate, Scalar, check, check_choice, scalar
+from gradxform.info import diagnostics
 
 Forcing = Literal["eisenstat_walker", "fixed"]
 
 
+@diagnostics
 class NewtonCgInfo(NamedTuple):
     """What the updates did; the counters run over all updates."""
 

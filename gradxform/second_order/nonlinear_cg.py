@@ -8,12 +8,14 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, check, check_choice, scalar
+from gradxform.info import diagnostics
 from gradxform.line_search import with_line_search
 from gradxform.protocol import transformation
 
 Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
 
 
+@diagnostics
 class NonlinearCgInfo(NamedTuple):
     """What the last updates did."""
 

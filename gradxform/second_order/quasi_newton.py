@@ -8,10 +8,12 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
+from gradxform.info import diagnostics
 from gradxform.line_search import with_line_search
 from gradxform.protocol import require, transformation
 
 
+@diagnostics
 class QuasiNewtonInfo(NamedTuple):
     """What became of the curvature pairs."""
 
@@ -68,6 +70,7 @@ class ScaleByBfgsState(NamedTuple):
     """State of :func:`scale_by_bfgs`, all in at least float32."""
 
     started: jax.Array  #: whether there was an update yet
+    learnt: jax.Array  #: whether H has learnt from a pair yet
     params: tree.PyTree  #: θ of the last update
     grad: tree.PyTree  #: g of the last update
     inverse_hessian: tree.PyTree  #: H, n × n; with ``ravel=False`` the rows of each leaf in one
@@ -102,6 +105,7 @@ def scale_by_bfgs(
             tree.check_whole("scale_by_bfgs", params)
         return ScaleByBfgsState(
             started=jnp.array(False),
+            learnt=jnp.array(False),
             params=flatten(tree.zeros_like(params)),
             grad=flatten(tree.zeros_like(params)),
             inverse_hessian=tree.identity_rows(flatten(params)),
@@ -127,8 +131,9 @@ def scale_by_bfgs(
         hy = tree.rows_dot(state.inverse_hessian, pair.y)
         yhy = tree.vdot(pair.y, hy)
         by_direction = tree.divide(pair.sy, yhy)
-        first = state.info.pairs == 0
-        scale = jnp.where(first, by_direction, jnp.maximum(by_direction, 1) if self_scaling else 1)
+        scale = jnp.where(
+            ~state.learnt, by_direction, jnp.maximum(by_direction, 1) if self_scaling else 1
+        )
         scale = jnp.where(pair.useful, scale, 1)
         # N&W eq. 6.17, (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, multiplied out: H − s pᵀ − p sᵀ
         rho = tree.divide(scalar(1), pair.sy)
@@ -142,7 +147,8 @@ def scale_by_bfgs(
             p,
         )
         info = _counted(state.info, pair)
-        new_state = ScaleByBfgsState(jnp.ones_like(state.started), theta, g, h, info)
+        started, learnt = jnp.ones_like(state.started), state.learnt | pair.useful
+        new_state = ScaleByBfgsState(started, learnt, theta, g, h, info)
         direction = tree.unflatten(tree.rows_dot(h, g), grads)
         return tree.cast_like(direction, grads), new_state
 

@@ -11,6 +11,7 @@ from gradxform import protocol, tree
 from gradxform.curvature import Curvature, Product, check_curvature, hessian
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Scalar, check, check_choice, check_static, scalar
+from gradxform.info import diagnostics
 from gradxform.second_order.newton import dense
 from gradxform.second_order.steihaug import Step, cauchy_length, steihaug_step
 
@@ -27,6 +28,7 @@ _SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rou
 _IDLE = 10  # accepted points in a row without progress until it has stalled
 
 
+@diagnostics
 class TrustRegionInfo(NamedTuple):
     """What the method did; the counters run over all updates."""
 
