@@ -247,7 +247,7 @@ def with_line_search(
         t = jnp.select([start, improved, failed], [fresh_t, low.t, 0.0], t)
         waiting = state.begin & ~accept  # the first value is not finite: stay
         t = jnp.where(waiting, 0, t)
-        ulp = min((jnp.finfo(jnp.asarray(p).dtype).eps for p in jax.tree.leaves(params)), default=0)
+        ulp = min((float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0)
 
         new_state = LineSearchState(
             params=x,
@@ -313,7 +313,7 @@ def _exhausted(
     flat = width * slope <= rounding
     limit = jnp.where(flat, jnp.minimum(_FLAT_TRIALS, max_trials), max_trials)
     finest = jnp.maximum(4 * jnp.finfo(high.t.dtype).eps * high.t, state.resolution)
-    return (state.trials + 1 >= limit) | (jnp.isfinite(high.t) & (width <= finest))
+    return (scalar(state.trials + 1) >= limit) | (jnp.isfinite(high.t) & (width <= finest))
 
 
 def _resolution(d: tree.PyTree, x: tree.PyTree, ulp: jax.typing.ArrayLike) -> jax.Array:

@@ -20,10 +20,21 @@ PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
 
 
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """``dtype``, or float32 where it is narrower or no floating-point type.
+
+    >>> wide(jnp.bfloat16)
+    dtype('float32')
+    """
+    # jnp.promote_types refuses two dtypes under jax_numpy_dtype_promotion="strict"
+    is_wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
+    return jnp.dtype(dtype if is_wide else jnp.float32)
+
+
 def promote(x: Array) -> Array:
     """``x`` in at least float32."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide(x.dtype))
 
 
 def map(f: Callable[..., Array], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -96,15 +107,14 @@ def zeros_like(params: PyTree) -> PyTree:
     """
     check_floating(params)
     zeros = jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(jnp.result_type(p), jnp.float32)),
-        params,
+        lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params
     )
     return sharded_like(zeros, params)
 
 
 def copy(params: PyTree) -> PyTree:
     """A copy of ``params`` in at least float32, in buffers of its own: both can be donated."""
-    return jax.tree.map(lambda zero, p: zero + jnp.asarray(p), zeros_like(params), params)
+    return jax.tree.map(lambda zero, p: zero + promote(p), zeros_like(params), params)
 
 
 def max_abs(tree: PyTree) -> Array:
@@ -254,10 +264,13 @@ def identity_rows(like: PyTree) -> PyTree:
     """The rows of the identity, in at least float32; no device makes more than its own."""
     leaves, structure = jax.tree.flatten(jax.tree.map(promote, like))
     *starts, size = itertools.accumulate((x.size for x in leaves), initial=0)
-    rows = [
-        (jnp.arange(i, i + x.size).reshape(x.shape)[..., None] == jnp.arange(size)).astype(x.dtype)
-        for i, x in zip(starts, leaves, strict=True)
-    ]
+
+    def ones(start: int, x: Array) -> Array:
+        row = jnp.arange(start, start + x.size).reshape(*x.shape, 1)
+        column = jnp.arange(size).reshape(*[1] * x.ndim, size)
+        return (row == column).astype(x.dtype)
+
+    rows = [ones(i, x) for i, x in zip(starts, leaves, strict=True)]
     return _rows_sharded_like(jax.tree.unflatten(structure, rows), like)
 
 
@@ -266,6 +279,11 @@ def _rows_sharded_like(rows: PyTree, like: PyTree) -> PyTree:
         return rows
     places = jax.tree.map(lambda x, rows: jnp.broadcast_to(x[..., None], rows.shape), like, rows)
     return sharded_like(rows, places)
+
+
+def outer(x: Array, row: Array) -> Array:
+    """``x[..., i] row[j]``: entries of a vector like ``x`` times a ravelled one."""
+    return x[..., None] * jnp.expand_dims(row, range(x.ndim))
 
 
 def rows_dot(rows: PyTree, vector: PyTree) -> PyTree:

@@ -280,7 +280,7 @@ def _line_minimum(
         return _LineSearch(best, step, first_slope, search.evaluations + 1, non_finite, done)
 
     def unfinished(search: _LineSearch) -> jax.Array:
-        return ~search.done & (search.evaluations <= max_newton_steps)
+        return ~search.done & (scalar(search.evaluations) <= max_newton_steps)
 
     none = jnp.zeros((), jnp.int32)
     start = _SectionPoint(zero, zero, zero, zero)

@@ -257,10 +257,10 @@ def hessian_free(
         lam = jnp.where(moves, new, lam)
 
         better = finite & ((f0 < state.lowest) | (size < 0.9 * state.smallest))
-        idle = jnp.where(better, 0, state.idle + accept)
+        idle = jnp.where(better, 0, state.idle + accept.astype(jnp.int32))
 
         p = tree.scale(jnp.where(accept, alpha * size, 0), chosen.p)
-        work = share * products + _VALUE * (evaluations + more)
+        work = share * scalar(products) + _VALUE * scalar(evaluations + more)
         new_info = HessianFreeInfo(
             curvature_products=tree.add_count(info.curvature_products, products),
             evaluations=tree.add_count(info.evaluations, evaluations + more),
@@ -390,7 +390,7 @@ def _conjugate_gradients(
         )
         k = jnp.maximum(10, i // 10)
         gained = q - cg.history[jnp.maximum(i - k, 0)]
-        slow = (i > k) & (q < 0) & (gained > k * progress * q)
+        slow = (i > k) & (q < 0) & (gained > scalar(k) * progress * q)
         return _Cg(
             p=p,
             r=r,
@@ -407,7 +407,7 @@ def _conjugate_gradients(
         )
 
     def unfinished(cg: _Cg) -> jax.Array:
-        return ~cg.done & (cg.iterations < maxiter) & (cg.rz > rounding)
+        return ~cg.done & (scalar(cg.iterations) < maxiter) & (cg.rz > rounding)
 
     return jax.lax.while_loop(unfinished, body, cg)
 

@@ -75,7 +75,7 @@ def steihaug_step(
         )
 
     def unfinished(cg: _Cg) -> jax.Array:
-        return ~cg.done & (cg.iterations < maxiter)
+        return ~cg.done & (scalar(cg.iterations) < maxiter)
 
     none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
     zeros = jax.tree.map(jnp.zeros_like, r)

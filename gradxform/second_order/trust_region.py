@@ -405,7 +405,7 @@ def _eigen_model(
     curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
     matrix = matrix / jnp.where(curvature_size > 0, curvature_size, 1)
     scales = _scales(matrix) if scaling == "curvature" else jnp.ones_like(gradient)
-    values, axes = jnp.linalg.eigh(matrix / scales[:, None] / scales)
+    values, axes = jnp.linalg.eigh(matrix / scales[:, None] / scales[None, :])
     axes = axes / scales[:, None]
     slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
     model = EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
