@@ -148,17 +148,27 @@ def square_bounded(grads: PyTree) -> PyTree:
     True
     """
 
-    def bound(g: Array) -> Array:
-        largest = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 11)
-        return jnp.where(jnp.isinf(g), g, jnp.clip(g, -largest, largest))
+    def bounded(g: Array) -> Array:
+        bound = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 11)
+        return jnp.where(jnp.isfinite(g), jnp.clip(g, -bound, bound), g)
 
-    return map(bound, grads)
+    return map(bounded, grads)
 
 
 def add_count(count: Array, more: Array | int) -> Array:
     """``count + more``, staying at the largest integer instead of overflowing."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count > largest - more, largest, count + more)
+
+
+def norm(x: Array) -> Array:
+    """``‖x‖`` of an array, with derivative 0 at 0 as :func:`sqrt`."""
+    return sqrt(jnp.sum(jnp.square(x)))
+
+
+def largest(dtype: jax.typing.DTypeLike = float) -> float:
+    """The largest finite number: above every value, as infinity, but no alarm of a debugger."""
+    return float(jnp.finfo(jnp.result_type(dtype)).max)
 
 
 def vdot(a: PyTree, b: PyTree) -> Array:
@@ -194,8 +204,9 @@ def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
 
 
 def reciprocal(x: Array) -> Array:
-    """``1 / x``, and 1 where that is not finite."""
-    return jnp.where((x > 0) & jnp.isfinite(1 / x), 1 / x, 1)
+    """``1 / x`` for a size ``x``, and 1 where that is not finite: for 0 and NaN."""
+    usable = x > 2.0 ** -jnp.finfo(x.dtype).maxexp  # else 1 / x overflows
+    return jnp.where(usable, 1 / jnp.where(usable, x, 1), 1)
 
 
 # -- what is sharded over devices

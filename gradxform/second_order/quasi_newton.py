@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
 from gradxform.line_search import with_line_search
 from gradxform.protocol import require, transformation
@@ -35,7 +36,7 @@ class _Pair(NamedTuple):
 
 
 def _pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> _Pair:
-    longest = tree.max_abs(s), tree.max_abs(y)
+    longest = constant_size(s), constant_size(y)
     factor = tree.reciprocal(jnp.sqrt(longest[0]) * jnp.sqrt(longest[1]))
     s, y = tree.scale(factor, s), tree.scale(factor, y)
     sy, ss, yy = tree.vdot(s, y), tree.vdot(s, s), tree.vdot(y, y)
