@@ -20,7 +20,7 @@ LearningRate: TypeAlias = Scalar | Schedule
 
 def scalar(value: jax.typing.ArrayLike) -> jax.Array:
     """``value`` in at least float32, whatever dtype a wrapper rounded it to, and strongly typed."""
-    return jnp.asarray(value, dtype=jnp.promote_types(jnp.result_type(float), jnp.float32))
+    return jnp.asarray(value, dtype=jnp.result_type(float))
 
 
 def below_one(decay: jax.typing.ArrayLike) -> jax.Array:

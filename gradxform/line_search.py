@@ -40,7 +40,7 @@ class LineSearchState(NamedTuple):
     direction: tree.PyTree  #: d, in at least float32
     origin: Trial  #: φ(0) and φ'(0)
     low: Trial  #: the end of the bracket from which φ descends into it
-    high: Trial  #: the other end; infinite while there is none
+    high: Trial  #: the other end; the largest number three times while there is none
     t: jax.Array  #: of the trial point in the loop
     resolution: jax.Array  #: the step at which x begins to move
     trials: jax.Array  #: trial points of this search so far
@@ -169,8 +169,8 @@ def with_line_search(
             begin=jnp.array(True),
             steepest=jnp.array(False),
             forget=jnp.array(False),
-            lowest=number(jnp.inf),
-            smallest=number(jnp.inf),
+            lowest=number(tree.largest()),
+            smallest=number(tree.largest()),
             idle=count(),
             inner_state=inner.init(flatten(params)),
             info=LineSearchInfo(count(), count(), count(), number(), jnp.array(False)),
@@ -241,13 +241,13 @@ def with_line_search(
         fresh_t = jnp.where(
             unscaled, _first_step(x, origin, state, steepest | (info.accepted == 0)), 1
         )
-        none = Trial(scalar(jnp.inf), scalar(jnp.inf), scalar(jnp.inf))
+        none = Trial(*(scalar(tree.largest()) for _ in range(3)))
         low = tree.select(start, origin, low)
         high = tree.select(start, none, high)
         t = jnp.select([start, improved, failed], [fresh_t, low.t, 0.0], t)
         waiting = state.begin & ~accept  # the first value is not finite: stay
         t = jnp.where(waiting, 0, t)
-        ulp = min((jnp.finfo(jnp.asarray(p).dtype).eps for p in jax.tree.leaves(params)), default=0)
+        ulp = min((float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0)
 
         new_state = LineSearchState(
             params=x,
@@ -298,22 +298,33 @@ def _exhausted(
     state: LineSearchState, low: Trial, high: Trial, rounding: jax.Array, max_trials: jax.Array
 ) -> jax.Array:
     """Whether the search has no trial point left that could tell more."""
-    width = high.t - low.t
-    slope = jnp.maximum(jnp.abs(low.slope), jnp.abs(high.slope))
-    flat = width * slope <= rounding
+    closed = _is_closed(high)
+    width = jnp.where(closed, high.t, low.t) - low.t
+    slope = jnp.maximum(jnp.abs(low.slope), jnp.where(closed, jnp.abs(high.slope), 0))
+    flat = closed & (width * slope <= rounding)
     limit = jnp.where(flat, jnp.minimum(_FLAT_TRIALS, max_trials), max_trials)
-    finest = jnp.maximum(4 * jnp.finfo(high.t.dtype).eps * high.t, state.resolution)
-    return (state.trials + 1 >= limit) | (jnp.isfinite(high.t) & (width <= finest))
+    finest = jnp.maximum(4 * (jnp.finfo(high.t.dtype).eps * high.t), state.resolution)
+    return (scalar(state.trials + 1) >= limit) | (closed & (width <= finest))
+
+
+def _is_closed(high: Trial) -> jax.Array:
+    """Whether the bracket has an upper end."""
+    return high.t < tree.largest()
 
 
 def _resolution(d: tree.PyTree, x: tree.PyTree, ulp: jax.typing.ArrayLike) -> jax.Array:
     """The least t that moves an entry of x + t d, for a relative spacing of the numbers."""
 
     def speed(d: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.where(d == 0, 0, jnp.abs(d) / (ulp * jnp.abs(x)))
+        # over the entries of d, which may be of any size, so that no quotient overflows
+        still = ulp * jnp.abs(x) <= jnp.abs(d) / tree.largest(d.dtype)
+        quotient = jnp.abs(d) / jnp.where(still, 1, ulp * jnp.abs(x))
+        return jnp.where(d == 0, 0, jnp.where(still, tree.largest(d.dtype), quotient))
 
-    fastest = tree.max_abs(jax.tree.map(speed, d, x))
-    return jnp.where(fastest > 0, 1 / fastest, 0)
+    # it is compared alone, and has no derivative
+    fastest = tree.max_abs(jax.tree.map(speed, *jax.lax.stop_gradient((d, x))))
+    moves = (fastest > 0) & (fastest < tree.largest(fastest.dtype))
+    return jnp.where(moves, 1 / jnp.where(moves, fastest, 1), 0)
 
 
 def _narrow(
@@ -321,36 +332,49 @@ def _narrow(
 ) -> tuple[Trial, Trial, jax.Array]:
     """The bracket after a trial that was not accepted, and the next trial in it or beyond it."""
     before = state.low
+    # branches that are not taken must be finite, or their derivatives are NaN
+    trial = tree.select(finite, trial, state.origin._replace(t=trial.t))
     too_far = ~finite | (trial.value > state.origin.value + eps) | (trial.slope >= 0)
-    barrier = Trial(trial.t, jnp.where(finite, trial.value, jnp.inf), trial.slope)
+    barrier = trial._replace(value=jnp.where(finite, trial.value, tree.largest()))
     low = tree.select(too_far, before, trial)
     high = tree.select(too_far, barrier, state.high)
 
-    width = high.t - low.t
-    guess = jnp.where(jnp.abs(high.value - low.value) <= eps, _secant(low, high), _cubic(low, high))
-    guess = jnp.where(jnp.isfinite(guess), guess, low.t + 0.5 * width)
-    guess = jnp.where(state.trials % 3 == 2, low.t + 0.5 * width, guess)  # always shrinks
-    inside = jnp.clip(guess, low.t + 0.01 * width, high.t - 0.01 * width)
-    inside = jnp.where(jnp.isfinite(high.value), inside, low.t + 0.1 * width)
+    closed, known = _is_closed(high), high.value < tree.largest()
+    end = tree.select(closed & known, high, low)
+    width = jnp.where(closed, high.t, low.t) - low.t
+    middle = low.t + 0.5 * width
+    alike = jnp.abs(end.value - low.value) <= eps
+    guess = jnp.where(alike, _secant(low, end, middle), _cubic(low, end, middle))
+    guess = jnp.where(state.trials % 3 == 2, middle, guess)  # always shrinks
+    inside = jnp.clip(guess, low.t + 0.01 * width, low.t + width - 0.01 * width)
+    inside = jnp.where(known, inside, low.t + 0.1 * width)
 
-    ahead = _secant(before, trial)
+    ahead = _secant(before, trial, 10 * trial.t)
     ahead = jnp.where(ahead > trial.t, ahead, 10 * trial.t)
     beyond = jnp.clip(ahead, 2 * trial.t, 10 * trial.t)
-    return low, high, jnp.where(jnp.isfinite(high.t), inside, beyond)
+    return low, high, jnp.where(closed, inside, beyond)
 
 
-def _secant(a: Trial, b: Trial) -> jax.Array:
-    """Where the line through the two slopes is zero."""
-    return (a.t * b.slope - b.t * a.slope) / (b.slope - a.slope)
+def _secant(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
+    """Where the line through the two slopes is zero; ``otherwise`` where it is level."""
+    bend = b.slope - a.slope
+    t = tree.divide(a.t * b.slope - b.t * a.slope, bend)
+    return jnp.where((bend != 0) & jnp.isfinite(t), t, otherwise)
 
 
-def _cubic(a: Trial, b: Trial) -> jax.Array:
-    """The minimum of the cubic through two values and slopes (Nocedal & Wright, eq. 3.59)."""
-    d1 = a.slope + b.slope - 3 * (a.value - b.value) / (a.t - b.t)
+def _cubic(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
+    """The minimum of the cubic through two values and slopes (Nocedal & Wright, eq. 3.59).
+
+    ``otherwise`` where it has none.
+    """
+    d1 = a.slope + b.slope - 3 * tree.divide(a.value - b.value, a.t - b.t)
     size = jnp.maximum(jnp.abs(d1), jnp.maximum(jnp.abs(a.slope), jnp.abs(b.slope)))
-    root = size * jnp.sqrt((d1 / size) ** 2 - (a.slope / size) * (b.slope / size))
-    d2 = jnp.sign(b.t - a.t) * root
-    return b.t - (b.t - a.t) * (b.slope + d2 - d1) / (b.slope - a.slope + 2 * d2)
+    unit = tree.reciprocal(jax.lax.stop_gradient(size))  # keeps the squares in range
+    discriminant = (unit * d1) ** 2 - (unit * a.slope) * (unit * b.slope)
+    d2 = jnp.sign(b.t - a.t) * tree.sqrt(jnp.maximum(discriminant, 0)) / unit
+    bend = b.slope - a.slope + 2 * d2
+    t = b.t - (b.t - a.t) * tree.divide(b.slope + d2 - d1, bend)
+    return jnp.where((discriminant >= 0) & (bend != 0) & jnp.isfinite(t), t, otherwise)
 
 
 def _first_step(

@@ -297,7 +297,7 @@ def _run(
             at_rest,
             loop.steps + running.astype(jnp.int32),
             # Optax's line searches report the evaluations of each update, not their sum
-            loop.evaluations + 1 + running * _total(state, "num_linesearch_steps"),
+            loop.evaluations + 1 + running.astype(jnp.int32) * _total(state, "num_linesearch_steps"),
             jnp.where(stalled, Status.stalled, status).astype(jnp.int32),
         )
 

@@ -20,10 +20,21 @@ PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
 
 
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """``dtype``, or float32 where it is narrower or no floating-point type.
+
+    >>> wide(jnp.bfloat16)
+    dtype('float32')
+    """
+    # jnp.promote_types refuses two dtypes under jax_numpy_dtype_promotion="strict"
+    is_wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
+    return jnp.dtype(dtype if is_wide else jnp.float32)
+
+
 def promote(x: Array) -> Array:
     """``x`` in at least float32."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide(x.dtype))
 
 
 def map(f: Callable[..., Array], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -96,15 +107,14 @@ def zeros_like(params: PyTree) -> PyTree:
     """
     check_floating(params)
     zeros = jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(jnp.result_type(p), jnp.float32)),
-        params,
+        lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params
     )
     return sharded_like(zeros, params)
 
 
 def copy(params: PyTree) -> PyTree:
     """A copy of ``params`` in at least float32, in buffers of its own: both can be donated."""
-    return jax.tree.map(lambda zero, p: zero + jnp.asarray(p), zeros_like(params), params)
+    return jax.tree.map(lambda zero, p: zero + promote(p), zeros_like(params), params)
 
 
 def max_abs(tree: PyTree) -> Array:
@@ -138,17 +148,27 @@ def square_bounded(grads: PyTree) -> PyTree:
     True
     """
 
-    def bound(g: Array) -> Array:
-        largest = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 11)
-        return jnp.where(jnp.isinf(g), g, jnp.clip(g, -largest, largest))
+    def bounded(g: Array) -> Array:
+        bound = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 11)
+        return jnp.where(jnp.isfinite(g), jnp.clip(g, -bound, bound), g)
 
-    return map(bound, grads)
+    return map(bounded, grads)
 
 
 def add_count(count: Array, more: Array | int) -> Array:
     """``count + more``, staying at the largest integer instead of overflowing."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count > largest - more, largest, count + more)
+
+
+def norm(x: Array) -> Array:
+    """``‖x‖`` of an array, with derivative 0 at 0 as :func:`sqrt`."""
+    return sqrt(jnp.sum(jnp.square(x)))
+
+
+def largest(dtype: jax.typing.DTypeLike = float) -> float:
+    """The largest finite number: above every value, as infinity, but no alarm of a debugger."""
+    return float(jnp.finfo(jnp.result_type(dtype)).max)
 
 
 def vdot(a: PyTree, b: PyTree) -> Array:
@@ -184,8 +204,9 @@ def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
 
 
 def reciprocal(x: Array) -> Array:
-    """``1 / x``, and 1 where that is not finite."""
-    return jnp.where((x > 0) & jnp.isfinite(1 / x), 1 / x, 1)
+    """``1 / x`` for a size ``x``, and 1 where that is not finite: for 0 and NaN."""
+    usable = x > 2.0 ** -jnp.finfo(x.dtype).maxexp  # else 1 / x overflows
+    return jnp.where(usable, 1 / jnp.where(usable, x, 1), 1)
 
 
 # -- what is sharded over devices
@@ -254,10 +275,13 @@ def identity_rows(like: PyTree) -> PyTree:
     """The rows of the identity, in at least float32; no device makes more than its own."""
     leaves, structure = jax.tree.flatten(jax.tree.map(promote, like))
     *starts, size = itertools.accumulate((x.size for x in leaves), initial=0)
-    rows = [
-        (jnp.arange(i, i + x.size).reshape(x.shape)[..., None] == jnp.arange(size)).astype(x.dtype)
-        for i, x in zip(starts, leaves, strict=True)
-    ]
+
+    def ones(start: int, x: Array) -> Array:
+        row = jnp.arange(start, start + x.size).reshape(*x.shape, 1)
+        column = jnp.arange(size).reshape(*[1] * x.ndim, size)
+        return (row == column).astype(x.dtype)
+
+    rows = [ones(i, x) for i, x in zip(starts, leaves, strict=True)]
     return _rows_sharded_like(jax.tree.unflatten(structure, rows), like)
 
 
@@ -266,6 +290,11 @@ def _rows_sharded_like(rows: PyTree, like: PyTree) -> PyTree:
         return rows
     places = jax.tree.map(lambda x, rows: jnp.broadcast_to(x[..., None], rows.shape), like, rows)
     return sharded_like(rows, places)
+
+
+def outer(x: Array, row: Array) -> Array:
+    """``x[..., i] row[j]``: entries of a vector like ``x`` times a ravelled one."""
+    return x[..., None] * jnp.expand_dims(row, range(x.ndim))
 
 
 def rows_dot(rows: PyTree, vector: PyTree) -> PyTree:

@@ -163,7 +163,7 @@ def nested_params(dtype: Any = jnp.float32) -> dict[str, Any]:
 
 def objective(params: Any) -> jax.Array:
     """A convex function that is not quadratic, with its minimum away from the axes."""
-    leaves = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(params)]
+    leaves = [gx.tree.promote(x) for x in jax.tree.leaves(params)]
     return sum(
         jnp.sum((i + 1.0) * jnp.square(x - 0.3) + 0.05 * (x - 0.3) ** 4)
         for i, x in enumerate(leaves)

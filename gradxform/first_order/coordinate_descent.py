@@ -143,7 +143,7 @@ def coordinate_descent(
             t,
         )
         # of a gradient that is not finite the direction is not either, and t is 0
-        updates = tree.map(lambda _, d: jnp.where(t == 0, 0, t * d), grads, direction)
+        updates = tree.map(lambda _, d: jnp.where(jnp.isfinite(d), t * d, 0), grads, direction)
         next_block = (state.next_block + 1) % blocks.count
         return updates, CoordinateDescentState(next_block, jax.random.key_data(key), info)
 
@@ -261,7 +261,7 @@ def _line_minimum(
 
         # the minimum of the parabola through φ and φ' at the best point and φ at the rejected one
         predicted = best.slope * search.step
-        back = -predicted / (2 * (trial.value - best.value - predicted))
+        back = tree.divide(-predicted, 2 * (trial.value - best.value - predicted))
         back = jnp.where(jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1)
         # from where nothing is known, by the root: a step too long by any power is soon undone
         size = jnp.abs(search.step)
@@ -282,10 +282,21 @@ def _line_minimum(
         return _LineSearch(best, step, first_slope, search.evaluations + 1, non_finite, done)
 
     def unfinished(search: _LineSearch) -> jax.Array:
-        return ~search.done & (search.evaluations <= max_newton_steps)
+        return ~search.done & (scalar(search.evaluations) <= max_newton_steps)
 
     none = jnp.zeros((), jnp.int32)
     start = _SectionPoint(zero, zero, zero, zero)
     search = _LineSearch(start, zero, zero, none, none, jnp.zeros((), bool))
-    search = jax.lax.while_loop(unfinished, body, search)
-    return search.best.t, search.evaluations, search.non_finite
+
+    def solve(_: Any, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        found = jax.lax.while_loop(unfinished, body, search)
+        return start + found.best.t, (found.evaluations, found.non_finite)
+
+    def along(bend: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
+        curvature = bend(one)  # at no minimum the point is taken as given
+        return jnp.where(curvature > 0, tree.divide(y, curvature), 0)
+
+    # JAX cannot reverse the loop, and need not: φ'(t) = 0 tells how its result depends on φ
+    slope = lambda t: scalar(jax.jvp(section, (t,), (one,))[1])
+    t, counts = jax.lax.custom_root(slope, zero, solve, along, has_aux=True)
+    return t, *counts

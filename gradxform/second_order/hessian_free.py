@@ -20,11 +20,11 @@ from gradxform.curvature import (
     checked_inverse,
     gauss_newton,
 )
+from gradxform.derivatives import constant_size, forward_only
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
 from gradxform.info import diagnostics
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
-_LEAST, _LARGEST = 1e-30, 1e30  # λ stays between them
 _SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept
 _ARMIJO, _SHRINK, _TRIALS = 1e-2, 0.8, 60  # of the line search
 _MOST_ITERATIONS = 1000
@@ -182,8 +182,8 @@ def hessian_free(
             count=count(),
             damping=number(first),
             direction=tree.zeros_like(params),
-            lowest=number(jnp.inf),
-            smallest=number(jnp.inf),
+            lowest=number(tree.largest()),
+            smallest=number(tree.largest()),
             idle=count(),
             info=info,
         )
@@ -208,7 +208,7 @@ def hessian_free(
         finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(grads))
 
         # all below is over the largest entry of the gradient, so that no unit overflows
-        size = scalar(jnp.where(finite, tree.max_abs(grads), 0))
+        size = scalar(jnp.where(finite, constant_size(grads), 0))
         unit = tree.reciprocal(size)
         g = tree.scale(unit, jax.tree.map(tree.promote, grads))
         g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
@@ -240,29 +240,29 @@ def hessian_free(
             """f(θ + p), as the loop will see it."""
             trial = tree.map(lambda x, p: x + size * p, params, p)
             f = scalar(value_fn(trial))
-            return jnp.where(jnp.isfinite(f), f, jnp.inf)
+            return jnp.where(jnp.isfinite(f), f, tree.largest())
 
-        f0 = scalar(value)
+        f0 = jnp.where(finite, scalar(value), 0)
         noise = 10 * jnp.finfo(value.dtype).eps * jnp.abs(f0)
         chosen, evaluations = _backtrack(value_at, cg, iterates)
         slope = size * (size * tree.vdot(g, chosen.p))
-        alpha, f, more = _line_search(value_at, chosen, f0 + noise, slope)
+        alpha, low, more = _line_search(value_at, chosen, f0 + noise, slope)
         predicted = -size * (size * chosen.q)
         hidden = (jnp.abs(f0 - chosen.f) <= noise) & (predicted <= noise) & (chosen.q < 0)
         ratio = jnp.where(hidden, 0.5, tree.divide(f0 - chosen.f, predicted))
         moves = finite & (size > 0)
-        accept = moves & jnp.isfinite(f)
+        accept = moves & low
 
         # -- Levenberg and Marquardt's rule
         factor = jnp.where(ratio > _GOOD, 1 / _FACTOR, jnp.where(ratio < _POOR, _FACTOR, 1))
-        new = jnp.where(lam > 0, jnp.clip(factor * lam, _LEAST, _LARGEST), 0)
+        new = jnp.where(lam > 0, jnp.clip(factor * lam, *_range(lam)), 0)
         lam = jnp.where(moves, new, lam)
 
         better = finite & ((f0 < state.lowest) | (size < 0.9 * state.smallest))
-        idle = jnp.where(better, 0, state.idle + accept)
+        idle = jnp.where(better, 0, state.idle + accept.astype(jnp.int32))
 
         p = tree.scale(jnp.where(accept, alpha * size, 0), chosen.p)
-        work = share * products + _VALUE * (evaluations + more)
+        work = share * scalar(products) + _VALUE * scalar(evaluations + more)
         new_info = HessianFreeInfo(
             curvature_products=tree.add_count(info.curvature_products, products),
             evaluations=tree.add_count(info.evaluations, evaluations + more),
@@ -306,8 +306,15 @@ def _sub_batch(
 
 def _curvature_along(product: Product, g: tree.PyTree) -> jax.Array:
     """gᵀGg/gᵀg, the size of the curvature along the gradient."""
-    ratio = jnp.abs(tree.vdot(g, product(g))) / tree.vdot(g, g)
-    return scalar(jnp.where((ratio > _LEAST) & (ratio < _LARGEST), ratio, 1))
+    ratio = scalar(tree.divide(jnp.abs(tree.vdot(g, product(g))), tree.vdot(g, g)))
+    least, most = _range(ratio)
+    return jnp.where((ratio > least) & (ratio < most), ratio, 1)
+
+
+def _range(x: jax.Array) -> tuple[float, float]:
+    """Between what λ stays, so that it times a vector neither overflows nor vanishes."""
+    power = int(jnp.finfo(x.dtype).maxexp) - 28
+    return 2.0**-power, 2.0**power
 
 
 def _limit(g: tree.PyTree) -> int:
@@ -392,7 +399,7 @@ def _conjugate_gradients(
         )
         k = jnp.maximum(10, i // 10)
         gained = q - cg.history[jnp.maximum(i - k, 0)]
-        slow = (i > k) & (q < 0) & (gained > k * progress * q)
+        slow = (i > k) & (q < 0) & (gained > scalar(k) * progress * q)
         return _Cg(
             p=p,
             r=r,
@@ -409,9 +416,9 @@ def _conjugate_gradients(
         )
 
     def unfinished(cg: _Cg) -> jax.Array:
-        return ~cg.done & (cg.iterations < maxiter) & (cg.rz > rounding)
+        return ~cg.done & (scalar(cg.iterations) < maxiter) & (cg.rz > rounding)
 
-    return jax.lax.while_loop(unfinished, body, cg)
+    return forward_only("hessian_free", jax.lax.while_loop(unfinished, body, cg))
 
 
 def _kept_iterations(limit: int) -> np.ndarray:
@@ -427,7 +434,7 @@ def _kept_iterations(limit: int) -> np.ndarray:
 class _Chosen(NamedTuple):
     p: tree.PyTree
     q: jax.Array  # the model there
-    f: jax.Array  # the objective there, +∞ for NaN
+    f: jax.Array  # the objective there, the largest number where it is not finite
 
 
 def _backtrack(
@@ -440,7 +447,7 @@ def _backtrack(
         slot = (cg.newest - back) % iterates
         p = jax.tree.map(lambda ring: ring[slot], cg.kept)
         f = value_at(p)
-        better = (f < best.f) | ~jnp.isfinite(best.f)
+        better = (f < best.f) | (best.f == tree.largest())
         earlier = _Chosen(p, cg.kept_q[slot], f)
         return tree.select(better, earlier, best), back + 1, better
 
@@ -465,7 +472,7 @@ def _line_search(
     bound: jax.Array,
     slope: jax.Array,
 ) -> _Trial:
-    """Armijo's search; the value is +∞ where none was low enough."""
+    """Armijo's search: α, whether the value there is low enough, and the values taken."""
     trials = jnp.array(0, jnp.int32)
 
     def too_high(alpha: jax.Array, f: jax.Array) -> jax.Array:
@@ -482,4 +489,4 @@ def _line_search(
 
     one = jnp.ones_like(chosen.f)
     alpha, f, trials = jax.lax.while_loop(unfinished, body, (one, chosen.f, trials))
-    return alpha, jnp.where(too_high(alpha, f) | ~(slope < 0), jnp.inf, f), trials
+    return alpha, ~too_high(alpha, f) & (slope < 0), trials

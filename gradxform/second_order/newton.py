@@ -87,11 +87,10 @@ def scale_by_newton(
         product = (curvature or hessian())(value_fn, params)
         matrix = dense(product, params, columns)
         damped = matrix + scalar(damping).astype(g.dtype) * jnp.eye(g.size, dtype=g.dtype)
-        factor = jnp.linalg.cholesky(damped)  # NaN where it is not positive definite
-        definite = jnp.isfinite(factor).all()
+        factor, definite = _cholesky(jax.lax.stop_gradient(damped))
         d = jax.lax.cond(
             definite,
-            lambda: cho_solve((factor, True), g),
+            lambda: _definite_solve(damped, factor, g),
             lambda: _modified_solve(damped, g, scalar(floor).astype(g.dtype)),
         )
         finite = jnp.isfinite(g).all()
@@ -184,15 +183,62 @@ def dense(product: Product, params: tree.PyTree, columns: int = 64) -> jax.Array
     return jax.lax.map(column, indices, batch_size=columns)
 
 
+@jax.jit  # jax_debug_nans looks at what leaves it alone: no NaN does
+def _cholesky(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lower factor, and whether there is one; the identity where there is none."""
+    factor = jnp.linalg.cholesky(matrix)  # NaN where the matrix is not positive definite
+    definite = jnp.isfinite(factor).all()
+    return jnp.where(definite, factor, jnp.eye(len(matrix), dtype=matrix.dtype)), definite
+
+
+def _definite_solve(matrix: jax.Array, factor: jax.Array, g: jax.Array) -> jax.Array:
+    """The solution by the factor, with derivatives by the same factor."""
+    return jax.lax.custom_linear_solve(
+        lambda d: _dot(matrix, d), g, lambda _, b: cho_solve((factor, True), b), symmetric=True
+    )
+
+
+@jax.custom_jvp
 def _modified_solve(matrix: jax.Array, g: jax.Array, floor: jax.Array) -> jax.Array:
     """The solution with the absolute eigenvalues, at least ``floor`` times the largest."""
     eigenvalues, q = jnp.linalg.eigh(matrix)
     size = jnp.abs(eigenvalues)
     size = jnp.maximum(size, floor * jnp.max(size))
-    highest = jax.lax.Precision.HIGHEST
-    along = jnp.matmul(g, q, precision=highest)
-    d = jnp.matmul(q, tree.reciprocal(size) * along, precision=highest)
+    d = _dot(q, tree.reciprocal(size) * _dot(g, q))
     return jnp.where(jnp.isfinite(d).all(), d, g)  # of a Hessian that is not finite nothing is left
+
+
+@_modified_solve.defjvp
+def _(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """By Daleckii and Krein's formula, which equal eigenvalues do not trouble."""
+    (matrix, g, floor), (d_matrix, d_g, d_floor) = primals, tangents
+    eigenvalues, q = jnp.linalg.eigh(matrix)
+    size = jnp.abs(eigenvalues)
+    most = jnp.max(size)
+    floored, is_most = size < floor * most, size == most
+    size = jnp.where(floored, floor * most, size)
+    inverse = tree.reciprocal(size)
+    u = inverse * _dot(g, q)
+
+    # the quotient of differences of the sizes and the eigenvalues, or the slope where these agree
+    gap = eigenvalues[:, None] - eigenvalues[None, :]
+    slope = jnp.where(floored, 0, jnp.sign(eigenvalues))
+    quotient = jnp.where(
+        gap == 0, slope[:, None], tree.divide(size[:, None] - size[None, :], gap)
+    )
+    turned = _dot(q.T, _dot(d_matrix, q))
+    d_most = jnp.mean(jnp.sign(eigenvalues) * jnp.diagonal(turned), where=is_most)
+    d_size = jnp.where(floored, floor * d_most + most * d_floor, 0)
+    d_u = inverse * (_dot(d_g, q) - _dot(quotient * turned, u) - d_size * u)
+    d = _dot(q, u)
+    finite = jnp.isfinite(d).all()
+    return jnp.where(finite, d, g), jnp.where(finite, _dot(q, d_u), d_g)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _check_size(params: tree.PyTree, max_size: int) -> None:

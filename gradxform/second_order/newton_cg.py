@@ -287,7 +287,7 @@ def _solve(
         tol,
         jnp.minimum(scalar(maxiter), most),
     )
-    products = jnp.sum(marks != 0, dtype=jnp.int32) + (norm > 0)
+    products = jnp.sum(marks != 0, dtype=jnp.int32) + (norm > 0).astype(jnp.int32)
     return tree.scale(norm / _NORM, d), products
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import Scalar, check, check_choice, scalar
 from gradxform.info import diagnostics
 from gradxform.line_search import with_line_search
@@ -78,7 +79,7 @@ def scale_by_nonlinear_cg(
         del params, extra_args
         g = tree.map(lambda _, g: g, state.grad, grads)
         # β does not depend on the unit of the gradient; this one keeps squares from underflowing
-        unit = tree.reciprocal(jnp.maximum(tree.max_abs(g), tree.max_abs(state.grad)))
+        unit = tree.reciprocal(constant_size((g, state.grad)))
         new, old, p = (tree.scale(unit, x) for x in (g, state.grad, state.direction))
         y = tree.map(jnp.subtract, new, old)
         gg, old_gg, py, gy = (
@@ -105,10 +106,11 @@ def scale_by_nonlinear_cg(
             | ~(tree.vdot(new, ascent) > 0)
             | ~jnp.isfinite(b)
         )
+        b = jnp.where(again, 0, b)
         direction = tree.select(again, g, tree.map(lambda g, p: g + b * p, g, state.direction))
         started = state.since_restart > 0
         info = NonlinearCgInfo(
-            jnp.where(again, 0, b).astype(state.info.beta.dtype),
+            b.astype(state.info.beta.dtype),
             tree.add_count(state.info.restarts, (again & started).astype(jnp.int32)),
         )
         since = jnp.where(again, 1, state.since_restart + 1)

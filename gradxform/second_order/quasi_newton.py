@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import Scalar, check, check_static, scalar
 from gradxform.info import diagnostics
 from gradxform.line_search import with_line_search
@@ -37,7 +38,7 @@ class _Pair(NamedTuple):
 
 
 def _pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> _Pair:
-    longest = tree.max_abs(s), tree.max_abs(y)
+    longest = constant_size(s), constant_size(y)
     factor = tree.reciprocal(jnp.sqrt(longest[0]) * jnp.sqrt(longest[1]))
     s, y = tree.scale(factor, s), tree.scale(factor, y)
     sy, ss, yy = tree.vdot(s, y), tree.vdot(s, s), tree.vdot(y, y)
@@ -141,7 +142,7 @@ def scale_by_bfgs(
         p = tree.map(lambda hy, s: rho * (scale * hy - middle * s), hy, pair.s)
         (row_s, _), (row_p, _) = tree.ravel(pair.s), tree.ravel(p)
         h = tree.map(
-            lambda h, s, p: scale * h - s[..., None] * row_p - p[..., None] * row_s,
+            lambda h, s, p: scale * h - tree.outer(s, row_p) - tree.outer(p, row_s),
             state.inverse_hessian,
             pair.s,
             p,
@@ -212,7 +213,7 @@ def scale_by_lbfgs(
             copies = jax.tree.map(lambda x: jnp.stack([x] * m), flatten(params))
             return tree.zeros_like(copies)
 
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(zeros()))
+        dtype = jnp.result_type(float, *jax.tree.leaves(zeros()))
         return ScaleByLbfgsState(
             started=jnp.array(False),
             params=zeros(),
@@ -240,7 +241,7 @@ def scale_by_lbfgs(
             tree.map(jnp.subtract, g, state.grad),
         )
         pair = _pair(*change, state.started)
-        slot = (jnp.arange(m) == state.oldest) & pair.useful  # where the pair goes, if it does
+        slot = (jnp.arange(m, dtype=jnp.int32) == state.oldest) & pair.useful  # where the pair goes, if it does
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
             return jax.tree.map(
@@ -285,7 +286,7 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     products = jax.tree.map(
         lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
     )
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
+    return sum(jax.tree.leaves(products), start=0.0)
 
 
 def bfgs(

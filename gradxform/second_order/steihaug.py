@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.curvature import Product
+from gradxform.derivatives import constant_size, forward_only
 from gradxform.hyperparameters import scalar
 
 
@@ -20,11 +21,12 @@ class Step(NamedTuple):
 
 
 def cauchy_length(product: Product, g: tree.PyTree) -> jax.Array:
-    """The length of the step along −g to the model's minimum, ‖g‖³ / |gᵀHg|."""
-    unit = tree.scale(tree.reciprocal(tree.max_abs(g)), g)
-    norm = jnp.sqrt(tree.vdot(unit, unit))
+    """The length of the step along −g to the model's minimum, ‖g‖³ / |gᵀHg|; 0 if none."""
+    size = constant_size(g)
+    unit = tree.scale(tree.reciprocal(size), g)
+    norm = tree.sqrt(tree.vdot(unit, unit))
     unit = tree.scale(tree.reciprocal(norm), unit)
-    return scalar(tree.max_abs(g) * norm / jnp.abs(tree.vdot(unit, product(unit))))
+    return scalar(tree.divide(size * norm, jnp.abs(tree.vdot(unit, product(unit)))))
 
 
 class _Cg(NamedTuple):
@@ -46,7 +48,7 @@ def steihaug_step(
     maxiter: jax.Array,
 ) -> tuple[Step, jax.Array, jax.Array]:
     """N&W Algorithm 7.2, whether its curvature was finite, and the products it took."""
-    size = scalar(tree.max_abs(g))
+    size = scalar(constant_size(g))
     unit = tree.reciprocal(size)
     r = tree.scale(unit, g)
     first = tree.vdot(r, r)
@@ -66,32 +68,33 @@ def steihaug_step(
         return _Cg(
             tree.map(lambda z, d: z + t * d, cg.z, cg.d),
             r,
-            tree.map(lambda d, r: next_rr / rr * d - r, cg.d, r),
+            tree.map(lambda d, r: tree.divide(next_rr, rr) * d - r, cg.d, r),
             cg.predicted + t * (rr - 0.5 * t * bend),
             cg.iterations + 1,
             finite & ~positive,
             finite,
-            leave | ~(jnp.sqrt(next_rr) > forcing * jnp.sqrt(first)),
+            leave | ~(tree.sqrt(next_rr) > forcing * tree.sqrt(first)),
         )
 
     def unfinished(cg: _Cg) -> jax.Array:
-        return ~cg.done & (cg.iterations < maxiter)
+        return ~cg.done & (scalar(cg.iterations) < maxiter)
 
     none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
     zeros = jax.tree.map(jnp.zeros_like, r)
     d = jax.tree.map(jnp.negative, r)
     start = _Cg(zeros, r, d, jnp.zeros_like(first), none, no, yes, first == 0)
     cg = jax.lax.while_loop(unfinished, body, start)
-    part = tree.scale(1 / radius, cg.z)
-    length = radius * jnp.sqrt(tree.vdot(part, part))
+    cg = forward_only('trust_region(solver="steihaug")', cg)
+    part = tree.scale(tree.reciprocal(radius), cg.z)
+    length = radius * tree.sqrt(tree.vdot(part, part))
     return Step(cg.z, length, size * cg.predicted, cg.negative), cg.finite, cg.iterations
 
 
 def _to_boundary(z: tree.PyTree, d: tree.PyTree, radius: jax.Array) -> jax.Array:
     """The τ ≥ 0 of ‖z + τd‖ = Δ."""
-    z, d = tree.scale(1 / radius, z), tree.scale(1 / radius, d)
+    z, d = (tree.scale(tree.reciprocal(radius), x) for x in (z, d))
     dd, zd = tree.vdot(d, d), tree.vdot(z, d)
     missing = jnp.maximum(1 - tree.vdot(z, z), 0)
-    root = jnp.sqrt(zd**2 + dd * missing)
+    root = tree.sqrt(zd**2 + dd * missing)
     # of the two forms of the root, the one that does not cancel
     return jnp.where(zd > 0, tree.divide(missing, zd + root), tree.divide(root - zd, dd))

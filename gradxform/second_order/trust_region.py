@@ -9,6 +9,7 @@ import optax
 
 from gradxform import protocol, tree
 from gradxform.curvature import Curvature, Product, check_curvature, hessian
+from gradxform.derivatives import eigh
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Scalar, check, check_choice, check_static, scalar
 from gradxform.info import diagnostics
@@ -23,7 +24,7 @@ _POOR, _GOOD = 0.5, 0.75
 _GROWTH, _BOUNDARY = 2.0, 0.9  # a step within a tenth of the boundary counts as on it
 _SHRINK = (0.1, 0.5)  # bounds of the factor by which a poor step is shortened
 _FIRST = 0.2  # first radius of the exact solver, in units of ‖g‖/‖H‖
-_LEAST = 1e-30  # radius that can be asked for
+_LEAST = 2.0**-126  # radius that can be asked for: the least normal number of float32
 _SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rounding
 _IDLE = 10  # accepted points in a row without progress until it has stalled
 
@@ -198,8 +199,8 @@ def trust_region(
             predicted=number(),
             radius=number(),
             begin=jnp.array(True),
-            lowest=number(jnp.inf),
-            smallest=number(jnp.inf),
+            lowest=number(tree.largest()),
+            smallest=number(tree.largest()),
             idle=count(),
             model=_no_model(params) if solver == "exact" else number(),
             info=TrustRegionInfo(
@@ -338,7 +339,9 @@ def _ratio(
     actual = state.value - value
     # the trapezoidal rule is exact for quadratics, and resolves what values of this size cannot
     hidden = (jnp.abs(actual) <= noise) & (state.predicted <= noise)
-    return jnp.where(hidden, -0.5 * (slopes[0] + slopes[1]), actual) / state.predicted
+    actual = jnp.where(hidden, -0.5 * (slopes[0] + slopes[1]), actual)
+    predicts = state.predicted > 0
+    return jnp.where(predicts, actual / jnp.where(predicts, state.predicted, 1), jnp.sign(actual))
 
 
 def _next_radius(
@@ -349,8 +352,8 @@ def _next_radius(
     accept: jax.Array,
     ratio: jax.Array,
 ) -> jax.Array:
-    factor = -slope / (2 * (value - state.value - slope))
-    factor = jnp.clip(jnp.where(jnp.isnan(factor), _SHRINK[1], factor), *_SHRINK)
+    bend = 2 * (value - state.value - slope)
+    factor = jnp.clip(jnp.where(bend == 0, _SHRINK[1], tree.divide(-slope, bend)), *_SHRINK)
     factor = jnp.where(finite, factor, _SHRINK[0])
     poor = ~accept | ~(ratio >= _POOR)
     grow = (ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
@@ -407,7 +410,7 @@ def _eigen_model(
     curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
     matrix = matrix / jnp.where(curvature_size > 0, curvature_size, 1)
     scales = _scales(matrix) if scaling == "curvature" else jnp.ones_like(gradient)
-    values, axes = jnp.linalg.eigh(matrix / scales[:, None] / scales)
+    values, axes = eigh(matrix / scales[:, None] / scales[None, :])
     axes = axes / scales[:, None]
     slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
     model = EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
@@ -416,28 +419,27 @@ def _eigen_model(
 
 def _scales(matrix: jax.Array) -> jax.Array:
     """The diagonal of D. By it no entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
-    columns = jnp.linalg.norm(matrix, axis=0)
+    columns = tree.sqrt(jnp.sum(jnp.square(matrix), axis=0))
     largest = jnp.max(columns)
-    scales = jnp.sqrt(columns / jnp.where(largest > 0, largest, 1))
+    scales = tree.sqrt(columns / jnp.where(largest > 0, largest, 1))
     return jnp.where(largest > 0, jnp.maximum(scales, jnp.finfo(matrix.dtype).eps), 1)
 
 
 def _first_radius(model: EigenModel) -> jax.Array:
     """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
-    units = model.grad_size / model.curvature_size
-    norm = jnp.linalg.norm(model.slopes)
-    return scalar(_FIRST * units * (norm / jnp.max(jnp.abs(model.values))))
+    units = tree.divide(model.grad_size, model.curvature_size)
+    norm = tree.norm(model.slopes)
+    return scalar(_FIRST * units * tree.divide(norm, jnp.max(jnp.abs(model.values))))
 
 
 def _exact_step(model: EigenModel, radius: jax.Array) -> Step:
     """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
     delta = radius.astype(model.values.dtype)
-    # the linear over the quadratic term at the boundary
-    balance = jnp.where(
-        model.grad_size > 0, model.grad_size / model.curvature_size / delta, jnp.zeros_like(delta)
-    )
-    b = model.slopes * jnp.minimum(1, balance)
-    c = model.values * jnp.where(balance > 1, 1 / balance, 1)
+    # the linear and the quadratic term at the boundary, over the larger of them
+    linear, quadratic = model.grad_size, model.curvature_size * delta
+    larger = jnp.maximum(linear, quadratic)
+    b = model.slopes * tree.divide(linear, larger)
+    c = model.values * tree.divide(quadratic, larger)
     rounding = 10 * jnp.finfo(c.dtype).eps * jnp.max(jnp.abs(c))
     c = jnp.where((c < 0) & (c >= -rounding), 0, c)
     lowest, above = c[0], c - c[0]
@@ -447,14 +449,14 @@ def _exact_step(model: EigenModel, radius: jax.Array) -> Step:
     negative = lowest < 0
     missing = jnp.where(negative, jnp.maximum(1 - u @ u, 0), 0)
     sign = jnp.where(jnp.where(u[0] != 0, u[0], -b[0]) < 0, -1, 1)
-    u = u.at[0].set(jnp.where(missing > 0, sign * jnp.sqrt(u[0] ** 2 + missing), u[0]))
+    filled = sign * tree.sqrt(jnp.where(missing > 0, u[0] ** 2 + missing, 0))
+    u = u.at[0].set(jnp.where(missing > 0, filled, u[0]))
 
     # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
     reduction = 0.5 * jnp.sum((above + shift + (shift - lowest)) * u**2)
-    unit = delta * jnp.maximum(model.grad_size, model.curvature_size * delta)
-    length = delta * jnp.linalg.norm(u)
+    length = delta * tree.norm(u)
     p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
-    return Step(p, length, unit * reduction, negative)
+    return Step(p, length, delta * larger * reduction, negative)
 
 
 def _secular_solution(
@@ -471,7 +473,7 @@ def _secular_solution(
 
     def newton(_: int, shift: jax.Array) -> jax.Array:
         u, steepness = at(shift)
-        norm = jnp.linalg.norm(u)
+        norm = tree.norm(u)
         # N&W eq. 4.44; from below, where it starts, Newton's method never overshoots
         return jnp.maximum(shift, shift + tree.divide(norm**2, steepness) * (norm - 1))
 

@@ -1,0 +1,73 @@
+"""Derivatives through updates: marks for what JAX cannot find out by itself."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from gradxform.tree import PyTree, max_abs
+
+
+def forward_only(method: str, values: PyTree) -> PyTree:
+    """``values`` as they are; reverse mode through them raises an error that names ``method``.
+
+    JAX does not reverse a loop whose length depends on data, and its own error names no method.
+    """
+
+    def mark(x: jax.Array) -> jax.Array:
+        return _forward_only.bind(x, method=method) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(mark, values)
+
+
+def _refuse(cotangent: Any, _: Any, *, method: str) -> Any:
+    raise NotImplementedError(
+        f"{method} loops for as long as its data ask for, and JAX cannot reverse such a loop: use "
+        "forward mode through its updates (jax.jvp, jax.jacfwd), or the implicit function theorem "
+        "at the solution"
+    )
+
+
+_forward_only = Primitive("forward_only")
+_forward_only.def_impl(lambda x, *, method: x)
+_forward_only.def_abstract_eval(lambda x, *, method: x)
+mlir.register_lowering(_forward_only, lambda _, x, *, method: [x])
+batching.defvectorized(_forward_only)
+ad.deflinear2(_forward_only, _refuse)
+
+
+@jax.custom_jvp
+def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues and eigenvectors, with finite derivatives where eigenvalues agree.
+
+    There an eigenvector may turn among those of its eigenvalue, which moves nothing that depends on
+    the matrix; this turn is left out.
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
+
+
+@eigh.defjvp
+def _(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    values, vectors = eigh(*primals)
+    (d_matrix,) = tangents
+    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    turned = dot(vectors.T, dot(d_matrix, vectors))
+    gap = values[None, :] - values[:, None]
+    distinct = jnp.abs(gap) > jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    turn = jnp.where(distinct, turned / jnp.where(distinct, gap, 1), 0)
+    return (values, vectors), (jnp.diagonal(turned), dot(vectors, turn))
+
+
+def constant_size(values: PyTree) -> jax.Array:
+    """The largest absolute entry, a constant for derivatives.
+
+    Arithmetic over a common size keeps squares in range. No result depends on which size is taken,
+    so its derivative, which the largest entry of a zero does not have, is left out.
+    """
+    return jax.lax.stop_gradient(max_abs(values))
