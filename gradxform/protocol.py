@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradxform import tree
 from gradxform.curvature import Composed, data_of
+from gradxform.hyperparameters import shown
 from gradxform.tree import PyTree
 
 T = TypeVar("T")
@@ -30,6 +32,18 @@ def require(method: str, name: str, value: T | None) -> T:
             "grad=grads, value_fn=value_fn), or the part of it that the method needs"
         )
     return value
+
+
+def require_params(method: str, params: PyTree | None, grads: PyTree) -> PyTree:
+    """``params``, or a ValueError if they are missing or have other shapes than ``grads``."""
+    params = require(method, "params", params)
+    found, expected = tree.shapes(params), tree.shapes(grads)
+    if found != expected:
+        raise ValueError(
+            f"{method}: update got params with leaves of shapes {shown(found)} and gradients of "
+            f"shapes {shown(expected)}: give the parameters that the gradient was taken at"
+        )
+    return params
 
 
 class FilledNode(optax.MaskedNode):

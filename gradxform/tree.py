@@ -6,6 +6,7 @@ float64. An update is handed back in the dtype of the gradient it came from.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
+
+from gradxform.hyperparameters import shown
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -80,12 +83,39 @@ def unflatten(vector: PyTree, like: PyTree) -> PyTree:
 def check_floating(params: PyTree) -> None:
     """Raises a TypeError that names the first leaf which is not a real floating-point array."""
     for path, p in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(p)
+        leaf = f"params{jax.tree_util.keystr(path)}"
+        try:
+            dtype = jnp.result_type(p)
+        except Exception:  # JAX has an error of its own for every kind of object
+            raise TypeError(
+                f"{leaf} is {shown(p)}, which is no array: give the arrays alone, for instance "
+                "eqx.filter(model, eqx.is_inexact_array)"
+            ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
-                "floating-point parameters: convert the leaf, or leave it out with gx.masked"
+                f"{leaf} has dtype {dtype}; gradxform optimises real floating-point parameters: "
+                "convert the leaf, or leave it out with gx.masked"
             )
+        if jnp.finfo(dtype).bits < 16:
+            raise TypeError(
+                f"{leaf} has dtype {dtype}, which JAX does no arithmetic in: keep the parameters "
+                f"in float32 or bfloat16, and convert them to {dtype} in the model"
+            )
+
+
+def count(params: PyTree) -> int:
+    """How many entries there are in all leaves."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def count_int32(params: PyTree) -> int:
+    """:func:`count`, at most the largest number that int32 holds, to be compared with counters."""
+    return min(count(params), 2**31 - 1)
+
+
+def shapes(params: PyTree) -> list[tuple[int, ...]]:
+    """The shapes of the leaves: what is compared where nodes may be of a class without ``==``."""
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
 
 
 def zeros_like(params: PyTree) -> PyTree:
