@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradxform import tree
-from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar, shown
+from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar
 
 ValueFn: TypeAlias = Callable[..., jax.Array]
 Product: TypeAlias = Callable[[tree.PyTree], tree.PyTree]
@@ -338,13 +338,10 @@ def checked_inverse(
 
     def checked(r: tree.PyTree) -> tree.PyTree:
         z = inverse(r)
-        # leaves, not nodes: a node of a class without __eq__ does not equal its own copy
-        found, expected = tree.shapes(z), tree.shapes(g)
-        if found != expected:
+        if (difference := tree.difference(z, g, dtypes=False)) is not None:
             raise ValueError(
                 f"{method}(preconditioner=…): the approximate inverse must return a pytree like "
-                f"the parameters, with leaves of shapes {shown(expected)}; it returned leaves of "
-                f"shapes {shown(found)}"
+                f"the parameters; it returned {difference}"
             )
         return jax.tree.unflatten(jax.tree.structure(g), jax.tree.leaves(z))
 

@@ -81,7 +81,15 @@ def below_one(decay: jax.typing.ArrayLike) -> jax.Array:
 
 def rate(learning_rate: LearningRate, count: jax.Array) -> jax.Array:
     """ε_k: the learning rate at update ``count`` (0 for the first)."""
-    return scalar(learning_rate(count) if callable(learning_rate) else learning_rate)
+    if not callable(learning_rate):
+        return scalar(learning_rate)
+    value = learning_rate(count)
+    if not _is_real(value):
+        raise TypeError(
+            f"learning_rate={shown(learning_rate)}: a schedule must return one number for the "
+            f"update count, got {shown(value)}"
+        )
+    return scalar(value)
 
 
 # -- the check of a function's arguments
@@ -129,9 +137,9 @@ def check_argument(function: str, name: str, value: object, annotation: Any) -> 
         if fits(value):
             _check_interval(function, name, value, member)
             return
-        expected.append(words)
+        expected += words
     refuse = _refuse_choice if get_origin(annotation) is Literal else _refuse
-    refuse(function, name, value, [words for words in expected if words])
+    refuse(function, name, value, expected)
 
 
 def shown(value: object) -> str:
@@ -147,33 +155,34 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _rule(member: Any) -> tuple[Callable[[Any], bool], str]:
+def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
     """Whether a value is what this member of an annotation says, and that in words."""
+    number = _is_real, ("a number", "a scalar array")
     base, *notes = get_args(member) if get_origin(member) is Annotated else (member,)
     if notes and isinstance(notes[0], Interval):
-        whole = str(notes[1]) if notes[1:] else "a Python integer"
-        return (_is_whole, whole) if base is int else (_is_real, _NUMBER)
+        whole = _is_whole, (str(notes[1]) if notes[1:] else "a Python integer",)
+        return whole if base is int else number
     if base in (float, jax.Array):
-        return _is_real, _NUMBER
+        return number
     if base is bool:
-        return lambda value: isinstance(value, bool | np.bool_), "True or False"
+        return lambda value: isinstance(value, bool | np.bool_), ("True", "False")
     if base is types.NoneType:
-        return lambda value: value is None, ""
+        return lambda value: value is None, ()
     if get_origin(base) is Literal:
         options = get_args(base)
-        return lambda value: isinstance(value, str) and value in options, ", ".join(
-            map(repr, options)
-        )
+        words = tuple(map(repr, options))
+        return lambda value: isinstance(value, str) and value in options, words
+    if base is str:
+        return lambda value: isinstance(value, str), ("a name",)
+    if get_origin(base) is collections.abc.Iterable:
+        return _is_names, ("a list of names",)
     if get_origin(base) is collections.abc.Callable:
-        return callable, str(notes[0]) if notes else "a function"
+        return callable, (str(notes[0]) if notes else "a function",)
     if get_origin(base) is collections.abc.Mapping:
-        return lambda value: isinstance(value, collections.abc.Mapping), "a dictionary"
+        return lambda value: isinstance(value, collections.abc.Mapping), ("a dictionary",)
     if base is optax.GradientTransformation:
-        return _is_method, "a method, for instance gx.sgd(0.1)"
-    return lambda value: True, ""
-
-
-_NUMBER = "a number or a scalar array"
+        return _is_method, ("a method, for instance gx.sgd(0.1)",)
+    return lambda value: True, ()
 
 
 def _is_number(value: object) -> bool:
@@ -190,6 +199,11 @@ def _is_real(value: Any) -> bool:
         return _is_number(value)
     is_real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, jnp.floating))
     return is_real and getattr(value, "shape", None) == ()
+
+
+def _is_names(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple | set | frozenset)
+    return is_list and all(isinstance(name, str) for name in value)
 
 
 def _is_method(value: Any) -> bool:

@@ -155,7 +155,7 @@ def minimize(
         raise ValueError(f"minimize(max_steps={max_steps!r}): must be a whole number")
     if isinstance(tol, float | int) and tol == 0:
         raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
-    tree.check_floating(params)
+    tree.check_floating(params, "minimize: params")
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype=jnp.result_type(p)), params)
     if tx is None:
         size = tree.count(params)
@@ -239,30 +239,28 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
         ("params", resume.loop.params, params),
         ("tx", resume.loop.state, state),
     ):
-        if (difference := _difference(old, new)) is not None:
+        if (difference := tree.difference(old, new)) is not None:
             raise ValueError(
                 f"minimize(resume=…): it comes from other {name}: {difference}; give the tx of "
                 "that call and a start of the same structure, shapes and dtypes"
             )
 
 
-def _difference(old: tree.PyTree, new: tree.PyTree) -> str | None:
-    """How two trees differ in structure, shapes or dtypes; None if they do not."""
-    paths = [
-        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(x)]
-        for x in (old, new)
-    ]
-    if paths[0] != paths[1]:
-        return f"its leaves were {shown(paths[0])} and are {shown(paths[1])} now"
-    for path, x, y in zip(paths[0], jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        if (jnp.shape(x), jnp.result_type(x)) != (jnp.shape(y), jnp.result_type(y)):
-            was, now = (f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in (x, y))
-            return f"leaf{path} was {was} and is {now} now"
-    return None
-
-
 _RUNNING = -1
 _PATIENCE = 100  # evaluations at one point, and two more for each parameter, until it has stalled
+
+
+def _value_alone(fn: Callable[[tree.PyTree], Any]) -> Callable[[tree.PyTree], Any]:
+    def value_fn(params: tree.PyTree) -> Any:
+        result = fn(params)
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise ValueError(
+                "minimize(has_aux=True): fn must return a pair, its value and anything else, got "
+                f"{shown(result)}"
+            )
+        return result[0]
+
+    return value_fn
 
 
 def _is_hashable(fn: Any) -> bool:
@@ -285,7 +283,7 @@ def _run(
     tx = optax.with_extra_args_support(method.tx)
     patience = min(_PATIENCE + 2 * tree.count(params), 2**31 - 1)
 
-    value_fn = bind((lambda params: fn(params)[0]) if has_aux else fn, {}, "fn")
+    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "fn")
 
     def body(loop: _Loop) -> _Loop:
         value, grads = jax.value_and_grad(value_fn)(loop.params)

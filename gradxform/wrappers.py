@@ -19,7 +19,7 @@ import optax
 from gradxform import tree
 from gradxform.curvature import Composed
 from gradxform.hyperparameters import Count, check_argument, checked, scalar, shown
-from gradxform.protocol import FilledNode, check_unmasked, check_value, transformation
+from gradxform.protocol import FilledNode, check_unmasked, check_value, transformation, wrapper
 
 # -- parts of the parameters
 
@@ -106,13 +106,13 @@ def _masked(
                 extra_args[name] = _hide(used, argument)
         if value_fn is not None:
             extra_args["value_fn"] = value_fn if params is None else _part(value_fn, used, params)
-        part = None if params is None else _hide(used, params)
+        part = None if params is None else _hide(_booleans(place, used, params), params)
         part_updates, inner_state = inner.update(
             _hide(used, updates), state.inner_state, part, **extra_args
         )
         return _fill(used, part_updates, updates), optax.MaskedState(inner_state)
 
-    return transformation(init, update)
+    return wrapper(init, update)
 
 
 @checked
@@ -195,7 +195,7 @@ def partition(
             )
         return updates, optax.PartitionState(states)
 
-    return transformation(init, update)
+    return wrapper(init, update)
 
 
 def _is_function(choice: tree.PyTree) -> bool:
@@ -248,6 +248,8 @@ def _part(
     value_fn: Callable[..., Any], mask: tree.PyTree, params: tree.PyTree
 ) -> Callable[..., Any]:
     """``value_fn`` as a function of the masked part, with the rest from ``params``."""
+    if not callable(value_fn):
+        raise TypeError(f"value_fn={shown(value_fn)}: expected a function of the parameters")
     if isinstance(value_fn, Composed):
         return dataclasses.replace(value_fn, model=_part(value_fn.model, mask, params))
 
@@ -309,6 +311,7 @@ def inject_hyperparams(
     >>> float(updates), float(state.hyperparams["learning_rate"])
     (-0.25, 0.25)
     """
+    _check_dtype(hyperparam_dtype)
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     signature = inspect.signature(inner_factory)
     if not static <= set(signature.parameters):
@@ -394,9 +397,23 @@ def inject_hyperparams(
                 _in_dtypes_of(state.inner_state, inner_state),
             )
 
-        return transformation(init, update)
+        return wrapper(init, update)
 
     return factory
+
+
+def _check_dtype(hyperparam_dtype: jax.typing.DTypeLike | None) -> None:
+    """Raises a TypeError if this is neither None nor a floating-point dtype."""
+    try:
+        dtype = jnp.float32 if hyperparam_dtype is None else jnp.dtype(hyperparam_dtype)
+        is_floating = jnp.issubdtype(dtype, jnp.floating)
+    except (TypeError, ValueError):
+        is_floating = False
+    if not is_floating:
+        raise TypeError(
+            f"inject_hyperparams(hyperparam_dtype={shown(hyperparam_dtype)}): expected a "
+            "floating-point dtype, for instance jnp.float32"
+        )
 
 
 def _check_schedule(name: str, schedule: Callable[..., Any]) -> None:
@@ -514,7 +531,6 @@ def accumulate(
         return skip, report
 
     def init(params: tree.PyTree) -> AccumulateState:
-        tree.check_floating(params)
         gradient_step = jnp.array(0, jnp.int32)
         _, skip_state = skips(jax.tree.map(jnp.zeros_like, params), gradient_step, params)
         return AccumulateState(
@@ -630,7 +646,13 @@ def nnx_value_fn(
         from flax import nnx
     except ImportError as error:
         raise ImportError("nnx_value_fn needs Flax: pip install flax") from error
-    graphdef, _, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
+    try:
+        graphdef, _, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
+    except Exception as error:  # Flax has many, some of them of no use
+        raise TypeError(
+            f"nnx_value_fn(model={shown(model)}, wrt={shown(wrt)}): expected a Flax NNX module and "
+            "a filter of its variables, for instance nnx.Param"
+        ) from error
     rest = nnx.as_pure(rest)
 
     # shows the signature of loss, which says what data it takes
