@@ -8,8 +8,8 @@ import optax
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import Scalar, below_one, check, scalar
-from gradxform.protocol import require, transformation
+from gradxform.hyperparameters import Fraction, NonNegative, below_one, checked, scalar
+from gradxform.protocol import require_params, transformation
 
 
 class PolyakAverageState(NamedTuple):
@@ -20,8 +20,9 @@ class PolyakAverageState(NamedTuple):
     inner_state: optax.OptState  #: the state of the averaged method
 
 
+@checked
 def polyak_average(
-    tx: optax.GradientTransformation, *, decay: Scalar | None = None, start: Scalar = 0
+    tx: optax.GradientTransformation, *, decay: Fraction | None = None, start: NonNegative = 0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Averages the path that ``tx`` takes; the path itself is unchanged.
 
@@ -62,9 +63,6 @@ def polyak_average(
     >>> float(theta), float(gx.eval_params(state, theta))  # the mean of 4 and 2
     (2.0, 3.0)
     """
-    check("polyak_average", start=(start, 0, float("inf")))
-    if decay is not None:
-        check("polyak_average", decay=(decay, 0, 1))
     inner = optax.with_extra_args_support(tx)
 
     def init(params: tree.PyTree) -> PolyakAverageState:
@@ -76,7 +74,7 @@ def polyak_average(
         params: tree.PyTree = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, PolyakAverageState]:
-        params = require("polyak_average", "params", params)
+        params = require_params("polyak_average", params, updates)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         theta = eval_params(inner_state, optax.apply_updates(params, updates))
 

@@ -4,17 +4,20 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from gradxform import tree
-from gradxform.hyperparameters import Scalar, check, check_static, scalar
+from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar
 
 ValueFn: TypeAlias = Callable[..., jax.Array]
 Product: TypeAlias = Callable[[tree.PyTree], tree.PyTree]
-Curvature: TypeAlias = Callable[[ValueFn, tree.PyTree], Product]
+Curvature: TypeAlias = Annotated[
+    Callable[[ValueFn, tree.PyTree], Product],
+    "a curvature, for instance gx.hessian() or gx.gauss_newton()",
+]
 
 
 def hessian() -> Curvature:
@@ -81,12 +84,18 @@ def gauss_newton() -> Curvature:
     Array([ 8., 32.], dtype=float32)
     """
 
+    return gauss_newton_of("gauss_newton")
+
+
+def gauss_newton_of(method: str) -> Curvature:
+    """:func:`gauss_newton` as a part of ``method``, which its error names."""
+
     def linearise(value_fn: ValueFn, params: tree.PyTree) -> Product:
         if not isinstance(value_fn, Composed):
             raise ValueError(
-                "gauss_newton needs to know which part of value_fn is the loss and which is the "
-                "model: give value_fn=gx.compose(loss, model), where loss(model(params)) is the "
-                "value, or take curvature=gx.hessian()"
+                f"{method} needs to know which part of value_fn is the loss and which is the "
+                "model, to make the Gauss-Newton matrix: give value_fn=gx.compose(loss, model), "
+                "where loss(model(params)) is the value, or take curvature=gx.hessian()"
             )
         loss, model = value_fn.parts()
         outputs, push = jax.linearize(lambda p: jax.tree.map(tree.promote, model(p)), params)
@@ -108,12 +117,13 @@ def _curvature(linearise: Curvature, value_fn: ValueFn, params: tree.PyTree) -> 
     return lambda v: tree.sharded_like(product(v), params)
 
 
+@checked
 def compose(
     loss: Callable[..., jax.typing.ArrayLike],
     model: Callable[..., tree.PyTree],
     /,
     *,
-    chunks: int = 1,
+    chunks: Size = 1,
     recompute: bool = True,
     **data: Any,
 ) -> "Composed":
@@ -160,11 +170,6 @@ def compose(
     >>> float(value_fn(1.0)), float(gx.gauss_newton()(value_fn, 1.0)(1.0))
     (7.5, 15.0)
     """
-    for name, part in (("loss", loss), ("model", model)):
-        if not callable(part):
-            raise TypeError(f"compose({name}={part!r}): expected a function")
-    check_static("compose", chunks=chunks)
-    check("compose", chunks=(chunks, 1, float("inf")))
     for name in data:
         if not any(name in data_of(part, data) for part in (loss, model)):
             raise ValueError(f"compose({name}=…): neither loss nor model has an argument {name}")
@@ -283,39 +288,36 @@ def _summed_in_float32(params: tree.PyTree) -> Callable[[], tree.PyTree]:
 
 
 def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What of ``data`` a function takes beside its first argument: by name, or all by ``**``."""
+    """What of ``data`` a function takes beside its first argument: by name, or all by ``**``.
+
+    Raises:
+      TypeError: it takes such an argument by position alone.
+    """
     try:
         arguments = list(inspect.signature(function).parameters.values())
     except ValueError:  # a callable that has no signature takes its first argument alone
         return {}
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         return {k: v for k, v in data.items() if k not in ("value", "grad", "value_fn")}
+    for a in arguments[1:]:
+        if a.kind is a.POSITIONAL_ONLY and a.name in data:
+            name = getattr(function, "__name__", type(function).__name__)
+            raise TypeError(
+                f"data reach a function by name, but {name} takes {a.name} by position alone: "
+                f"leave out the / behind {a.name} in its signature"
+            )
     return {a.name: data[a.name] for a in arguments[1:] if a.name in data}
-
-
-def check_curvature(method: str, curvature: Curvature | None) -> None:
-    """Raises a TypeError if ``curvature`` is neither None nor a function."""
-    if curvature is not None and not callable(curvature):
-        raise TypeError(
-            f"{method}(curvature={curvature!r}): expected a curvature, for instance gx.hessian() "
-            "or gx.gauss_newton()"
-        )
 
 
 # -- preconditioners
 
 #: Of a damped product, the gradient and the update count: a map near the inverse, and the products
 #: that making it took.
-Preconditioner: TypeAlias = Callable[[Product, tree.PyTree, jax.Array], tuple[Product, int]]
-
-
-def check_preconditioner(method: str, preconditioner: Preconditioner | None) -> None:
-    """Raises a TypeError if ``preconditioner`` is neither None nor a function."""
-    if preconditioner is not None and not callable(preconditioner):
-        raise TypeError(
-            f"{method}(preconditioner={preconditioner!r}): expected a function of the damped "
-            "product, the gradient and the update count, for instance gx.hutchinson_diagonal()"
-        )
+Preconditioner: TypeAlias = Annotated[
+    Callable[[Product, tree.PyTree, jax.Array], tuple[Product, int]],
+    "a function of the damped product, the gradient and the update count, for instance "
+    "gx.hutchinson_diagonal()",
+]
 
 
 def checked_inverse(
@@ -336,19 +338,19 @@ def checked_inverse(
 
     def checked(r: tree.PyTree) -> tree.PyTree:
         z = inverse(r)
-        shapes = [jax.tree.map(jnp.shape, x) for x in (z, g)]
-        if jax.tree.structure(z) != jax.tree.structure(g) or shapes[0] != shapes[1]:
+        if (difference := tree.difference(z, g, dtypes=False)) is not None:
             raise ValueError(
-                f"{method}(preconditioner=…): the approximate inverse must map a pytree like the "
-                f"parameters to another one, {shapes[1]}; it returned {shapes[0]}"
+                f"{method}(preconditioner=…): the approximate inverse must return a pytree like "
+                f"the parameters; it returned {difference}"
             )
-        return z
+        return jax.tree.unflatten(jax.tree.structure(g), jax.tree.leaves(z))
 
     return checked, made
 
 
+@checked
 def hutchinson_diagonal(
-    samples: int = 8, *, power: Scalar = 1.0, floor: Scalar = 1e-2, seed: Scalar = 0
+    samples: Size = 8, *, power: UpToOne = 1.0, floor: Fraction = 1e-2, seed: Seed = 0
 ) -> Preconditioner:
     r"""Preconditions by the diagonal, estimated from products with random signs.
 
@@ -379,9 +381,6 @@ def hutchinson_diagonal(
     >>> inverse(jnp.ones(2)), made
     (Array([1.  , 0.25], dtype=float32), 1)
     """
-    check_static("hutchinson_diagonal", samples=samples)
-    check("hutchinson_diagonal", samples=(samples, 1, float("inf")), floor=(floor, 0, 1))
-    check("hutchinson_diagonal", power=(power, 0, 1 + 1e-9), seed=(seed, 0, 2**32))
 
     def build(product: Product, like: tree.PyTree, count: jax.Array) -> tuple[Product, int]:
         def add(total: tree.PyTree, key: jax.Array) -> tuple[tree.PyTree, None]:
@@ -400,7 +399,8 @@ def hutchinson_diagonal(
     return build
 
 
-def nystrom(rank: int = 10, *, seed: Scalar = 0) -> Preconditioner:
+@checked
+def nystrom(rank: Size = 10, *, seed: Seed = 0) -> Preconditioner:
     r"""Preconditions by the largest eigenvalues, from a random sketch of the curvature.
 
     With a random orthonormal Ω of r columns, and :math:`U \Lambda U^T` the eigenvalues and vectors
@@ -431,8 +431,6 @@ def nystrom(rank: int = 10, *, seed: Scalar = 0) -> Preconditioner:
     >>> inverse(jnp.ones(2)).round(3), made
     (Array([1.  , 0.25], dtype=float32), 2)
     """
-    check_static("nystrom", rank=rank)
-    check("nystrom", rank=(rank, 1, float("inf")), seed=(seed, 0, 2**32))
 
     def build(product: Product, like: tree.PyTree, count: jax.Array) -> tuple[Product, int]:
         flat, unravel = tree.ravel(like)

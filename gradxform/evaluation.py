@@ -9,7 +9,7 @@ from gradxform.tree import PyTree
 
 
 @functools.singledispatch
-def eval_params(state: optax.OptState, params: PyTree) -> PyTree:
+def eval_params(state: optax.OptState, /, params: PyTree) -> PyTree:
     r"""The parameters to evaluate, deploy or report.
 
     Most methods keep them in the loop and get ``params`` itself back. Some do not: with

@@ -1,21 +1,68 @@
-"""What a method does with its hyperparameters.
+"""What a method does with its hyperparameters, and the check that reads a function's signature.
 
-Each one may be a Python number, an array or a tracer; a learning rate may also be a schedule. No
-Python ``if`` looks at one inside ``update``, so that one compiled program can sweep any of them
+Each one may be a Python number, a scalar array or a tracer; a learning rate may also be a schedule.
+No Python ``if`` looks at one inside ``update``, so that one compiled program can sweep any of them
 under ``jax.vmap``. Python numbers are checked when the method is built.
+
+The range of a number is said once, in the signature: ``momentum: Fraction`` lies in [0, 1).
+:func:`checked` reads it there, and so does the lab.
 """
 
+import collections.abc
+import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+import types
+from collections.abc import Callable
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Interval(NamedTuple):
+    """The numbers from ``low`` up to ``high``, which is not among them itself."""
+
+    low: float
+    high: float = math.inf
+
 
 Scalar: TypeAlias = float | jax.Array
-Schedule: TypeAlias = Callable[[jax.Array], jax.typing.ArrayLike]
-LearningRate: TypeAlias = Scalar | Schedule
+NonNegative: TypeAlias = Annotated[Scalar, Interval(0)]
+Positive: TypeAlias = Annotated[Scalar, Interval(1e-30)]
+Fraction: TypeAlias = Annotated[Scalar, Interval(0, 1)]
+UpToOne: TypeAlias = Annotated[Scalar, Interval(0, 1.000000001)]
+BelowHalf: TypeAlias = Annotated[Scalar, Interval(0, 0.5)]
+BelowQuarter: TypeAlias = Annotated[Scalar, Interval(0, 0.25)]
+Count: TypeAlias = Annotated[Scalar, Interval(1)]
+Seed: TypeAlias = Annotated[Scalar, Interval(0, 4294967296)]  # of 32 bits
+Int32: TypeAlias = Annotated[Scalar, Interval(0, 2147483648)]
+Whole: TypeAlias = Annotated[int, Interval(1)]
+Size: TypeAlias = Annotated[
+    int,
+    Interval(1),
+    "a Python integer, since it decides what is compiled; under inject_hyperparams list it in "
+    "static_args",
+]
+Schedule: TypeAlias = Annotated[Callable[[jax.Array], jax.typing.ArrayLike], "a schedule"]
+LearningRate: TypeAlias = NonNegative | Schedule
 
 
 def scalar(value: jax.typing.ArrayLike) -> jax.Array:
@@ -34,45 +81,160 @@ def below_one(decay: jax.typing.ArrayLike) -> jax.Array:
 
 def rate(learning_rate: LearningRate, count: jax.Array) -> jax.Array:
     """ε_k: the learning rate at update ``count`` (0 for the first)."""
-    return scalar(learning_rate(count) if callable(learning_rate) else learning_rate)
+    if not callable(learning_rate):
+        return scalar(learning_rate)
+    value = learning_rate(count)
+    if not _is_real(value):
+        raise TypeError(
+            f"learning_rate={shown(learning_rate)}: a schedule must return one number for the "
+            f"update count, got {shown(value)}"
+        )
+    return scalar(value)
 
 
-def check(method: str, **values: tuple[object, float, float]) -> None:
-    """Checks ``name=(value, low, high)``: Python numbers must be in [low, high), arrays pass.
+# -- the check of a function's arguments
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Checks the arguments of ``function`` against its annotations before it runs.
+
+    A public function that passes its arguments on to others carries this itself, so that an error
+    names the function that was called.
 
     Raises:
-      TypeError: a value is neither a number nor an array.
-      ValueError: a number is NaN, infinite or outside its interval.
+      TypeError: an argument is none of the things that its annotation allows.
+      ValueError: a number is NaN, infinite or outside its interval, or a choice is not offered.
+
+    >>> @checked
+    ... def method(rate: Fraction) -> None: ...
+    >>> method(rate=2)
+    Traceback (most recent call last):
+    ValueError: method(rate=2): rate must be at least 0 and below 1
     """
-    for name, (value, low, high) in values.items():
-        given = f"{method}({name}={value!r})"
-        if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-            if not low <= float(value) < high:
-                below = f"below {high:g}" if high < math.inf else "finite"
-                raise ValueError(f"{given}: {name} must be at least {low:g} and {below}")
-        elif not hasattr(value, "dtype"):
-            raise TypeError(f"{given}: expected a number or an array")
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python's own message names the function and the argument
+            return function(*args, **kwargs)
+        for name, value in given.items():
+            check_argument(function.__name__, name, value, signature.parameters[name].annotation)
+        return function(*args, **kwargs)
+
+    return checking
 
 
-def check_learning_rate(method: str, learning_rate: LearningRate) -> None:
-    """Checks that ``learning_rate`` is a schedule, an array or a finite number of at least 0."""
-    if not callable(learning_rate):
-        check(method, learning_rate=(learning_rate, 0.0, math.inf))
+def check_argument(function: str, name: str, value: object, annotation: Any) -> None:
+    """Checks one argument of ``function`` against its annotation; see :func:`checked`.
+
+    An annotation that this module does not know admits everything.
+    """
+    expected: list[str] = []
+    for member in _members(annotation):
+        fits, words = _rule(member)
+        if fits(value):
+            _check_interval(function, name, value, member)
+            return
+        expected += words
+    refuse = _refuse_choice if get_origin(annotation) is Literal else _refuse
+    refuse(function, name, value, expected)
 
 
-def check_choice(method: str, **values: tuple[str, Sequence[str]]) -> None:
-    """Checks ``name=(value, allowed)``; raises a ValueError that lists what is allowed."""
-    for name, (value, allowed) in values.items():
-        if value not in allowed:
-            options = ", ".join(map(repr, allowed))
-            raise ValueError(f"{method}({name}={value!r}): {name} must be one of {options}")
+def shown(value: object) -> str:
+    """``repr(value)`` in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def check_static(method: str, **values: int) -> None:
-    """Checks that each value is a Python integer, since it sets shapes; raises a TypeError."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(
-                f"{method}({name}={value!r}): {name} sets the shape of the state, so it must be a "
-                f'Python integer; under optax.inject_hyperparams list it in static_args="{name}"'
-            )
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """What a union is of; one member if it is none."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for part in get_args(annotation) for member in _members(part))
+    return (annotation,)
+
+
+def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
+    """Whether a value is what this member of an annotation says, and that in words."""
+    number = _is_real, ("a number", "a scalar array")
+    base, *notes = get_args(member) if get_origin(member) is Annotated else (member,)
+    if notes and isinstance(notes[0], Interval):
+        whole = _is_whole, (str(notes[1]) if notes[1:] else "a Python integer",)
+        return whole if base is int else number
+    if base in (float, jax.Array):
+        return number
+    if base is bool:
+        return lambda value: isinstance(value, bool | np.bool_), ("True", "False")
+    if base is types.NoneType:
+        return lambda value: value is None, ()
+    if get_origin(base) is Literal:
+        options = get_args(base)
+        words = tuple(map(repr, options))
+        return lambda value: isinstance(value, str) and value in options, words
+    if base is str:
+        return lambda value: isinstance(value, str), ("a name",)
+    if get_origin(base) is collections.abc.Iterable:
+        return _is_names, ("a list of names",)
+    if get_origin(base) is collections.abc.Callable:
+        return callable, (str(notes[0]) if notes else "a function",)
+    if get_origin(base) is collections.abc.Mapping:
+        return lambda value: isinstance(value, collections.abc.Mapping), ("a dictionary",)
+    if base is optax.GradientTransformation:
+        return _is_method, ("a method, for instance gx.sgd(0.1)",)
+    return lambda value: True, ()
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    return is_number and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    if _is_number(value) or not hasattr(value, "dtype"):
+        return _is_number(value)
+    is_real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    return is_real and getattr(value, "shape", None) == ()
+
+
+def _is_names(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple | set | frozenset)
+    return is_list and all(isinstance(name, str) for name in value)
+
+
+def _is_method(value: Any) -> bool:
+    is_pair = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+    return is_pair and not isinstance(value, type)
+
+
+def _check_interval(function: str, name: str, value: Any, member: Any) -> None:
+    """Raises a ValueError where a number, whose value is known, lies outside its interval."""
+    intervals = [note for note in get_args(member)[1:] if isinstance(note, Interval)]
+    if not intervals or not (_is_number(value) or isinstance(value, np.ndarray)):
+        return
+    low, high = intervals[0]
+    try:
+        inside = low <= float(value) < high
+    except OverflowError:  # an integer beyond every float
+        inside = False
+    if not inside:
+        below = f"below {high:.10g}" if high < math.inf else "finite"
+        raise ValueError(
+            f"{function}({name}={shown(value)}): {name} must be at least {low:g} and {below}"
+        )
+
+
+def _refuse_choice(function: str, name: str, value: object, expected: list[str]) -> NoReturn:
+    raise ValueError(
+        f"{function}({name}={shown(value)}): {name} must be one of {', '.join(expected)}"
+    )
+
+
+def _refuse(function: str, name: str, value: object, expected: list[str]) -> NoReturn:
+    *most, last = dict.fromkeys(expected)
+    words = f"{', '.join(most)} or {last}" if most else last
+    raise TypeError(f"{function}({name}={shown(value)}): expected {words}")

@@ -8,9 +8,9 @@ import optax
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.hyperparameters import BelowHalf, Count, Fraction, Scalar, checked, scalar
 from gradxform.info import carry_totals, diagnostics
-from gradxform.protocol import check_value, require, transformation
+from gradxform.protocol import check_value, require, require_params, transformation
 
 
 @diagnostics
@@ -58,16 +58,17 @@ _IDLE = 10  # accepted points without progress before a reset, and again before 
 _FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
 
 
+@checked
 def with_line_search(
     direction: optax.GradientTransformation,
     *,
     unit_step: bool = True,
     ravel: bool = False,
     repeatable: bool = False,
-    decrease: Scalar = 0.1,
-    curvature: Scalar = 0.9,
-    noise: Scalar = 1e-6,
-    max_trials: Scalar = 30,
+    decrease: BelowHalf = 0.1,
+    curvature: Fraction = 0.9,
+    noise: Fraction = 1e-6,
+    max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Searches along the direction of another method for a step that descends enough.
 
@@ -131,13 +132,32 @@ def with_line_search(
     >>> gx.Status(int(solution.status)).name
     'converged'
     """
-    check(
+    return search(
         "with_line_search",
-        decrease=(decrease, 0, 0.5),
-        curvature=(curvature, 0, 1),
-        noise=(noise, 0, 1),
-        max_trials=(max_trials, 1, float("inf")),
+        direction,
+        unit_step=unit_step,
+        ravel=ravel,
+        repeatable=repeatable,
+        decrease=decrease,
+        curvature=curvature,
+        noise=noise,
+        max_trials=max_trials,
     )
+
+
+def search(
+    method: str,
+    direction: optax.GradientTransformation,
+    *,
+    unit_step: bool,
+    ravel: bool,
+    repeatable: bool,
+    decrease: Scalar,
+    curvature: Scalar,
+    noise: Scalar,
+    max_trials: Scalar,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`with_line_search` as a part of ``method``, which its errors name."""
     inner = optax.with_extra_args_support(direction)
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -155,7 +175,7 @@ def with_line_search(
             return Trial(number(), number(), number())
 
         if ravel:
-            tree.check_whole("with_line_search", params)
+            tree.check_whole(method, params)
         return LineSearchState(
             params=flatten(tree.copy(params)),
             grad=flatten(tree.zeros_like(params)),
@@ -184,8 +204,8 @@ def with_line_search(
         value: jax.typing.ArrayLike | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, LineSearchState]:
-        params = require("with_line_search", "params", params)
-        value = check_value("value", require("with_line_search", "value", value))
+        params = require_params(method, params, grads)
+        value = check_value("value", require(method, "value", value))
         delta, sigma, info = scalar(decrease), scalar(curvature), state.info
         rounding = jnp.finfo(value.dtype).eps * jnp.abs(state.origin.value)
         eps = jnp.maximum(scalar(noise) * jnp.abs(state.origin.value), 10 * rounding)
@@ -247,7 +267,9 @@ def with_line_search(
         t = jnp.select([start, improved, failed], [fresh_t, low.t, 0.0], t)
         waiting = state.begin & ~accept  # the first value is not finite: stay
         t = jnp.where(waiting, 0, t)
-        ulp = min((float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0)
+        ulp = min(
+            (float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0
+        )
 
         new_state = LineSearchState(
             params=x,

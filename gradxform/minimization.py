@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import functools
-import math
 import sys
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TextIO
@@ -16,7 +15,7 @@ from jax.core import Tracer
 
 from gradxform import tree
 from gradxform.configuration import configuration_key
-from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, scalar, shown
 from gradxform.protocol import bind
 from gradxform.second_order.quasi_newton import bfgs, lbfgs
 
@@ -95,17 +94,18 @@ class Solution(NamedTuple):
         return "\n".join(lines)
 
 
+@checked
 def minimize(
     fn: Callable[[tree.PyTree], Any],
     params: tree.PyTree,
     tx: optax.GradientTransformation | None = None,
     *,
-    tol: Scalar = 1e-6,
-    max_steps: int | jax.Array = 10_000,
+    tol: NonNegative = 1e-6,
+    max_steps: Int32 = 10_000,
     has_aux: bool = False,
     resume: Solution | None = None,
     progress: Callable[[Solution], None] | None = None,
-    progress_every: int = 100,
+    progress_every: Whole = 100,
 ) -> Solution:
     """Minimises ``fn`` from ``params`` by the updates of ``tx``.
 
@@ -126,8 +126,9 @@ def minimize(
       max_steps: the most updates.
       has_aux: ``fn`` returns a pair, its value and anything else; that of the best point is
         returned as ``aux``.
-      resume: the solution of an earlier call with the same ``fn`` and ``tx``, to go on from there;
-        ``max_steps`` counts from the first start.
+      resume: the solution of an earlier call with the same ``fn`` and ``tx``. The run continues
+        where that one stopped: of ``params`` only the structure, shapes and dtypes are used, not
+        the values. ``max_steps`` counts from the first start.
       progress: called outside the compiled loop with the solution so far, after every
         ``progress_every`` steps; for instance ``print`` or ``gx.progress_bar()``.
       progress_every: how many.
@@ -137,9 +138,9 @@ def minimize(
       (``coordinate_descent``, Optax's line searches).
 
     Raises:
-      TypeError: a parameter is not real floating point.
-      ValueError: ``tol`` is not positive, ``max_steps`` is negative, or ``fn`` does not return one
-        real number.
+      TypeError: an argument is of the wrong type, or a parameter is not real floating point.
+      ValueError: ``tol`` is not positive, ``max_steps`` is negative, ``fn`` does not return one
+        real number, or ``resume`` comes from another method or from parameters of other shapes.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> bowl = lambda x: (x["a"] - 3) ** 2 + 10 * (x["b"] + 1) ** 2
@@ -150,20 +151,18 @@ def minimize(
     >>> gx.Status(int(solution.status)).name
     'converged'
     """
-    check("minimize", tol=(tol, 0, math.inf), max_steps=(max_steps, 0, 2**31))
-    check("minimize", progress_every=(progress_every, 1, math.inf))
     if isinstance(max_steps, float) and max_steps != int(max_steps):
         raise ValueError(f"minimize(max_steps={max_steps!r}): must be a whole number")
     if isinstance(tol, float | int) and tol == 0:
         raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
-    if tx is not None and not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"minimize(tx={tx!r}): expected a method, for instance gx.momentum(0.1)")
-    tree.check_floating(params)
+    tree.check_floating(params, "minimize: params")
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype=jnp.result_type(p)), params)
     if tx is None:
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        size = tree.count(params)
         ravel = not any(tree.is_sharded(p) for p in jax.tree.leaves(params))
         tx = bfgs(ravel=ravel) if size <= DENSE_LIMIT else lbfgs(ravel=ravel)
+    if resume is not None:
+        _check_resume(resume, tx, params)
     key = configuration_key(tx)
     recognised = key is not None and _is_hashable(fn)
     run = _compiled_run if recognised else _run
@@ -187,7 +186,8 @@ def minimize(
         loop = solution.loop
 
 
-def progress_bar(width: int = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
+@checked
+def progress_bar(width: Whole = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
     """A bar of the steps made, for :func:`minimize`'s ``progress``.
 
     Args:
@@ -225,8 +225,42 @@ class _Method:
     tx: optax.GradientTransformation = dataclasses.field(compare=False)
 
 
+def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.PyTree) -> None:
+    """Raises an error that says how ``resume`` is not from a call with this ``tx`` and start."""
+    if not isinstance(resume, Solution):
+        raise TypeError(f"minimize(resume={shown(resume)}): expected a Solution of minimize")
+    if jnp.ndim(resume.status):
+        raise ValueError(
+            f"minimize(resume=…): it holds {jnp.size(resume.status)} solves of a jax.vmap: map "
+            "minimize over them, or take one by jax.tree.map(lambda x: x[0], solution)"
+        )
+    state = jax.eval_shape(tx.init, params)
+    for name, old, new in (
+        ("params", resume.loop.params, params),
+        ("tx", resume.loop.state, state),
+    ):
+        if (difference := tree.difference(old, new)) is not None:
+            raise ValueError(
+                f"minimize(resume=…): it comes from other {name}: {difference}; give the tx of "
+                "that call and a start of the same structure, shapes and dtypes"
+            )
+
+
 _RUNNING = -1
 _PATIENCE = 100  # evaluations at one point, and two more for each parameter, until it has stalled
+
+
+def _value_alone(fn: Callable[[tree.PyTree], Any]) -> Callable[[tree.PyTree], Any]:
+    def value_fn(params: tree.PyTree) -> Any:
+        result = fn(params)
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise ValueError(
+                "minimize(has_aux=True): fn must return a pair, its value and anything else, got "
+                f"{shown(result)}"
+            )
+        return result[0]
+
+    return value_fn
 
 
 def _is_hashable(fn: Any) -> bool:
@@ -247,9 +281,9 @@ def _run(
     max_steps: jax.Array,
 ) -> Solution:
     tx = optax.with_extra_args_support(method.tx)
-    patience = _PATIENCE + 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    patience = min(_PATIENCE + 2 * tree.count(params), 2**31 - 1)
 
-    value_fn = bind((lambda params: fn(params)[0]) if has_aux else fn, {}, "fn")
+    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "fn")
 
     def body(loop: _Loop) -> _Loop:
         value, grads = jax.value_and_grad(value_fn)(loop.params)
@@ -297,7 +331,9 @@ def _run(
             at_rest,
             loop.steps + running.astype(jnp.int32),
             # Optax's line searches report the evaluations of each update, not their sum
-            loop.evaluations + 1 + running.astype(jnp.int32) * _total(state, "num_linesearch_steps"),
+            loop.evaluations
+            + 1
+            + running.astype(jnp.int32) * _total(state, "num_linesearch_steps"),
             jnp.where(stalled, Status.stalled, status).astype(jnp.int32),
         )
 

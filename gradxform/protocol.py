@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradxform import tree
 from gradxform.curvature import Composed, data_of
+from gradxform.hyperparameters import shown
 from gradxform.tree import PyTree
 
 T = TypeVar("T")
@@ -18,8 +20,50 @@ T = TypeVar("T")
 def transformation(
     init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """A method from its two functions; Optax's own type does not let them name their state."""
-    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+    """A method from its two functions, for real floating-point parameters and gradients alone."""
+
+    @functools.wraps(init)
+    def checked_init(params: PyTree) -> Any:
+        tree.check_floating(params)
+        return init(params)
+
+    @functools.wraps(update)
+    def checked_update(grads: PyTree, *args: Any, **kwargs: Any) -> tuple[PyTree, Any]:
+        tree.check_floating(grads, "update: grads")
+        return update(grads, *args, **kwargs)
+
+    return wrapper(checked_init, checked_update)
+
+
+def wrapper(
+    init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
+) -> optax.GradientTransformationExtraArgs:
+    """A method around others; its errors say so where the state is what does not fit."""
+
+    @functools.wraps(update)
+    def explained(grads: PyTree, state: Any, *args: Any, **kwargs: Any) -> tuple[PyTree, Any]:
+        try:
+            return update(grads, state, *args, **kwargs)
+        except Exception as error:
+            # looked at only now, as almost every state fits
+            difference = _from_fresh_state(init, grads, state)
+            if difference is None:
+                raise
+            raise ValueError(
+                f"update: the state is not of this method and these gradients: {difference}; give "
+                "the one that init or the last update returned"
+            ) from error
+
+    # Optax's own type does not let the two functions name their state
+    return optax.GradientTransformationExtraArgs(init, cast(Any, explained))
+
+
+def _from_fresh_state(init: Callable[..., Any], grads: PyTree, state: Any) -> str | None:
+    """How ``state`` differs from a fresh one for parameters like ``grads``; None if it does not."""
+    try:
+        return tree.difference(state, jax.eval_shape(init, grads), dtypes=False)
+    except Exception:  # these gradients have no state
+        return None
 
 
 def require(method: str, name: str, value: T | None) -> T:
@@ -30,6 +74,17 @@ def require(method: str, name: str, value: T | None) -> T:
             "grad=grads, value_fn=value_fn), or the part of it that the method needs"
         )
     return value
+
+
+def require_params(method: str, params: PyTree | None, grads: PyTree) -> PyTree:
+    """``params``, or a ValueError if they are missing or are no pytree like ``grads``."""
+    params = require(method, "params", params)
+    if (difference := tree.difference(params, grads, dtypes=False)) is not None:
+        raise ValueError(
+            f"{method}: update got params unlike the gradients: {difference}; give the parameters "
+            "that the gradient was taken at"
+        )
+    return params
 
 
 class FilledNode(optax.MaskedNode):
@@ -58,8 +113,11 @@ def bind(
     stays one, with the data in its parts.
 
     Raises:
+      TypeError: ``value_fn`` is no function.
       ValueError: when called, if the value is not one real number.
     """
+    if not callable(value_fn):
+        raise TypeError(f"{name}={shown(value_fn)}: expected a function of the parameters")
     if isinstance(value_fn, Composed):
         loss = value_fn.loss
         data = {**data_of(loss, extra_args), **data_of(value_fn.model, extra_args)}

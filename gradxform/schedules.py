@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.hyperparameters import NonNegative, checked, scalar
 
 
-def linear_decay(init_value: Scalar, end_value: Scalar, transition_steps: Scalar) -> optax.Schedule:
+@checked
+def linear_decay(
+    init_value: NonNegative, end_value: NonNegative, transition_steps: NonNegative
+) -> optax.Schedule:
     r"""Linear decay until update τ, constant after.
 
     .. math::
@@ -33,13 +36,6 @@ def linear_decay(init_value: Scalar, end_value: Scalar, transition_steps: Scalar
     [1.0, 0.55, 0.1, 0.1]
     """
 
-    check(
-        "linear_decay",
-        init_value=(init_value, 0, float("inf")),
-        end_value=(end_value, 0, float("inf")),
-        transition_steps=(transition_steps, 0, float("inf")),
-    )
-
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         start, end, tau = scalar(init_value), scalar(end_value), scalar(transition_steps)
         k = scalar(count)
@@ -49,7 +45,8 @@ def linear_decay(init_value: Scalar, end_value: Scalar, transition_steps: Scalar
     return schedule
 
 
-def inverse_time_decay(init_value: Scalar, decay: Scalar) -> optax.Schedule:
+@checked
+def inverse_time_decay(init_value: NonNegative, decay: NonNegative) -> optax.Schedule:
     r"""Time decay, counted in updates as in the lecture's Keras example.
 
     .. math::
@@ -70,12 +67,6 @@ def inverse_time_decay(init_value: Scalar, decay: Scalar) -> optax.Schedule:
     >>> round(float(schedule(100)), 6)
     0.005
     """
-
-    check(
-        "inverse_time_decay",
-        init_value=(init_value, 0, float("inf")),
-        decay=(decay, 0, float("inf")),
-    )
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return scalar(init_value) / (1 + scalar(decay) * scalar(count))

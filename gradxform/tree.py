@@ -6,6 +6,7 @@ float64. An update is handed back in the dtype of the gradient it came from.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
+
+from gradxform.hyperparameters import shown
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -88,15 +91,62 @@ def unflatten(vector: PyTree, like: PyTree) -> PyTree:
     return ravel(jax.tree.map(promote, like))[1](vector)
 
 
-def check_floating(params: PyTree) -> None:
+def check_floating(params: PyTree, place: str = "params") -> None:
     """Raises a TypeError that names the first leaf which is not a real floating-point array."""
     for path, p in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(p)
+        try:
+            dtype = jnp.result_type(p)
+        except Exception:  # JAX has an error of its own for every kind of object
+            raise TypeError(
+                f"{place}{jax.tree_util.keystr(path)} is {shown(p)}, which is no array: give the "
+                "arrays alone, for instance eqx.filter(model, eqx.is_inexact_array)"
+            ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
+                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
                 "floating-point parameters: convert the leaf, or leave it out with gx.masked"
             )
+        if jnp.finfo(dtype).bits < 16:
+            raise TypeError(
+                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}, which JAX does no "
+                "arithmetic in: keep the parameters in float32 or bfloat16, and convert them to "
+                f"{dtype} in the model"
+            )
+
+
+def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None:
+    """How two trees differ in the paths, shapes and dtypes of their leaves; None if they do not.
+
+    Leaves are compared, not nodes: a node of a class without ``==`` does not equal its own copy.
+    """
+    (paths, leaves), (other_paths, other_leaves) = (_with_paths(tree) for tree in (one, other))
+    if paths != other_paths:
+        apart = [
+            path for path in (*paths, *other_paths) if (path in paths) != (path in other_paths)
+        ]
+        return f"the leaf {(apart or paths)[0] or 'of one leaf alone'} is only in one of them"
+    for path, x, y in zip(paths, leaves, other_leaves, strict=True):
+        where = f" at {path}" if path else ""
+        if jnp.shape(x) != jnp.shape(y):
+            return f"shape {jnp.shape(x)} against {jnp.shape(y)}{where}"
+        if dtypes and jnp.result_type(x) != jnp.result_type(y):
+            return f"dtype {jnp.result_type(x)} against {jnp.result_type(y)}{where}"
+    return None
+
+
+def _with_paths(tree: PyTree) -> tuple[list[str], list[Any]]:
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) for path, _ in pairs], [leaf for _, leaf in pairs]
+
+
+def count(params: PyTree) -> int:
+    """How many entries there are in all leaves."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def count_int32(params: PyTree) -> int:
+    """:func:`count`, at most the largest number that int32 holds, to be compared with counters."""
+    return min(count(params), 2**31 - 1)
 
 
 def zeros_like(params: PyTree) -> PyTree:
@@ -106,9 +156,7 @@ def zeros_like(params: PyTree) -> PyTree:
       TypeError: a leaf is not a real floating-point array.
     """
     check_floating(params)
-    zeros = jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params
-    )
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params)
     return sharded_like(zeros, params)
 
 

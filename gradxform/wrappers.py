@@ -18,12 +18,13 @@ import optax
 
 from gradxform import tree
 from gradxform.curvature import Composed
-from gradxform.hyperparameters import Scalar, check, scalar
-from gradxform.protocol import FilledNode, check_unmasked, check_value, transformation
+from gradxform.hyperparameters import Count, check_argument, checked, scalar, shown
+from gradxform.protocol import FilledNode, check_unmasked, check_value, transformation, wrapper
 
 # -- parts of the parameters
 
 
+@checked
 def masked(
     inner: optax.GradientTransformation,
     mask: tree.PyTree | Callable[[tree.PyTree], tree.PyTree],
@@ -75,10 +76,20 @@ def masked(
     >>> {name: float(x) for name, x in updates.items()}
     {'a': 0.0, 'b': -2.0}
     """
+    return _masked("masked(mask=…)", inner, mask, mask_compatible_extra_args)
+
+
+def _masked(
+    place: str,
+    inner: optax.GradientTransformation,
+    mask: tree.PyTree | Callable[[tree.PyTree], tree.PyTree],
+    mask_compatible_extra_args: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`masked` by an argument of another function, which errors name as their ``place``."""
     inner = optax.with_extra_args_support(inner)
 
     def init(params: tree.PyTree) -> optax.MaskedState:
-        return optax.MaskedState(inner.init(_hide(_booleans(mask, params), params)))
+        return optax.MaskedState(inner.init(_hide(_booleans(place, mask, params), params)))
 
     def update(
         updates: tree.PyTree,
@@ -88,23 +99,23 @@ def masked(
         value_fn: Callable[..., jax.typing.ArrayLike] | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, optax.MaskedState]:
-        shown = _booleans(mask, updates)
-        structure = jax.tree.structure(updates)
+        used = _booleans(place, mask, updates)
         for name, argument in extra_args.items():
-            like_updates = jax.tree.structure(argument) == structure
-            if like_updates and (name == "grad" or mask_compatible_extra_args):
-                extra_args[name] = _hide(shown, argument)
+            may_hide = name == "grad" or mask_compatible_extra_args
+            if may_hide and _has_structure_of(updates, argument):
+                extra_args[name] = _hide(used, argument)
         if value_fn is not None:
-            extra_args["value_fn"] = value_fn if params is None else _part(value_fn, shown, params)
-        part = None if params is None else _hide(shown, params)
+            extra_args["value_fn"] = value_fn if params is None else _part(value_fn, used, params)
+        part = None if params is None else _hide(_booleans(place, used, params), params)
         part_updates, inner_state = inner.update(
-            _hide(shown, updates), state.inner_state, part, **extra_args
+            _hide(used, updates), state.inner_state, part, **extra_args
         )
-        return _fill(shown, part_updates, updates), optax.MaskedState(inner_state)
+        return _fill(used, part_updates, updates), optax.MaskedState(inner_state)
 
-    return transformation(init, update)
+    return wrapper(init, update)
 
 
+@checked
 def partition(
     transforms: Mapping[Hashable, optax.GradientTransformation],
     param_labels: tree.PyTree | Callable[[tree.PyTree], tree.PyTree],
@@ -138,10 +149,16 @@ def partition(
     >>> {name: round(float(x), 6) for name, x in updates.items()}
     {'b': 2.0, 'w': -0.2}
     """
+    for label, tx in transforms.items():
+        check_argument("partition", f"transforms[{label!r}]", tx, optax.GradientTransformation)
 
     def labels(params: tree.PyTree) -> tree.PyTree:
         labels = param_labels(params) if _is_function(param_labels) else param_labels
-        unknown = {repr(x) for x in jax.tree.leaves(labels) if x not in transforms}
+        unknown = {
+            shown(x)
+            for x in jax.tree.leaves(labels)
+            if not isinstance(x, Hashable) or x not in transforms
+        }
         if unknown:
             raise ValueError(
                 f"partition(param_labels=…): no method for the label {', '.join(sorted(unknown))}; "
@@ -153,10 +170,11 @@ def partition(
         return jax.tree.map(lambda x: bool(x == label), labels(params))
 
     parts = {
-        label: masked(
+        label: _masked(
+            "partition(param_labels=…)",
             tx,
             functools.partial(belongs, label),
-            mask_compatible_extra_args=mask_compatible_extra_args,
+            mask_compatible_extra_args,
         )
         for label, tx in transforms.items()
     }
@@ -177,7 +195,7 @@ def partition(
             )
         return updates, optax.PartitionState(states)
 
-    return transformation(init, update)
+    return wrapper(init, update)
 
 
 def _is_function(choice: tree.PyTree) -> bool:
@@ -186,41 +204,52 @@ def _is_function(choice: tree.PyTree) -> bool:
     return bool(leaves) and all(callable(leaf) for leaf in leaves)
 
 
-def _booleans(mask: tree.PyTree, params: tree.PyTree) -> tree.PyTree:
+def _has_structure_of(updates: tree.PyTree, argument: Any) -> bool:
+    try:
+        jax.tree.map(lambda _, x: x, updates, argument)
+    except (TypeError, ValueError):
+        return False
+    # a prefix is not enough
+    return len(jax.tree.leaves(updates)) == len(jax.tree.leaves(argument))
+
+
+def _booleans(place: str, mask: tree.PyTree, params: tree.PyTree) -> tree.PyTree:
     """The mask of a tree, checked."""
     if not jax.tree.leaves(params):
         return True  # nothing to hide, as in the placeholder that optax.tree.map_params passes
     mask = mask(params) if _is_function(mask) else mask
-    for path, shown in jax.tree_util.tree_leaves_with_path(mask):
-        if not isinstance(shown, bool | np.bool_):
+    for path, used in jax.tree_util.tree_leaves_with_path(mask):
+        if not isinstance(used, bool | np.bool_):
             raise TypeError(
-                f"masked: mask{jax.tree_util.keystr(path)} is {shown!r}, expected True or False: "
-                "a mask decides what is compiled, so it cannot be a traced array"
+                f"{place}: mask{jax.tree_util.keystr(path)} is {shown(used)}, expected True or "
+                "False: a mask decides what is compiled, so it cannot be a traced array"
             )
     try:
-        jax.tree.map(lambda shown, _: shown, mask, params)
+        jax.tree.map(lambda used, _: used, mask, params)
     except ValueError as error:
         raise ValueError(
-            f"masked: the mask or the labels, of structure {jax.tree.structure(mask)}, must have "
-            f"the structure of the parameters or a prefix of it: {jax.tree.structure(params)}"
+            f"{place}: it has the structure {jax.tree.structure(mask)}, but needs that of the "
+            f"parameters or a prefix of it: {jax.tree.structure(params)}"
         ) from error
     return mask
 
 
 def _hide(mask: tree.PyTree, full: tree.PyTree) -> tree.PyTree:
     """The masked part of a tree, with holes for the rest."""
-    return jax.tree.map(lambda shown, x: x if shown else FilledNode(), mask, full)
+    return jax.tree.map(lambda used, x: x if used else FilledNode(), mask, full)
 
 
 def _fill(mask: tree.PyTree, part: tree.PyTree, full: tree.PyTree) -> tree.PyTree:
     """The part with its holes filled from ``full``."""
-    return jax.tree.map(lambda shown, x, y: x if shown else y, mask, part, full)
+    return jax.tree.map(lambda used, x, y: x if used else y, mask, part, full)
 
 
 def _part(
     value_fn: Callable[..., Any], mask: tree.PyTree, params: tree.PyTree
 ) -> Callable[..., Any]:
     """``value_fn`` as a function of the masked part, with the rest from ``params``."""
+    if not callable(value_fn):
+        raise TypeError(f"value_fn={shown(value_fn)}: expected a function of the parameters")
     if isinstance(value_fn, Composed):
         return dataclasses.replace(value_fn, model=_part(value_fn.model, mask, params))
 
@@ -237,6 +266,7 @@ def _part(
 # -- hyperparameters in the state
 
 
+@checked
 def inject_hyperparams(
     inner_factory: Callable[..., optax.GradientTransformation],
     static_args: str | Iterable[str] = (),
@@ -281,6 +311,7 @@ def inject_hyperparams(
     >>> float(updates), float(state.hyperparams["learning_rate"])
     (-0.25, 0.25)
     """
+    _check_dtype(hyperparam_dtype)
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     signature = inspect.signature(inner_factory)
     if not static <= set(signature.parameters):
@@ -366,9 +397,23 @@ def inject_hyperparams(
                 _in_dtypes_of(state.inner_state, inner_state),
             )
 
-        return transformation(init, update)
+        return wrapper(init, update)
 
     return factory
+
+
+def _check_dtype(hyperparam_dtype: jax.typing.DTypeLike | None) -> None:
+    """Raises a TypeError if this is neither None nor a floating-point dtype."""
+    try:
+        dtype = jnp.float32 if hyperparam_dtype is None else jnp.dtype(hyperparam_dtype)
+        is_floating = jnp.issubdtype(dtype, jnp.floating)
+    except (TypeError, ValueError):
+        is_floating = False
+    if not is_floating:
+        raise TypeError(
+            f"inject_hyperparams(hyperparam_dtype={shown(hyperparam_dtype)}): expected a "
+            "floating-point dtype, for instance jnp.float32"
+        )
 
 
 def _check_schedule(name: str, schedule: Callable[..., Any]) -> None:
@@ -416,9 +461,10 @@ class AccumulateState(NamedTuple):
     skip_state: tree.PyTree  #: what ``should_skip_update_fn`` reported
 
 
+@checked
 def accumulate(
     opt: optax.GradientTransformation,
-    every_k_schedule: Scalar | Callable[[jax.Array], jax.typing.ArrayLike],
+    every_k_schedule: Count | Callable[[jax.Array], jax.typing.ArrayLike],
     use_grad_mean: bool = True,
     should_skip_update_fn: Callable[..., tuple[jax.typing.ArrayLike, tree.PyTree]] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -553,7 +599,7 @@ def accumulate(
 
 
 def _check_every_k(k: Any) -> None:
-    check("accumulate", every_k_schedule=(k, 1, float("inf")))
+    check_argument("accumulate", "every_k_schedule", k, Count)
     if isinstance(k, float | np.floating) and k != int(k):
         raise ValueError(f"accumulate(every_k_schedule={k!r}): must be a whole number")
 
@@ -561,6 +607,7 @@ def _check_every_k(k: Any) -> None:
 # -- Flax NNX
 
 
+@checked
 def nnx_value_fn(
     model: Any, loss: Callable[..., jax.typing.ArrayLike], wrt: Any = None
 ) -> Callable[..., jax.typing.ArrayLike]:
@@ -599,7 +646,13 @@ def nnx_value_fn(
         from flax import nnx
     except ImportError as error:
         raise ImportError("nnx_value_fn needs Flax: pip install flax") from error
-    graphdef, _, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
+    try:
+        graphdef, _, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
+    except Exception as error:  # Flax has many, some of them of no use
+        raise TypeError(
+            f"nnx_value_fn(model={shown(model)}, wrt={shown(wrt)}): expected a Flax NNX module and "
+            "a filter of its variables, for instance nnx.Param"
+        ) from error
     rest = nnx.as_pure(rest)
 
     # shows the signature of loss, which says what data it takes

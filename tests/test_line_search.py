@@ -238,9 +238,9 @@ def run_on(tx: Any, f: Any, x: jax.Array) -> tuple[Any, Any]:
 
 def test_missing_arguments_are_named() -> None:
     tx, x = gx.bfgs(), jnp.ones(2)
-    with pytest.raises(ValueError, match=r"with_line_search needs value=…"):
+    with pytest.raises(ValueError, match=r"bfgs needs value=…"):
         tx.update(x, tx.init(x), x)
-    with pytest.raises(ValueError, match=r"with_line_search needs params=…"):
+    with pytest.raises(ValueError, match=r"bfgs needs params=…"):
         tx.update(x, tx.init(x), value=1.0)
     with pytest.raises(ValueError, match=r"value must return one real number.*shape \(2,\)"):
         tx.update(x, tx.init(x), x, value=x)

@@ -7,7 +7,7 @@ import optax
 
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.hyperparameters import Fraction, LearningRate, NonNegative, checked, scalar
 from gradxform.protocol import transformation
 
 
@@ -18,8 +18,9 @@ class ScaleByAdadeltaState(NamedTuple):
     mean_square_step: tree.PyTree  #: E[Δx²]
 
 
+@checked
 def scale_by_adadelta(
-    rho: Scalar = 0.95, eps: Scalar = 1e-6
+    rho: Fraction = 0.95, eps: NonNegative = 1e-6
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`adadelta`, without rate or sign: :math:`-\Delta x`.
 
@@ -36,7 +37,6 @@ def scale_by_adadelta(
     >>> tx.update(g, tx.init(g))[0].round(3)
     Array([ 0.2  , -0.186], dtype=float32)
     """
-    check("scale_by_adadelta", rho=(rho, 0, 1), eps=(eps, 0, float("inf")))
 
     def init(params: tree.PyTree) -> ScaleByAdadeltaState:
         return ScaleByAdadeltaState(tree.zeros_like(params), tree.zeros_like(params))
@@ -67,8 +67,9 @@ def scale_by_adadelta(
     return transformation(init, update)
 
 
+@checked
 def adadelta(
-    learning_rate: LearningRate = 1.0, rho: Scalar = 0.95, eps: Scalar = 1e-6
+    learning_rate: LearningRate = 1.0, rho: Fraction = 0.95, eps: NonNegative = 1e-6
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaDelta, Zeiler's Algorithm 1.
 

@@ -6,7 +6,7 @@ import optax
 
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.hyperparameters import LearningRate, NonNegative, checked, scalar
 from gradxform.protocol import transformation
 
 
@@ -16,7 +16,8 @@ class ScaleByAdagradState(NamedTuple):
     sum_of_squares: tree.PyTree  #: r, in at least float32
 
 
-def scale_by_adagrad(eps: Scalar = 1e-7) -> optax.GradientTransformationExtraArgs:
+@checked
+def scale_by_adagrad(eps: NonNegative = 1e-7) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`adagrad`, without rate or sign: :math:`g / (\delta + \sqrt r)`.
 
     Args:
@@ -31,7 +32,6 @@ def scale_by_adagrad(eps: Scalar = 1e-7) -> optax.GradientTransformationExtraArg
     >>> tx.update(g, tx.init(g))[0].round(3)
     Array([ 1., -1.], dtype=float32)
     """
-    check("scale_by_adagrad", eps=(eps, 0, float("inf")))
 
     def init(params: tree.PyTree) -> ScaleByAdagradState:
         return ScaleByAdagradState(tree.zeros_like(params))
@@ -52,8 +52,9 @@ def scale_by_adagrad(eps: Scalar = 1e-7) -> optax.GradientTransformationExtraArg
     return transformation(init, update)
 
 
+@checked
 def adagrad(
-    learning_rate: LearningRate, eps: Scalar = 1e-7
+    learning_rate: LearningRate, eps: NonNegative = 1e-7
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaGrad.
 

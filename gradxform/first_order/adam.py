@@ -8,7 +8,14 @@ import optax
 
 from gradxform import tree
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, below_one, check, scalar
+from gradxform.hyperparameters import (
+    Fraction,
+    LearningRate,
+    NonNegative,
+    below_one,
+    checked,
+    scalar,
+)
 from gradxform.protocol import transformation
 
 
@@ -20,8 +27,12 @@ class ScaleByAdamState(NamedTuple):
     second_moment: tree.PyTree  #: r
 
 
+@checked
 def scale_by_adam(
-    b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`adam`, without rate or sign.
 
@@ -40,13 +51,6 @@ def scale_by_adam(
     >>> tx.update(g, tx.init(g))[0].round(3)
     Array([ 1., -1.], dtype=float32)
     """
-    check(
-        "scale_by_adam",
-        b1=(b1, 0, 1),
-        b2=(b2, 0, 1),
-        eps=(eps, 0, float("inf")),
-        eps_root=(eps_root, 0, float("inf")),
-    )
 
     def init(params: tree.PyTree) -> ScaleByAdamState:
         zeros = tree.zeros_like
@@ -77,12 +81,13 @@ def scale_by_adam(
     return transformation(init, update)
 
 
+@checked
 def adam(
     learning_rate: LearningRate = 1e-3,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam.
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from gradxform import protocol, tree
-from gradxform.hyperparameters import Scalar, check, check_choice, scalar
+from gradxform.hyperparameters import Count, NonNegative, Seed, checked, scalar
 from gradxform.info import diagnostics
 
 
@@ -31,13 +31,14 @@ class CoordinateDescentState(NamedTuple):
     info: CoordinateDescentInfo
 
 
+@checked
 def coordinate_descent(
     order: Literal["cyclic", "random", "greedy"] = "cyclic",
     block: Literal["coordinate", "leaf"] = "coordinate",
     *,
-    tol: Scalar = 1e-6,
-    max_newton_steps: Scalar = 20,
-    seed: Scalar = 0,
+    tol: NonNegative = 1e-6,
+    max_newton_steps: Count = 20,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Coordinate descent: each update minimises over one coordinate (or one leaf).
 
@@ -89,14 +90,6 @@ def coordinate_descent(
     >>> x
     Array([ 1., -2.], dtype=float32)
     """
-    check_choice("coordinate_descent", order=(order, ("cyclic", "random", "greedy")))
-    check_choice("coordinate_descent", block=(block, ("coordinate", "leaf")))
-    check(
-        "coordinate_descent",
-        tol=(tol, 0, float("inf")),
-        max_newton_steps=(max_newton_steps, 1, float("inf")),
-        seed=(seed, 0, 2**32),
-    )
 
     def init(params: tree.PyTree) -> CoordinateDescentState:
         tree.check_floating(params)
@@ -114,7 +107,7 @@ def coordinate_descent(
         value_fn: Callable[..., jax.typing.ArrayLike] | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, CoordinateDescentState]:
-        params = protocol.require("coordinate_descent", "params", params)
+        params = protocol.require_params("coordinate_descent", params, grads)
         value = protocol.bind(
             protocol.require("coordinate_descent", "value_fn", value_fn), extra_args
         )

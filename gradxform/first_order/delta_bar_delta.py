@@ -8,10 +8,10 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import (
+    Fraction,
     LearningRate,
-    Scalar,
-    check,
-    check_learning_rate,
+    NonNegative,
+    checked,
     rate,
     scalar,
 )
@@ -26,11 +26,12 @@ class DeltaBarDeltaState(NamedTuple):
     average: tree.PyTree  #: δ̄, the decaying mean of the gradients
 
 
+@checked
 def delta_bar_delta(
     learning_rate: LearningRate,
-    kappa: Scalar = 1e-3,
-    phi: Scalar = 0.1,
-    theta: Scalar = 0.7,
+    kappa: NonNegative = 1e-3,
+    phi: Fraction = 0.1,
+    theta: Fraction = 0.7,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Delta-bar-delta: a rate grows while its gradient keeps its sign, and falls when it turns.
 
@@ -73,13 +74,6 @@ def delta_bar_delta(
     >>> updates.round(3)
     Array([-0.12,  0.05], dtype=float32)
     """
-    check_learning_rate("delta_bar_delta", learning_rate)
-    check(
-        "delta_bar_delta",
-        kappa=(kappa, 0, float("inf")),
-        phi=(phi, 0, 1),
-        theta=(theta, 0, 1),
-    )
 
     def init(params: tree.PyTree) -> DeltaBarDeltaState:
         zeros = tree.zeros_like(params)

@@ -7,14 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
-from gradxform.hyperparameters import (
-    LearningRate,
-    Scalar,
-    check,
-    check_learning_rate,
-    rate,
-    scalar,
-)
+from gradxform.hyperparameters import Fraction, LearningRate, checked, rate, scalar
 from gradxform.protocol import transformation
 
 
@@ -25,8 +18,9 @@ class MomentumState(NamedTuple):
     velocity: tree.PyTree  #: v, in at least float32
 
 
+@checked
 def momentum(
-    learning_rate: LearningRate, momentum: Scalar = 0.9
+    learning_rate: LearningRate, momentum: Fraction = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent with momentum.
 
@@ -63,8 +57,6 @@ def momentum(
     >>> float(theta.round(6))
     0.75
     """
-    check_learning_rate("momentum", learning_rate)
-    check("momentum", momentum=(momentum, 0, 1))
 
     def init(params: tree.PyTree) -> MomentumState:
         return MomentumState(jnp.zeros((), jnp.int32), tree.zeros_like(params))

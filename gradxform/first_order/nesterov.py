@@ -8,14 +8,7 @@ import optax
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import (
-    LearningRate,
-    Scalar,
-    check,
-    check_learning_rate,
-    rate,
-    scalar,
-)
+from gradxform.hyperparameters import Fraction, LearningRate, checked, rate, scalar
 from gradxform.protocol import transformation
 
 
@@ -27,8 +20,9 @@ class NesterovState(NamedTuple):
     velocity: tree.PyTree  #: v, in at least float32
 
 
+@checked
 def nesterov(
-    learning_rate: LearningRate, momentum: Scalar = 0.9
+    learning_rate: LearningRate, momentum: Fraction = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent with Nesterov momentum, from the interim point of the lecture.
 
@@ -69,8 +63,6 @@ def nesterov(
     >>> round(float(params), 6), round(float(gx.eval_params(state, params)), 6)
     (0.85, 0.9)
     """
-    check_learning_rate("nesterov", learning_rate)
-    check("nesterov", momentum=(momentum, 0, 1))
 
     def init(params: tree.PyTree) -> NesterovState:
         return NesterovState(jnp.zeros((), jnp.int32), scalar(momentum), tree.zeros_like(params))

@@ -8,7 +8,7 @@ from gradxform import tree
 from gradxform.first_order.momentum import momentum as _momentum
 from gradxform.first_order.nesterov import nesterov as _nesterov
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, check, scalar
+from gradxform.hyperparameters import Fraction, LearningRate, NonNegative, checked, scalar
 from gradxform.protocol import transformation
 
 
@@ -18,8 +18,9 @@ class ScaleByRmspropState(NamedTuple):
     mean_square: tree.PyTree  #: r, in at least float32
 
 
+@checked
 def scale_by_rmsprop(
-    decay: Scalar = 0.9, eps: Scalar = 1e-6
+    decay: Fraction = 0.9, eps: NonNegative = 1e-6
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`rmsprop`, without rate or sign: :math:`g / \sqrt{\delta + r}`.
 
@@ -36,7 +37,6 @@ def scale_by_rmsprop(
     >>> tx.update(g, tx.init(g))[0].round(3)
     Array([ 2., -2.], dtype=float32)
     """
-    check("scale_by_rmsprop", decay=(decay, 0, 1), eps=(eps, 0, float("inf")))
 
     def init(params: tree.PyTree) -> ScaleByRmspropState:
         return ScaleByRmspropState(tree.zeros_like(params))
@@ -57,11 +57,12 @@ def scale_by_rmsprop(
     return transformation(init, update)
 
 
+@checked
 def rmsprop(
     learning_rate: LearningRate,
-    decay: Scalar = 0.9,
-    eps: Scalar = 1e-6,
-    momentum: Scalar | None = None,
+    decay: Fraction = 0.9,
+    eps: NonNegative = 1e-6,
+    momentum: Fraction | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp; with ``momentum``, and with ``nesterov`` at the interim point of the lecture.

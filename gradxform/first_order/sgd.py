@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
-from gradxform.hyperparameters import LearningRate, check_learning_rate, rate
+from gradxform.hyperparameters import LearningRate, checked, rate
 from gradxform.protocol import transformation
 
 
@@ -17,6 +17,7 @@ class SgdState(NamedTuple):
     count: jax.Array  #: updates made so far, k
 
 
+@checked
 def sgd(learning_rate: LearningRate) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent.
 
@@ -42,7 +43,6 @@ def sgd(learning_rate: LearningRate) -> optax.GradientTransformationExtraArgs:
     >>> updates["w"]
     Array([-0.1, -0.2], dtype=float32)
     """
-    check_learning_rate("sgd", learning_rate)
 
     def init(params: tree.PyTree) -> SgdState:
         tree.check_floating(params)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradxform.lab.signatures import Argument, Signature, public_names, signature
+from gradxform.lab.signatures import Argument, Signature, interval, public_names, ranges, signature
 
 if TYPE_CHECKING:
     import optax
@@ -31,25 +31,6 @@ RETURNS = {
     "schedule": ("Schedule",),
     "curvature": ("Curvature",),
     "preconditioner": ("Preconditioner",),
-}
-# Where the numbers of gradxform's functions lie, [low, high), as the functions check it themselves.
-_NOT_NEGATIVE, _RATE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
-INTERVALS: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("learning_rate", "kappa", "eps", "eps_root", "tol", "start"), _NOT_NEGATIVE),
-    **dict.fromkeys(("restart", "truncation", "damping", "progress"), _NOT_NEGATIVE),
-    **dict.fromkeys(("init_value", "end_value", "transition_steps"), _NOT_NEGATIVE),
-    **dict.fromkeys(("momentum", "b1", "b2", "decay", "rho", "phi", "theta"), _RATE),
-    **dict.fromkeys(("curvature", "noise", "floor", "warm_start"), _RATE),
-    **dict.fromkeys(("max_newton_steps", "max_trials", "memory_size", "maxiter"), _COUNT),
-    **dict.fromkeys(("columns", "max_size", "samples", "rank"), _COUNT),
-    **dict.fromkeys(("iterates", "curvature_batch_size"), _COUNT),
-    "decrease": (0, 0.5),
-    "trust_region.decrease": (0, 0.25),
-    **dict.fromkeys(("initial_radius", "max_radius"), (1e-30, math.inf)),
-    "power": (0, 1 + 1e-9),
-    "seed": (0, 2**32),
-    **dict.fromkeys(("newton_cg.tol", "scale_by_newton_cg.tol", "trust_region.tol"), _RATE),
-    "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
 LARGEST = 3.4e38  # of float32
 CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # what a terminal obeys, but for tab and new line
@@ -306,6 +287,10 @@ def _admitted(annotation: ast.expr | None) -> tuple[str, ...] | None:
             return tuple(repr(choice) for choice in choices)
         case ast.Name("Curvature"):
             return tuple(repr(name) for name in curvatures())
+        case ast.Name(id=name) if name in ranges() and name not in _ADMITS:
+            parts = [ranges()[name]]
+        case ast.Subscript(value=ast.Name("Annotated"), slice=ast.Tuple(elts=[base, *_])):
+            parts = [base]
         case ast.Constant(value=str(text)):
             parts = [ast.parse(text, mode="eval").body]
         case ast.Subscript(value=generic):
@@ -368,12 +353,12 @@ def _is_whole(key: str) -> bool:
 
 
 def _check_interval(value: Any, function: Signature, key: str, path: str) -> Iterator[Problem]:
-    package, name = _split(function.name)
-    interval = INTERVALS.get(f"{name}.{key}") or INTERVALS.get(key)
+    package, _ = _split(function.name)
+    within = interval(function.arguments[key].annotation)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if package != "gradxform" or interval is None or not is_number:
+    if package != "gradxform" or within is None or not is_number:
         return
-    low, high = interval
+    low, high = within
     if not low <= value < high:
         below = f"below {high:.10g}" if high < math.inf else "finite"
         yield Problem(path, f"should be at least {low:g} and {below}, found {value!r}")

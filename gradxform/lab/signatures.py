@@ -7,6 +7,7 @@ importing JAX. Reading their source instead answers a misspelt argument at once.
 import ast
 import functools
 import importlib.util
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ class Signature(NamedTuple):
 
 
 def public_names(package: str) -> tuple[str, ...]:
-    """The public names that ``package/__init__.py`` binds, sorted.
+    """The public names that ``package/__init__.py``, or its stub, binds, sorted.
 
     >>> {"adam", "sgd", "linear_decay"} <= set(public_names("gradxform"))
     True
@@ -61,6 +62,38 @@ def signature(module: str, name: str) -> Signature | None:
         owner, _, attribute = node.rpartition(".")
         found = signature(owner, attribute) if _file(owner) else None
         return found and found._replace(name=f"{module}.{name}")
+    return None
+
+
+@functools.cache
+def ranges() -> dict[str, ast.expr]:
+    """The types of numbers with a range that gradxform's signatures name, by their name.
+
+    >>> ast.unparse(ranges()["Fraction"])
+    'Annotated[Scalar, Interval(0, 1)]'
+    """
+    file = _file("gradxform.hyperparameters")
+    body = ast.parse(file.read_bytes()).body if file else []
+    aliases = [node for node in body if isinstance(node, ast.AnnAssign) and node.value]
+    return {ast.unparse(node.target): node.value for node in aliases if node.value}
+
+
+def interval(annotation: ast.expr | None) -> tuple[float, float] | None:
+    """The range ``[low, high)`` of the numbers that an annotation of gradxform admits.
+
+    >>> interval(signature("gradxform", "adam").arguments["learning_rate"].annotation)
+    (0, inf)
+    """
+    match annotation:
+        case ast.Name(id=name) if name in ranges():
+            return interval(ranges()[name])
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return interval(left) or interval(right)
+        case ast.Subscript(
+            slice=ast.Tuple(elts=[_, ast.Call(func=ast.Name("Interval"), args=ends), *_])
+        ):
+            low, *high = map(ast.literal_eval, ends)
+            return low, high[0] if high else math.inf
     return None
 
 
@@ -113,5 +146,5 @@ def _file(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent.joinpath(*parts)
-    candidates = (path / "__init__.py", path.with_suffix(".py"))
+    candidates = (path / "__init__.pyi", path / "__init__.py", path.with_suffix(".py"))
     return next((file for file in candidates if file.is_file()), None)

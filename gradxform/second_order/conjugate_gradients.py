@@ -15,18 +15,13 @@ row of *marks*, all 0 at first, travels as one more leaf.
 Right-hand side, inverse and operator are first brought to size 1, so that no unit matters.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.sparse.linalg import cg
 
 from gradxform import tree
-from gradxform.curvature import Product
-from gradxform.hyperparameters import Scalar, scalar
+from gradxform.hyperparameters import scalar
 
 MOST_ITERATIONS = 1000
 

@@ -15,13 +15,20 @@ from gradxform.curvature import (
     Curvature,
     Preconditioner,
     Product,
-    check_curvature,
-    check_preconditioner,
     checked_inverse,
-    gauss_newton,
+    gauss_newton_of,
 )
 from gradxform.derivatives import constant_size, forward_only
-from gradxform.hyperparameters import Scalar, check, check_static, scalar
+from gradxform.hyperparameters import (
+    Count,
+    Fraction,
+    NonNegative,
+    Scalar,
+    Seed,
+    Size,
+    checked,
+    scalar,
+)
 from gradxform.info import diagnostics
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
@@ -60,17 +67,18 @@ class HessianFreeState(NamedTuple):
     info: HessianFreeInfo
 
 
+@checked
 def hessian_free(
     *,
     curvature: Curvature | None = None,
-    curvature_batch_size: int | None = None,
-    damping: Scalar | None = None,
-    progress: Scalar = 5e-4,
-    maxiter: Scalar = 250,
-    warm_start: Scalar = 0.95,
+    curvature_batch_size: Size | None = None,
+    damping: NonNegative | None = None,
+    progress: NonNegative = 5e-4,
+    maxiter: Count = 250,
+    warm_start: Fraction = 0.95,
     preconditioner: Preconditioner | None = None,
-    iterates: int = 5,
-    seed: Scalar = 0,
+    iterates: Size = 5,
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Martens's Hessian-free optimisation.
 
@@ -145,18 +153,7 @@ def hessian_free(
     >>> {name: round(float(x), 2) for name, x in solution.params.items()}
     {'a': 2.0, 'b': 3.0}
     """
-    infinity = float("inf")
-    check_curvature("hessian_free", curvature)
-    check_preconditioner("hessian_free", preconditioner)
-    if damping is not None:
-        check("hessian_free", damping=(damping, 0, infinity))
-    check("hessian_free", progress=(progress, 0, infinity), maxiter=(maxiter, 1, infinity))
-    check("hessian_free", warm_start=(warm_start, 0, 1), seed=(seed, 0, 2**32))
-    check_static("hessian_free", iterates=iterates)
-    check("hessian_free", iterates=(iterates, 1, infinity))
-    if curvature_batch_size is not None:
-        check_static("hessian_free", curvature_batch_size=curvature_batch_size)
-        check("hessian_free", curvature_batch_size=(curvature_batch_size, 1, infinity))
+    curvature = curvature or gauss_newton_of("hessian_free")
 
     def init(params: tree.PyTree) -> HessianFreeState:
         def number(x: Scalar = 0.0) -> jax.Array:
@@ -197,7 +194,7 @@ def hessian_free(
         value_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, HessianFreeState]:
-        params = protocol.require("hessian_free", "params", params)
+        params = protocol.require_params("hessian_free", params, grads)
         value = protocol.check_value("value", protocol.require("hessian_free", "value", value))
         value_fn = protocol.require("hessian_free", "value_fn", value_fn)
         value_fn = protocol.bind(value_fn, extra_args)
@@ -216,7 +213,7 @@ def hessian_free(
         part, share = value_fn, 1.0
         if curvature_batch_size is not None:
             part, share = _sub_batch(value_fn, curvature_batch_size, seed, state.count)
-        undamped = (curvature or gauss_newton())(part, params)
+        undamped = curvature(part, params)
         lam, products = state.damping, jnp.array(0, jnp.int32)
         if damping is None:
             lam, products = jax.lax.cond(

@@ -8,9 +8,17 @@ import optax
 from jax.scipy.linalg import cho_solve
 
 from gradxform import protocol, tree
-from gradxform.curvature import Curvature, Product, check_curvature, hessian
+from gradxform.curvature import Curvature, Product, hessian
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, check, check_static, scalar
+from gradxform.hyperparameters import (
+    Fraction,
+    LearningRate,
+    NonNegative,
+    Scalar,
+    Size,
+    checked,
+    scalar,
+)
 from gradxform.info import diagnostics
 
 
@@ -29,13 +37,14 @@ class ScaleByNewtonState(NamedTuple):
     info: NewtonInfo
 
 
+@checked
 def scale_by_newton(
     *,
-    damping: Scalar = 0.0,
-    floor: Scalar = 1e-4,
+    damping: NonNegative = 0.0,
+    floor: Fraction = 1e-4,
     curvature: Curvature | None = None,
-    columns: int = 64,
-    max_size: int = 10_000,
+    columns: Size = 64,
+    max_size: Size = 10_000,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`newton`, without step or sign: :math:`(H + \alpha I)^{-1} g`.
 
@@ -58,15 +67,22 @@ def scale_by_newton(
     >>> bool(jnp.allclose(direction, x))
     True
     """
-    infinity = float("inf")
-    check("scale_by_newton", damping=(damping, 0, infinity), floor=(floor, 0, 1))
-    check_static("scale_by_newton", columns=columns, max_size=max_size)
-    check("scale_by_newton", columns=(columns, 1, infinity), max_size=(max_size, 1, infinity))
-    check_curvature("scale_by_newton", curvature)
+    return _direction("scale_by_newton", damping, floor, curvature, columns, max_size)
+
+
+def _direction(
+    method: str,
+    damping: Scalar,
+    floor: Scalar,
+    curvature: Curvature | None,
+    columns: int,
+    max_size: int,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_newton` as a part of ``method``, which its errors name."""
 
     def init(params: tree.PyTree) -> ScaleByNewtonState:
         tree.check_floating(params)
-        _check_size(params, max_size)
+        _check_size(method, params, max_size)
         return ScaleByNewtonState(NewtonInfo(*(jnp.array(0, jnp.int32) for _ in range(3))))
 
     def update(
@@ -77,9 +93,9 @@ def scale_by_newton(
         value_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByNewtonState]:
-        params = protocol.require("newton", "params", params)
-        value_fn = protocol.bind(protocol.require("newton", "value_fn", value_fn), extra_args)
-        protocol.check_unmasked("newton", params)
+        params = protocol.require_params(method, params, grads)
+        value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
+        protocol.check_unmasked(method, params)
         g, unravel = tree.ravel(jax.tree.map(tree.promote, grads))
         if g.size == 0:
             return grads, state
@@ -105,14 +121,15 @@ def scale_by_newton(
     return protocol.transformation(init, update)
 
 
+@checked
 def newton(
     learning_rate: LearningRate = 1.0,
-    damping: Scalar = 0.0,
+    damping: NonNegative = 0.0,
     *,
-    floor: Scalar = 1e-4,
+    floor: Fraction = 1e-4,
     curvature: Curvature | None = None,
-    columns: int = 64,
-    max_size: int = 10_000,
+    columns: Size = 64,
+    max_size: Size = 10_000,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Newton's method, regularised when α > 0.
 
@@ -163,9 +180,7 @@ def newton(
     >>> bool(jnp.abs(jax.grad(f)(x)).max() < 1e-3)  # one step
     True
     """
-    direction = scale_by_newton(
-        damping=damping, floor=floor, curvature=curvature, columns=columns, max_size=max_size
-    )
+    direction = _direction("newton", damping, floor, curvature, columns, max_size)
     return optax.chain(direction, sgd(learning_rate))
 
 
@@ -225,9 +240,7 @@ def _(
     # the quotient of differences of the sizes and the eigenvalues, or the slope where these agree
     gap = eigenvalues[:, None] - eigenvalues[None, :]
     slope = jnp.where(floored, 0, jnp.sign(eigenvalues))
-    quotient = jnp.where(
-        gap == 0, slope[:, None], tree.divide(size[:, None] - size[None, :], gap)
-    )
+    quotient = jnp.where(gap == 0, slope[:, None], tree.divide(size[:, None] - size[None, :], gap))
     turned = _dot(q.T, _dot(d_matrix, q))
     d_most = jnp.mean(jnp.sign(eigenvalues) * jnp.diagonal(turned), where=is_most)
     d_size = jnp.where(floored, floor * d_most + most * d_floor, 0)
@@ -241,11 +254,11 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check_size(params: tree.PyTree, max_size: int) -> None:
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+def _check_size(method: str, params: tree.PyTree, max_size: int) -> None:
+    size = tree.count(params)
     if size > max_size:
         raise ValueError(
-            f"newton(max_size={max_size}): there are {size} parameters, and a Hessian of {size} × "
-            f"{size} entries takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.newton_cg, "
+            f"{method}(max_size={max_size}): there are {size} parameters, and a Hessian of {size} "
+            f"× {size} entries takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.newton_cg, "
             "which takes products with it alone, or raise max_size"
         )

@@ -15,13 +15,19 @@ from gradxform.curvature import (
     Curvature,
     Preconditioner,
     Product,
-    check_curvature,
-    check_preconditioner,
     checked_inverse,
     hessian,
 )
 from gradxform.first_order.sgd import sgd
-from gradxform.hyperparameters import LearningRate, Scalar, check, check_choice, scalar
+from gradxform.hyperparameters import (
+    Count,
+    Fraction,
+    LearningRate,
+    NonNegative,
+    Scalar,
+    checked,
+    scalar,
+)
 from gradxform.info import diagnostics
 
 Forcing = Literal["eisenstat_walker", "fixed"]
@@ -46,15 +52,16 @@ class ScaleByNewtonCgState(NamedTuple):
     info: NewtonCgInfo
 
 
+@checked
 def scale_by_newton_cg(
     *,
-    damping: Scalar = 0.0,
+    damping: NonNegative = 0.0,
     curvature: Curvature | None = None,
-    tol: Scalar = 0.1,
+    tol: Fraction = 0.1,
     forcing: Forcing = "eisenstat_walker",
-    maxiter: Scalar = 100,
+    maxiter: Count = 100,
     preconditioner: Preconditioner | None = None,
-    warm_start: Scalar = 0.0,
+    warm_start: Fraction = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`newton_cg`, without step or sign: :math:`d \approx (H + αI)^{-1} g`.
 
@@ -78,12 +85,22 @@ def scale_by_newton_cg(
     >>> gx.minimize(saddle, jnp.asarray([1.0, 0.1]), tx, tol=1e-3).value.round(3)
     Array(-1., dtype=float32)
     """
-    infinity = float("inf")
-    check("scale_by_newton_cg", damping=(damping, 0, infinity), tol=(tol, 0, 1))
-    check("scale_by_newton_cg", maxiter=(maxiter, 1, infinity), warm_start=(warm_start, 0, 1))
-    check_choice("scale_by_newton_cg", forcing=(forcing, ("eisenstat_walker", "fixed")))
-    check_curvature("scale_by_newton_cg", curvature)
-    check_preconditioner("scale_by_newton_cg", preconditioner)
+    return _direction(
+        "scale_by_newton_cg", damping, curvature, tol, forcing, maxiter, preconditioner, warm_start
+    )
+
+
+def _direction(
+    method: str,
+    damping: Scalar,
+    curvature: Curvature | None,
+    tol: Scalar,
+    forcing: Forcing,
+    maxiter: Scalar,
+    preconditioner: Preconditioner | None,
+    warm_start: Scalar,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_newton_cg` as a part of ``method``, which its errors name."""
 
     def init(params: tree.PyTree) -> ScaleByNewtonCgState:
         def count() -> jax.Array:
@@ -103,9 +120,9 @@ def scale_by_newton_cg(
         value_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByNewtonCgState]:
-        params = protocol.require("newton_cg", "params", params)
-        value_fn = protocol.bind(protocol.require("newton_cg", "value_fn", value_fn), extra_args)
-        protocol.check_unmasked("newton_cg", params)
+        params = protocol.require_params(method, params, grads)
+        value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
+        protocol.check_unmasked(method, params)
         if not jax.tree.leaves(grads):
             return grads, state
         g = jax.tree.map(tree.promote, grads)
@@ -116,7 +133,7 @@ def scale_by_newton_cg(
         def product(v: tree.PyTree) -> tree.PyTree:
             return tree.map(lambda v, hv: hv + alpha * v, v, undamped(v))
 
-        inverse, made = checked_inverse("newton_cg", preconditioner, product, g, state.count)
+        inverse, made = checked_inverse(method, preconditioner, product, g, state.count)
         norm = _norm(g)
         eta = scalar(tol)
         if forcing == "eisenstat_walker":
@@ -144,16 +161,17 @@ def scale_by_newton_cg(
     return protocol.transformation(init, update)
 
 
+@checked
 def newton_cg(
     learning_rate: LearningRate = 1.0,
-    damping: Scalar = 0.0,
+    damping: NonNegative = 0.0,
     *,
     curvature: Curvature | None = None,
-    tol: Scalar = 0.1,
+    tol: Fraction = 0.1,
     forcing: Forcing = "eisenstat_walker",
-    maxiter: Scalar = 100,
+    maxiter: Count = 100,
     preconditioner: Preconditioner | None = None,
-    warm_start: Scalar = 0.0,
+    warm_start: Fraction = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Newton's method without the Hessian: conjugate gradients solve for the step.
 
@@ -216,14 +234,8 @@ def newton_cg(
     >>> int(state[0].info.curvature_products)
     3
     """
-    direction = scale_by_newton_cg(
-        damping=damping,
-        curvature=curvature,
-        tol=tol,
-        forcing=forcing,
-        maxiter=maxiter,
-        preconditioner=preconditioner,
-        warm_start=warm_start,
+    direction = _direction(
+        "newton_cg", damping, curvature, tol, forcing, maxiter, preconditioner, warm_start
     )
     return optax.chain(direction, sgd(learning_rate))
 

@@ -1,6 +1,6 @@
 """Nonlinear conjugate gradients: each direction keeps a part of the one before."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ import optax
 
 from gradxform import tree
 from gradxform.derivatives import constant_size
-from gradxform.hyperparameters import Scalar, check, check_choice, scalar
+from gradxform.hyperparameters import BelowHalf, Count, Fraction, NonNegative, checked, scalar
 from gradxform.info import diagnostics
-from gradxform.line_search import with_line_search
+from gradxform.line_search import search
 from gradxform.protocol import transformation
 
 Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
@@ -33,8 +33,9 @@ class ScaleByNonlinearCgState(NamedTuple):
     info: NonlinearCgInfo
 
 
+@checked
 def scale_by_nonlinear_cg(
-    beta: Beta = "polak_ribiere", *, restart: Scalar = 1.0, truncation: Scalar = 0.4
+    beta: Beta = "polak_ribiere", *, restart: NonNegative = 1.0, truncation: NonNegative = 0.4
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`nonlinear_cg`, without step or sign: :math:`p = g + \beta p_{old}`.
 
@@ -54,13 +55,6 @@ def scale_by_nonlinear_cg(
     >>> tx.update(jnp.asarray([0.0, 1.0]), state)[0]  # β = 1/4
     Array([0.5, 1. ], dtype=float32)
     """
-    check_choice("scale_by_nonlinear_cg", beta=(beta, get_args(Beta)))
-    infinity = float("inf")
-    check(
-        "scale_by_nonlinear_cg",
-        restart=(restart, 0, infinity),
-        truncation=(truncation, 0, infinity),
-    )
 
     def init(params: tree.PyTree) -> ScaleByNonlinearCgState:
         return ScaleByNonlinearCgState(
@@ -98,7 +92,7 @@ def scale_by_nonlinear_cg(
         }
         b = formulas[beta]()
         ascent = tree.map(lambda g, p: g + b * p, new, p)
-        size = sum(leaf.size for leaf in jax.tree.leaves(g))
+        size = tree.count_int32(g)
         again = (
             (state.since_restart == 0)
             | (state.since_restart >= size)
@@ -119,16 +113,17 @@ def scale_by_nonlinear_cg(
     return transformation(init, update)
 
 
+@checked
 def nonlinear_cg(
     beta: Beta = "polak_ribiere",
     *,
-    restart: Scalar = 1.0,
-    truncation: Scalar = 0.4,
+    restart: NonNegative = 1.0,
+    truncation: NonNegative = 0.4,
     ravel: bool = True,
-    decrease: Scalar = 0.1,
-    curvature: Scalar = 0.2,
-    noise: Scalar = 1e-6,
-    max_trials: Scalar = 30,
+    decrease: BelowHalf = 0.1,
+    curvature: Fraction = 0.2,
+    noise: Fraction = 1e-6,
+    max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Nonlinear conjugate gradients with a line search.
 
@@ -183,10 +178,12 @@ def nonlinear_cg(
     >>> gx.Status(int(solution.status)).name
     'converged'
     """
-    return with_line_search(
+    return search(
+        "nonlinear_cg",
         scale_by_nonlinear_cg(beta, restart=restart, truncation=truncation),
         unit_step=False,
         ravel=ravel,
+        repeatable=False,
         decrease=decrease,
         curvature=curvature,
         noise=noise,

@@ -8,10 +8,10 @@ import optax
 
 from gradxform import tree
 from gradxform.derivatives import constant_size
-from gradxform.hyperparameters import Scalar, check, check_static, scalar
+from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked, scalar
 from gradxform.info import diagnostics
-from gradxform.line_search import with_line_search
-from gradxform.protocol import require, transformation
+from gradxform.line_search import search
+from gradxform.protocol import require_params, transformation
 
 
 @diagnostics
@@ -78,6 +78,7 @@ class ScaleByBfgsState(NamedTuple):
     info: QuasiNewtonInfo
 
 
+@checked
 def scale_by_bfgs(
     *, self_scaling: bool = True, ravel: bool = True
 ) -> optax.GradientTransformationExtraArgs:
@@ -96,6 +97,13 @@ def scale_by_bfgs(
     >>> tx.update(jnp.asarray([1.0, 0.0]), state, jnp.asarray([1.0, 0.0]))[1].inverse_hessian[1, 1]
     Array(0.25, dtype=float32)
     """
+    return _bfgs_direction("scale_by_bfgs", self_scaling, ravel)
+
+
+def _bfgs_direction(
+    method: str, self_scaling: bool, ravel: bool
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_bfgs` as a part of ``method``, which its errors name."""
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
         values = jax.tree.map(tree.promote, values)
@@ -103,7 +111,7 @@ def scale_by_bfgs(
 
     def init(params: tree.PyTree) -> ScaleByBfgsState:
         if ravel:
-            tree.check_whole("scale_by_bfgs", params)
+            tree.check_whole(method, params)
         return ScaleByBfgsState(
             started=jnp.array(False),
             learnt=jnp.array(False),
@@ -120,7 +128,7 @@ def scale_by_bfgs(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByBfgsState]:
         del extra_args
-        params = require("scale_by_bfgs", "params", params)
+        params = require_params(method, params, grads)
         theta, g = flatten(params), flatten(grads)
         change = (
             tree.map(jnp.subtract, theta, state.params),
@@ -175,8 +183,9 @@ class ScaleByLbfgsState(NamedTuple):
     info: QuasiNewtonInfo
 
 
+@checked
 def scale_by_lbfgs(
-    memory_size: int = 10, *, ravel: bool = True
+    memory_size: Size = 10, *, ravel: bool = True
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of :func:`lbfgs`, without step or sign: :math:`H g`.
 
@@ -194,9 +203,11 @@ def scale_by_lbfgs(
     >>> tx.update(jnp.asarray([1.0, 4.0]) / 2, state, x / 2)[0].round(4)  # the pair explains it
     Array([0.5, 0.5], dtype=float32)
     """
-    check_static("scale_by_lbfgs", memory_size=memory_size)
-    check("scale_by_lbfgs", memory_size=(memory_size, 1, float("inf")))
-    m = memory_size
+    return _lbfgs_direction("scale_by_lbfgs", memory_size, ravel)
+
+
+def _lbfgs_direction(method: str, m: int, ravel: bool) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_lbfgs` as a part of ``method``, which its errors name."""
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
         values = jax.tree.map(tree.promote, values)
@@ -204,7 +215,7 @@ def scale_by_lbfgs(
 
     def init(params: tree.PyTree) -> ScaleByLbfgsState:
         if ravel:
-            tree.check_whole("scale_by_lbfgs", params)
+            tree.check_whole(method, params)
 
         def zeros() -> tree.PyTree:
             return flatten(tree.zeros_like(params))
@@ -234,14 +245,16 @@ def scale_by_lbfgs(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
-        params = require("scale_by_lbfgs", "params", params)
+        params = require_params(method, params, grads)
         theta, g = flatten(params), flatten(grads)
         change = (
             tree.map(jnp.subtract, theta, state.params),
             tree.map(jnp.subtract, g, state.grad),
         )
         pair = _pair(*change, state.started)
-        slot = (jnp.arange(m, dtype=jnp.int32) == state.oldest) & pair.useful  # where the pair goes, if it does
+        slot = (
+            jnp.arange(m, dtype=jnp.int32) == state.oldest
+        ) & pair.useful  # where the pair goes, if it does
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
             return jax.tree.map(
@@ -289,14 +302,15 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     return sum(jax.tree.leaves(products), start=0.0)
 
 
+@checked
 def bfgs(
     *,
     self_scaling: bool = True,
     ravel: bool = True,
-    decrease: Scalar = 0.1,
-    curvature: Scalar = 0.9,
-    noise: Scalar = 1e-6,
-    max_trials: Scalar = 30,
+    decrease: BelowHalf = 0.1,
+    curvature: Fraction = 0.9,
+    noise: Fraction = 1e-6,
+    max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
     r"""BFGS with a line search.
 
@@ -338,8 +352,10 @@ def bfgs(
     >>> solution.params.round(3)
     Array([1., 1.], dtype=float32)
     """
-    return with_line_search(
-        scale_by_bfgs(self_scaling=self_scaling, ravel=ravel),
+    return search(
+        "bfgs",
+        _bfgs_direction("bfgs", self_scaling, ravel),
+        unit_step=True,
         ravel=ravel,
         repeatable=True,
         decrease=decrease,
@@ -349,14 +365,15 @@ def bfgs(
     )
 
 
+@checked
 def lbfgs(
-    memory_size: int = 10,
+    memory_size: Size = 10,
     *,
     ravel: bool = True,
-    decrease: Scalar = 0.1,
-    curvature: Scalar = 0.9,
-    noise: Scalar = 1e-6,
-    max_trials: Scalar = 30,
+    decrease: BelowHalf = 0.1,
+    curvature: Fraction = 0.9,
+    noise: Fraction = 1e-6,
+    max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
     r"""L-BFGS with a line search: :func:`bfgs` that remembers the last pairs alone.
 
@@ -385,8 +402,10 @@ def lbfgs(
     >>> gx.Status(int(gx.minimize(valley, jnp.zeros(100), gx.lbfgs(), tol=1e-3).status)).name
     'converged'
     """
-    return with_line_search(
-        scale_by_lbfgs(memory_size, ravel=ravel),
+    return search(
+        "lbfgs",
+        _lbfgs_direction("lbfgs", memory_size, ravel),
+        unit_step=True,
         ravel=ravel,
         repeatable=True,
         decrease=decrease,

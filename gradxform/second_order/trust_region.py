@@ -1,17 +1,25 @@
 """Trust region: a quadratic model of the objective, minimised where it is trusted."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gradxform import protocol, tree
-from gradxform.curvature import Curvature, Product, check_curvature, hessian
+from gradxform.curvature import Curvature, Product, hessian
 from gradxform.derivatives import eigh
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import Scalar, check, check_choice, check_static, scalar
+from gradxform.hyperparameters import (
+    BelowQuarter,
+    Count,
+    Fraction,
+    Positive,
+    Size,
+    checked,
+    scalar,
+)
 from gradxform.info import diagnostics
 from gradxform.second_order.newton import dense
 from gradxform.second_order.steihaug import Step, cauchy_length, steihaug_step
@@ -24,7 +32,6 @@ _POOR, _GOOD = 0.5, 0.75
 _GROWTH, _BOUNDARY = 2.0, 0.9  # a step within a tenth of the boundary counts as on it
 _SHRINK = (0.1, 0.5)  # bounds of the factor by which a poor step is shortened
 _FIRST = 0.2  # first radius of the exact solver, in units of ‖g‖/‖H‖
-_LEAST = 2.0**-126  # radius that can be asked for: the least normal number of float32
 _SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rounding
 _IDLE = 10  # accepted points in a row without progress until it has stalled
 
@@ -73,19 +80,20 @@ class TrustRegionState(NamedTuple):
     info: TrustRegionInfo
 
 
+@checked
 def trust_region(
     solver: Solver = "exact",
     *,
     curvature: Curvature | None = None,
     scaling: Scaling = "curvature",
-    initial_radius: Scalar | None = None,
-    max_radius: Scalar | None = None,
-    decrease: Scalar = 1e-4,
-    noise: Scalar = 0.0,
-    tol: Scalar = 0.5,
-    maxiter: Scalar = 1000,
-    columns: int = 64,
-    max_size: int = 2000,
+    initial_radius: Positive | None = None,
+    max_radius: Positive | None = None,
+    decrease: BelowQuarter = 1e-4,
+    noise: Fraction = 0.0,
+    tol: Fraction = 0.5,
+    maxiter: Count = 1000,
+    columns: Size = 64,
+    max_size: Size = 2000,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Newton's method within a radius: it needs no line search and leaves saddles.
 
@@ -169,18 +177,6 @@ def trust_region(
     >>> gx.minimize(saddle, jnp.asarray([1.0, 0.0]), gx.trust_region(), tol=1e-3).value.round(4)
     Array(-1., dtype=float32)
     """
-    infinity = float("inf")
-    check_choice("trust_region", solver=(solver, get_args(Solver)))
-    check_choice("trust_region", scaling=(scaling, get_args(Scaling)))
-    check_curvature("trust_region", curvature)
-    optional = {"initial_radius": initial_radius, "max_radius": max_radius}
-    check(
-        "trust_region", **{k: (v, _LEAST, infinity) for k, v in optional.items() if v is not None}
-    )
-    check("trust_region", decrease=(decrease, 0, 0.25), noise=(noise, 0, 1), tol=(tol, 0, 1))
-    check("trust_region", maxiter=(maxiter, 1, infinity))
-    check_static("trust_region", columns=columns, max_size=max_size)
-    check("trust_region", columns=(columns, 1, infinity), max_size=(max_size, 1, infinity))
 
     def init(params: tree.PyTree) -> TrustRegionState:
         def number(x: float = 0) -> jax.Array:
@@ -224,11 +220,11 @@ def trust_region(
         value_fn: Callable[..., jax.typing.ArrayLike] | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, TrustRegionState]:
-        params = protocol.require("trust_region", "params", params)
+        params = protocol.require_params("trust_region", params, grads)
         value = protocol.check_value("value", protocol.require("trust_region", "value", value))
         value_fn = protocol.bind(protocol.require("trust_region", "value_fn", value_fn), extra_args)
         protocol.check_unmasked("trust_region", params)
-        size = _size(grads)
+        size = tree.count(grads)
         if size == 0:
             return grads, state
 
@@ -279,7 +275,7 @@ def trust_region(
         if solver == "exact":
             step = _exact_step(model, radius)
         else:
-            most = jnp.minimum(scalar(maxiter), 2 * size)
+            most = jnp.minimum(scalar(maxiter), 2.0 * size)
             forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(largest, model)))
             step, curved, more = steihaug_step(product, g, radius, forcing, most)
             products = products + more
@@ -370,12 +366,8 @@ def _usable_radius(guess: jax.Array, x: tree.PyTree) -> jax.Array:
 # -- the exact solver
 
 
-def _size(params: tree.PyTree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def _check_size(params: tree.PyTree, max_size: int) -> None:
-    size = _size(params)
+    size = tree.count(params)
     if size > max_size:
         raise ValueError(
             f"trust_region(max_size={max_size}): there are {size} parameters, and every accepted "

@@ -21,7 +21,7 @@ from gradxform.lab.config import (
     task_choices,
     to_toml,
 )
-from gradxform.lab.signatures import public_names, signature
+from gradxform.lab.signatures import interval, public_names, signature
 
 
 def table(**changes):
@@ -617,7 +617,7 @@ def test_intervals_are_those_that_the_functions_check(function, name):
     kind = next(kind for kind, types in optimizers.RETURNS.items() if function.returns in types)
     required = {key: NEEDED[key] for key, a in function.arguments.items() if a.required}
     short = function.name.rpartition(".")[2]
-    low, high = optimizers.INTERVALS.get(f"{short}.{name}") or optimizers.INTERVALS[name]
+    low, high = interval(function.arguments[name].annotation)
     whole = name in ("memory_size",)
     for value, good in [(low, True), (low - 1, False), (high, False)]:
         value = int(value) if whole and value < float("inf") else value

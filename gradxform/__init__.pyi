@@ -1,0 +1,48 @@
+"""The one list of public names: ``__init__.py`` reads it too."""
+
+from gradxform.averaging import polyak_average as polyak_average
+from gradxform.curvature import compose as compose
+from gradxform.curvature import gauss_newton as gauss_newton
+from gradxform.curvature import hessian as hessian
+from gradxform.curvature import hutchinson_diagonal as hutchinson_diagonal
+from gradxform.curvature import nystrom as nystrom
+from gradxform.evaluation import eval_params as eval_params
+from gradxform.first_order.adadelta import adadelta as adadelta
+from gradxform.first_order.adadelta import scale_by_adadelta as scale_by_adadelta
+from gradxform.first_order.adagrad import adagrad as adagrad
+from gradxform.first_order.adagrad import scale_by_adagrad as scale_by_adagrad
+from gradxform.first_order.adam import adam as adam
+from gradxform.first_order.adam import scale_by_adam as scale_by_adam
+from gradxform.first_order.coordinate_descent import coordinate_descent as coordinate_descent
+from gradxform.first_order.delta_bar_delta import delta_bar_delta as delta_bar_delta
+from gradxform.first_order.momentum import momentum as momentum
+from gradxform.first_order.nesterov import nesterov as nesterov
+from gradxform.first_order.rmsprop import rmsprop as rmsprop
+from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
+from gradxform.first_order.sgd import sgd as sgd
+from gradxform.line_search import with_line_search as with_line_search
+from gradxform.minimization import Solution as Solution
+from gradxform.minimization import Status as Status
+from gradxform.minimization import minimize as minimize
+from gradxform.minimization import progress_bar as progress_bar
+from gradxform.schedules import inverse_time_decay as inverse_time_decay
+from gradxform.schedules import linear_decay as linear_decay
+from gradxform.second_order.hessian_free import hessian_free as hessian_free
+from gradxform.second_order.newton import newton as newton
+from gradxform.second_order.newton import scale_by_newton as scale_by_newton
+from gradxform.second_order.newton_cg import newton_cg as newton_cg
+from gradxform.second_order.newton_cg import scale_by_newton_cg as scale_by_newton_cg
+from gradxform.second_order.nonlinear_cg import nonlinear_cg as nonlinear_cg
+from gradxform.second_order.nonlinear_cg import scale_by_nonlinear_cg as scale_by_nonlinear_cg
+from gradxform.second_order.quasi_newton import bfgs as bfgs
+from gradxform.second_order.quasi_newton import lbfgs as lbfgs
+from gradxform.second_order.quasi_newton import scale_by_bfgs as scale_by_bfgs
+from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
+from gradxform.second_order.trust_region import trust_region as trust_region
+from gradxform.wrappers import accumulate as accumulate
+from gradxform.wrappers import inject_hyperparams as inject_hyperparams
+from gradxform.wrappers import masked as masked
+from gradxform.wrappers import nnx_value_fn as nnx_value_fn
+from gradxform.wrappers import partition as partition
+
+__version__: str
