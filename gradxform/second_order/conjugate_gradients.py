@@ -1,47 +1,233 @@
-"""JAX's conjugate gradients, with the count of their products and an eye on the curvature.
+"""JAX's conjugate gradients, with a count of the products and an eye on their curvature.
 
 ``jax.scipy.sparse.linalg.cg`` returns its solution alone. How many products it made, and whether
-one of them met negative curvature, only the operator sees. It sends word along with the vectors: a
-row of *marks*, all 0 at first, travels as one more leaf.
+one of them met negative curvature, is seen by the operator only. The operator sends word along with
+the vectors: a row of *marks*, all 0 at first, travels as one more leaf.
 
-* The operator adds τ vᵀAv to the mark of its j-th product. CG multiplies by its step γ / vᵀAv, so
-  the residual gets τγ in any unit of A. From there the mark enters the next direction, whose marks
-  tell the operator how many products came before, and with the next step the solution.
-* τ² is below rounding, so marks do not count in CG's inner products.
-* To end CG the operator pretends a curvature of 1 / eps², along which a step is below rounding. The
-  next step, as short, brings the last marks into the solution. Then an infinite curvature makes the
-  residual NaN, which JAX's CG takes for the end.
+* With its j-th product the operator sets the j-th mark, to τ vᵀAv / vᵀv. CG multiplies it by its
+  step γ / vᵀAv, so the residual gets τγ / vᵀv, at most τ, in any unit of A. From there the mark
+  enters the next direction, where the operator counts the marks that are set, and with the next
+  step the solution. τ² is far below rounding, so marks do not count in CG's inner products.
+* To end CG early the operator pretends a curvature so large that the step is below rounding. The
+  next step, as short, brings the last marks into the solution. After it the operator pretends an
+  infinite curvature: the residual becomes NaN, which JAX's CG takes for the end.
 
-Right-hand side, inverse and operator are first brought to size 1, so that no unit matters.
+The right-hand side, the inverse and the operator are first brought to size 1, so that no unit
+matters: CG itself depends on none.
 """
 
-from typing import NamedTuple, TypeAlias
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.sparse.linalg import cg
 
 from gradxform import tree
-from gradxform.hyperparameters import scalar
+from gradxform.curvature import Product
+from gradxform.hyperparameters import Scalar, scalar
 
-MOST_ITERATIONS = 1000
-
+_MOST_ITERATIONS = 1000
+_ENDED, _CARRIED, _NEGATIVE = -1, -2, -3  # the marks behind those of the products
 _Marked: TypeAlias = tuple[tree.PyTree, jax.Array]
-# the marks behind those of the products: CG is ended, the news is in the solution, the reason
-_ENDED, _CARRIED, _NEGATIVE, _EXTRA = -1, -2, -3, 3
 
 
 class CgSolution(NamedTuple):
     """What :func:`counted_cg` found."""
 
     x: tree.PyTree
-    products: jax.Array  #: products with A
-    negative: jax.Array  #: whether CG met negative curvature and ended there
-    cauchy: jax.Array  #: ‖b‖ MbᵀMb over ‖AMb‖‖Mb‖: how long the first step is for |curvature| ‖A‖
+    products: jax.Array  #: products made with A
+    negative: jax.Array  #: whether CG ended at a direction of negative curvature
+    first_step: jax.Array  #: length of the first step if the curvature there were ‖Ap‖/‖p‖
     usable: jax.Array  #: whether the first product was finite and not 0
+
+
+class _Start(NamedTuple):
+    """CG's first direction p and product, with everything brought to size 1."""
+
+    b: tree.PyTree  # b / ‖b‖
+    p: tree.PyTree
+    ap: tree.PyTree  # Ap over κ, so that ‖ap‖ = ‖p‖
+    size: jax.Array  # ‖b‖
+    kappa: jax.Array  # ‖Ap‖ / ‖p‖, and 1 where that is not usable
+    unit: jax.Array  # of the inverse: 1 / bᵀMb
+    usable: jax.Array
 
 
 def norm(x: tree.PyTree) -> jax.Array:
     """‖x‖, without overflow or underflow of the squares."""
     unit = tree.reciprocal(tree.max_abs(x))
     scaled = tree.scale(unit, x)
-    return scalar(jnp.sqrt(tree.vdot(scaled, scaled)) / unit)
+    return scalar(tree.sqrt(tree.vdot(scaled, scaled)) / unit)
+
+
+def counted_cg(
+    product: Product,
+    b: tree.PyTree,
+    *,
+    tol: jax.Array,
+    maxiter: Scalar,
+    inverse: Product | None = None,
+    stop: bool = False,
+) -> CgSolution:
+    """The solution x of Ax = b by ``jax.scipy.sparse.linalg.cg`` from 0.
+
+    It ends when ‖Ax − b‖ ≤ ``tol`` ‖b‖, after ``maxiter`` products, before a direction without
+    curvature, and where products are not finite.
+
+    Args:
+      product: v ↦ Av, symmetric.
+      b: in at least float32.
+      tol: at least 1 where nothing is to be done.
+      maxiter: at least 1; never more than twice the entries of b, nor 1000.
+      inverse: the preconditioner M, near A⁻¹ in any unit, positive definite; ``None`` for none.
+      stop: whether CG also ends before a direction of negative curvature, as Nocedal & Wright's
+        Algorithm 7.1. Otherwise it takes the absolute curvature there, and goes on.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(b))  # CG wants one for all leaves
+    most = min(2 * sum(leaf.size for leaf in jax.tree.leaves(b)), _MOST_ITERATIONS)
+    if isinstance(maxiter, int | float | np.number):
+        most = min(most, int(maxiter))
+
+    wanted = tol < 1
+    begin = _start(product, b, inverse, wanted)
+    bend, flat = _curvature(begin.p, begin.ap)
+    negative = bend < 0
+    alone = flat | (negative & stop)  # the first direction is the last
+    limit = jnp.where(wanted & begin.usable & ~alone, jnp.minimum(scalar(maxiter), most), 0)
+
+    def scaled_inverse(marked: _Marked) -> _Marked:
+        r, marks = marked
+        assert inverse is not None
+        z = tree.scale(begin.unit, inverse(tree.cast_like(r, b)))
+        return jax.tree.map(lambda z: z.astype(dtype), z), marks
+
+    vector = jax.tree.map(lambda x: x.astype(dtype), begin.b)
+    x, marks = _jax_cg(
+        _operator(product, begin, b, limit, stop),
+        (vector, jnp.zeros(most + 3, dtype)),
+        None if inverse is None else scaled_inverse,
+        tol,
+        limit + 1,
+    )
+    made = jnp.sum(marks[:-3] != 0, dtype=jnp.int32)
+    ended = marks[_ENDED] != 0
+    # without word of its end, the last product of CG is not yet in the solution
+    products = jnp.where(ended, made, jnp.minimum(made + 1, limit.astype(jnp.int32)))
+    length = norm(begin.p)
+    single = tree.scale(tree.divide(scalar(1), length**2), begin.p)
+    x = tree.select(alone & begin.usable, single, tree.cast_like(x, b))
+    return CgSolution(
+        x=tree.scale(begin.size / begin.kappa, x),
+        products=jnp.where(limit > 0, products, wanted.astype(jnp.int32)),
+        negative=jnp.where(alone, negative & stop, marks[_NEGATIVE] != 0),
+        first_step=tree.divide(begin.size / begin.kappa, length),
+        usable=begin.usable,
+    )
+
+
+def _start(product: Product, b: tree.PyTree, inverse: Product | None, wanted: jax.Array) -> _Start:
+    size = norm(b)
+    one = tree.scale(tree.reciprocal(size), b)
+    p, unit = one, scalar(1)
+    if inverse is not None:
+        p = inverse(one)
+        unit = tree.reciprocal(scalar(tree.vdot(one, p)))
+        p = tree.scale(unit, p)
+    zeros = jax.tree.map(jnp.zeros_like, b)
+    ap = jax.lax.cond(wanted, lambda: tree.cast_like(product(p), b), lambda: zeros)
+    kappa = tree.divide(norm(ap), norm(p))
+    usable = (kappa > 0) & jnp.isfinite(kappa)
+    kappa = jnp.where(usable, kappa, 1)
+    ap = tree.select(usable, tree.scale(1 / kappa, ap), zeros)
+    return _Start(one, p, ap, size, kappa, unit, usable)
+
+
+def _curvature(v: tree.PyTree, av: tree.PyTree) -> tuple[jax.Array, jax.Array]:
+    """vᵀAv, and whether it is 0 to rounding or not finite, for an A of size 1."""
+    bend = tree.vdot(v, av)
+    sizes = (jax.tree.map(jnp.abs, x) for x in (v, av))
+    eps = jnp.finfo(bend.dtype).eps
+    # Rounding in v shows a curvature of eps² where A has none.
+    rounding = jnp.maximum(eps * tree.vdot(*sizes), eps**1.5 * tree.vdot(v, v))
+    return bend, ~((jnp.abs(bend) > rounding) & jnp.isfinite(bend))
+
+
+def _operator(
+    product: Product, begin: _Start, like: tree.PyTree, limit: jax.Array, stop: bool
+) -> Callable[[_Marked], _Marked]:
+    """v ↦ Av/κ with its curvature turned to +, and with the marks."""
+
+    def operator(marked: _Marked) -> _Marked:
+        v, marks = marked
+        eps = jnp.finfo(marks.dtype).eps
+        tau, huge = eps**2, 1 / eps**1.5
+        made = jnp.sum(marks[:-3] != 0, dtype=jnp.int32)
+        ended, carried = marks[_ENDED] != 0, marks[_CARRIED] != 0
+        length = tree.vdot(v, v)
+        first = made == 0
+        idle = (length == 0) | ended | (made >= limit)  # CG begins with the product of 0
+        av = jax.lax.cond(
+            idle | first,
+            lambda: tree.scale((first & ~idle).astype(length.dtype), begin.ap),
+            lambda: tree.scale(1 / begin.kappa, product(tree.cast_like(v, like))),
+        )
+        bend, flat = _curvature(v, av)
+        negative = (bend < 0) & stop
+        ending = ~idle & (flat | negative)
+        short = ending | (idle & (length > 0))
+
+        # The step is γ / vᵀAv. Where the curvature is negative, Av turns its sign and so does the
+        # step: what is subtracted from the residual stays, and the solution goes downhill.
+        def turned(v: jax.Array, av: jax.Array) -> jax.Array:
+            infinite = jnp.where(v > 0, jnp.inf, jnp.where(v < 0, -jnp.inf, 0))
+            curved = jnp.where(bend < 0, -av, av)
+            return jnp.where(carried, infinite, jnp.where(short, huge * v, curved)).astype(v.dtype)
+
+        place = jnp.arange(-len(marks), 0)
+        sent = (place + len(marks) == made) & ~idle
+        sent |= (place == _ENDED) & ending
+        sent |= (place == _NEGATIVE) & ending & negative
+        sent |= (place == _CARRIED) & ended & ~carried
+        weight = tau * jnp.where(short, huge, tree.divide(jnp.abs(bend), length))
+        mark = jnp.where(sent, weight, 0).astype(marks.dtype)
+        return jax.tree.map(turned, v, av), mark
+
+    return operator
+
+
+def _jax_cg(
+    operator: Callable[[_Marked], _Marked],
+    b: _Marked,
+    inverse: Callable[[_Marked], _Marked] | None,
+    tol: jax.Array,
+    maxiter: jax.Array,
+) -> _Marked:
+    """``jax.scipy.sparse.linalg.cg`` from 0, in automatic mode where the mesh has explicit axes.
+
+    It takes inner products that explicit axes do not allow. The functions it calls see the mesh as
+    it is.
+    """
+
+    # as one program, so that jax_debug_nans does not stop at the NaN that ends it
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def solve(a: Any, m: Any, b: _Marked, tol: jax.Array, maxiter: jax.Array) -> _Marked:
+        return cg(a, b, tol=tol, maxiter=maxiter, M=m)[0]
+
+    divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if tree.is_explicit(x)]
+    if not divided:
+        return solve(operator, inverse, b, tol, maxiter)
+    mesh, specs = divided[0].mesh, jax.tree.map(lambda x: jax.typeof(x).sharding.spec, b)
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+    a, m = (
+        f and jax.sharding.explicit_axes(f, axes=axes, in_sharding=(specs,))
+        for f in (operator, inverse)
+    )
+    automatic: Any = jax.sharding.auto_axes(
+        functools.partial(solve, a, m), axes=axes, out_sharding=specs
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        return automatic(b, tol, maxiter)
