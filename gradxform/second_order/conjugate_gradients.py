@@ -110,7 +110,7 @@ def counted_cg(
         (vector, jnp.zeros(most + 3, dtype)),
         None if inverse is None else scaled_inverse,
         tol,
-        limit + 1,
+        jnp.where(limit > 0, limit + 1, 0),
     )
     made = jnp.sum(marks[:-3] != 0, dtype=jnp.int32)
     ended = marks[_ENDED] != 0
