@@ -109,7 +109,8 @@ def scale_by_newton_cg(
         g = jax.tree.map(tree.promote, grads)
         finite = jnp.isfinite(tree.max_abs(g))
         g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
-        undamped, alpha = (curvature or hessian())(value_fn, params), scalar(damping)
+        undamped = (curvature or hessian())(value_fn, params)
+        alpha = tree.varying_like(scalar(damping), g)
 
         def product(v: tree.PyTree) -> tree.PyTree:
             return tree.map(lambda v, hv: hv + alpha * v, v, undamped(v))
@@ -276,7 +277,7 @@ def _solve(
 
     unit = tree.divide(scalar(_NORM), norm)
     b, x0 = (jax.tree.map(lambda x: (unit * x).astype(dtype), vector) for vector in (g, start))
-    no_marks = jnp.zeros(most, dtype)
+    no_marks = tree.varying_like(jnp.zeros(most, dtype), g)
     d, marks = _conjugate_gradients(
         _operator(product, g, scaled=approximate_inverse is not None),
         (b, no_marks),
