@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform.curvature import Composed, data_of
-from gradxform.tree import PyTree
+from gradxform.tree import PyTree, varying_like
 
 T = TypeVar("T")
 
@@ -19,7 +19,20 @@ def transformation(
     init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
 ) -> optax.GradientTransformationExtraArgs:
     """A method from its two functions; Optax's own type does not let them name their state."""
-    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+    @functools.wraps(init)
+    def varying_init(params: PyTree) -> Any:
+        return varying_like(init(params), params)
+
+    @functools.wraps(update)
+    def varying_update(
+        grads: PyTree, state: Any, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        grads = varying_like(grads, state)  # those of leaves without entries may be constants
+        updates, new_state = update(grads, state, params, **extra_args)
+        return updates, varying_like(new_state, state)
+
+    return optax.GradientTransformationExtraArgs(varying_init, cast(Any, varying_update))
 
 
 def require(method: str, name: str, value: T | None) -> T:
