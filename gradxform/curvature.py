@@ -114,7 +114,7 @@ def _curvature(linearise: Curvature, value_fn: ValueFn, params: tree.PyTree) -> 
     else:
         product = linearise(value_fn, params)
     # left to itself the compiler may keep CG's vectors whole on every device, to send less
-    return lambda v: tree.sharded_like(product(v), params)
+    return lambda v: tree.sharded_like(product(tree.varying_like(v, params)), params)
 
 
 @checked

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.derivatives import constant_size
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Scalar, checked, scalar
 from gradxform.info import carry_totals, diagnostics
@@ -363,12 +364,13 @@ def _narrow(
 
     closed, known = _is_closed(high), high.value < tree.largest()
     end = tree.select(closed & known, high, low)
-    width = jnp.where(closed, high.t, low.t) - low.t
+    top = jnp.where(closed, high.t, low.t)
+    width = top - low.t
     middle = low.t + 0.5 * width
     alike = jnp.abs(end.value - low.value) <= eps
     guess = jnp.where(alike, _secant(low, end, middle), _cubic(low, end, middle))
     guess = jnp.where(state.trials % 3 == 2, middle, guess)  # always shrinks
-    inside = jnp.clip(guess, low.t + 0.01 * width, low.t + width - 0.01 * width)
+    inside = jnp.clip(guess, low.t + 0.01 * width, top - 0.01 * width)
     inside = jnp.where(known, inside, low.t + 0.1 * width)
 
     ahead = _secant(before, trial, 10 * trial.t)
@@ -390,10 +392,10 @@ def _cubic(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
     ``otherwise`` where it has none.
     """
     d1 = a.slope + b.slope - 3 * tree.divide(a.value - b.value, a.t - b.t)
-    size = jnp.maximum(jnp.abs(d1), jnp.maximum(jnp.abs(a.slope), jnp.abs(b.slope)))
-    unit = tree.reciprocal(jax.lax.stop_gradient(size))  # keeps the squares in range
-    discriminant = (unit * d1) ** 2 - (unit * a.slope) * (unit * b.slope)
-    d2 = jnp.sign(b.t - a.t) * tree.sqrt(jnp.maximum(discriminant, 0)) / unit
+    size = constant_size((d1, a.slope, b.slope))  # keeps the squares in range
+    size = jnp.where(size > 0, size, 1)
+    discriminant = (d1 / size) ** 2 - (a.slope / size) * (b.slope / size)
+    d2 = jnp.sign(b.t - a.t) * (size * tree.sqrt(jnp.maximum(discriminant, 0)))
     bend = b.slope - a.slope + 2 * d2
     t = b.t - (b.t - a.t) * tree.divide(b.slope + d2 - d1, bend)
     return jnp.where((discriminant >= 0) & (bend != 0) & jnp.isfinite(t), t, otherwise)

@@ -354,6 +354,7 @@ def _run(
             status=zero,
         )
     loop = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
+    loop = tree.varying_like(loop, params)
     loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, loop)
     return Solution(
         *loop.best,

@@ -12,7 +12,7 @@ import optax
 from gradxform import tree
 from gradxform.curvature import Composed, data_of
 from gradxform.hyperparameters import shown
-from gradxform.tree import PyTree
+from gradxform.tree import PyTree, varying_like
 
 T = TypeVar("T")
 
@@ -25,12 +25,16 @@ def transformation(
     @functools.wraps(init)
     def checked_init(params: PyTree) -> Any:
         tree.check_floating(params)
-        return init(params)
+        return varying_like(init(params), params)
 
     @functools.wraps(update)
-    def checked_update(grads: PyTree, *args: Any, **kwargs: Any) -> tuple[PyTree, Any]:
+    def checked_update(
+        grads: PyTree, state: Any, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
         tree.check_floating(grads, "update: grads")
-        return update(grads, *args, **kwargs)
+        grads = varying_like(grads, state)  # those of leaves without entries may be constants
+        updates, new_state = update(grads, state, params, **extra_args)
+        return updates, varying_like(new_state, state)
 
     return wrapper(checked_init, checked_update)
 

@@ -313,6 +313,25 @@ def _sharded_like(x: Array, like: Any) -> Array:
     return jax.device_put(x, like.sharding) if is_sharded(like) and not isinstance(x, Tracer) else x
 
 
+def varying_like(values: PyTree, like: PyTree) -> PyTree:
+    """``values``, marked as different on every device that has its own ``like``.
+
+    Inside ``jax.shard_map`` the type of an array says over which mesh axes it may differ, and a
+    loop must begin with the types that it ends with: the constants that it begins with are marked
+    here. Everywhere else this does nothing.
+    """
+    types = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(like)]
+    axes = frozenset[Any]().union(*(t.varying for t in types))
+    if not axes:
+        return values
+
+    def mark(x: Any) -> Array:
+        missing = axes - jax.typeof(x).manual_axis_type.varying
+        return jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying")
+
+    return jax.tree.map(mark, values)
+
+
 def rows_like(matrix: Array, like: PyTree) -> PyTree:
     """A matrix with its rows where the entries of ``like`` are: leaves (*shape, columns)."""
     _, unravel = ravel(like)

@@ -128,7 +128,9 @@ def coordinate_descent(
         def section(t: jax.Array) -> jax.Array:
             return value(tree.map(lambda p, d: p + t * d, params, direction))
 
-        t, evaluations, non_finite = _line_minimum(section, scalar(tol), scalar(max_newton_steps))
+        t, evaluations, non_finite = _line_minimum(
+            section, params, scalar(tol), scalar(max_newton_steps)
+        )
         info = CoordinateDescentInfo(
             tree.add_count(state.info.evaluations, evaluations),
             tree.add_count(state.info.non_finite, non_finite),
@@ -218,13 +220,16 @@ class _LineSearch(NamedTuple):
 
 
 def _line_minimum(
-    section: Callable[[jax.Array], jax.Array], tol: jax.Array, max_newton_steps: jax.Array
+    section: Callable[[jax.Array], jax.Array],
+    like: tree.PyTree,
+    tol: jax.Array,
+    max_newton_steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A local minimiser t of ``section`` downhill from 0, by safeguarded Newton steps.
 
     Returns it with the number of evaluations and of those that were not finite.
     """
-    one, zero = scalar(1), scalar(0)
+    one, zero = tree.varying_like((scalar(1), scalar(0)), like)
     resolution = jnp.finfo(jax.eval_shape(section, zero).dtype).eps
 
     def evaluate(t: jax.Array) -> _SectionPoint:
@@ -280,6 +285,7 @@ def _line_minimum(
     none = jnp.zeros((), jnp.int32)
     start = _SectionPoint(zero, zero, zero, zero)
     search = _LineSearch(start, zero, zero, none, none, jnp.zeros((), bool))
+    search = tree.varying_like(search, like)
 
     def solve(_: Any, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         found = jax.lax.while_loop(unfinished, body, search)

@@ -107,7 +107,7 @@ def counted_cg(
     vector = jax.tree.map(lambda x: x.astype(dtype), begin.b)
     x, marks = _jax_cg(
         _operator(product, begin, b, limit, stop),
-        (vector, jnp.zeros(most + 3, dtype)),
+        (vector, tree.varying_like(jnp.zeros(most + 3, dtype), b)),
         None if inverse is None else scaled_inverse,
         tol,
         jnp.where(limit > 0, limit + 1, 0),

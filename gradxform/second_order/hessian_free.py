@@ -415,6 +415,7 @@ def _conjugate_gradients(
     def unfinished(cg: _Cg) -> jax.Array:
         return ~cg.done & (scalar(cg.iterations) < maxiter) & (cg.rz > rounding)
 
+    cg = tree.varying_like(cg, g)
     return forward_only("hessian_free", jax.lax.while_loop(unfinished, body, cg))
 
 
@@ -456,7 +457,9 @@ def _backtrack(
     newest = cg.kept_q[(cg.newest - 1) % iterates]
     first = jnp.where((cg.newest > 0) & (newest == cg.q), 2, 1)
     last = _Chosen(cg.p, cg.q, value_at(cg.p))
-    best, back, _ = jax.lax.while_loop(unfinished, body, (last, first, jnp.array(True)))
+    best, back, _ = jax.lax.while_loop(
+        unfinished, body, tree.varying_like((last, first, jnp.array(True)), cg.p)
+    )
     return best, 1 + back - first
 
 
@@ -485,5 +488,6 @@ def _line_search(
         return too_high(alpha, f) & (trials < _TRIALS) & (slope < 0)
 
     one = jnp.ones_like(chosen.f)
-    alpha, f, trials = jax.lax.while_loop(unfinished, body, (one, chosen.f, trials))
+    start = tree.varying_like((one, chosen.f, trials), chosen.p)
+    alpha, f, trials = jax.lax.while_loop(unfinished, body, start)
     return alpha, ~too_high(alpha, f) & (slope < 0), trials

@@ -136,7 +136,8 @@ def _direction(
         g = jax.tree.map(tree.promote, grads)
         finite = jnp.isfinite(tree.max_abs(g))
         g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
-        undamped, alpha = (curvature or hessian())(value_fn, params), scalar(damping)
+        undamped = (curvature or hessian())(value_fn, params)
+        alpha = tree.varying_like(scalar(damping), g)
 
         def product(v: tree.PyTree) -> tree.PyTree:
             return tree.map(lambda v, hv: hv + alpha * v, v, undamped(v))

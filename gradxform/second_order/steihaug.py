@@ -83,6 +83,7 @@ def steihaug_step(
     zeros = jax.tree.map(jnp.zeros_like, r)
     d = jax.tree.map(jnp.negative, r)
     start = _Cg(zeros, r, d, jnp.zeros_like(first), none, no, yes, first == 0)
+    start = tree.varying_like(start, r)
     cg = jax.lax.while_loop(unfinished, body, start)
     cg = forward_only('trust_region(solver="steihaug")', cg)
     part = tree.scale(tree.reciprocal(radius), cg.z)

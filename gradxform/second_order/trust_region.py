@@ -1,5 +1,6 @@
 """Trust region: a quadratic model of the objective, minimised where it is trusted."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -249,11 +250,12 @@ def trust_region(
         # -- the next step
         product = (curvature or hessian())(value_fn, tree.cast_like(x, params))
         model: Any = state.model
-        products, curved = jnp.array(0, jnp.int32), jnp.array(True)
+        same = functools.partial(tree.varying_like, like=g)  # the types of both branches
+        products, curved = same((jnp.array(0, jnp.int32), jnp.array(True)))
         if solver == "exact":
             model, curved, products = jax.lax.cond(
                 accept,
-                lambda: (*_eigen_model(product, g, columns, scaling), products + size),
+                lambda: same((*_eigen_model(product, g, columns, scaling), products + size)),
                 lambda: (state.model, curved, products),
             )
         else:
@@ -265,7 +267,7 @@ def trust_region(
         else:
             guess, products = jax.lax.cond(
                 begin,
-                lambda: (_usable_radius(cauchy_length(product, g), x), products + 1),
+                lambda: same((_usable_radius(cauchy_length(product, g), x), products + 1)),
                 lambda: (radius, products),
             )
         radius = jnp.where(begin, guess, radius)
