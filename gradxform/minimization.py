@@ -164,7 +164,8 @@ def minimize(
     if resume is not None:
         _check_resume(resume, tx, params)
     key = configuration_key(tx)
-    recognised = key is not None and _is_hashable(fn)
+    comparable = _is_comparable(jax.tree.structure(params))
+    recognised = key is not None and _is_hashable(fn) and comparable
     run = _compiled_run if recognised else _run
     solve = functools.partial(run, fn, _Method(key, tx), has_aux, params)
 
@@ -234,7 +235,7 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
             f"minimize(resume=…): it holds {jnp.size(resume.status)} solves of a jax.vmap: map "
             "minimize over them, or take one by jax.tree.map(lambda x: x[0], solution)"
         )
-    state = jax.eval_shape(tx.init, params)
+    state = jax.eval_shape(lambda: tx.init(params))
     for name, old, new in (
         ("params", resume.loop.params, params),
         ("tx", resume.loop.state, state),
@@ -269,6 +270,16 @@ def _is_hashable(fn: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _is_comparable(structure: Any) -> bool:
+    """Whether JAX can look a compiled loop up by this tree: not where a node holds arrays."""
+    data = structure.node_data()
+    try:
+        equal = data is None or bool(data[1] == data[1])
+    except Exception:  # as many kinds as there are classes of nodes
+        return False
+    return equal and all(_is_comparable(child) for child in structure.children())
 
 
 def _run(

@@ -24,7 +24,7 @@ def transformation(
 
     @functools.wraps(init)
     def checked_init(params: PyTree) -> Any:
-        tree.check_floating(params)
+        tree.check_floating(params, "init: params")
         return varying_like(init(params), params)
 
     @functools.wraps(update)
@@ -65,7 +65,7 @@ def wrapper(
 def _from_fresh_state(init: Callable[..., Any], grads: PyTree, state: Any) -> str | None:
     """How ``state`` differs from a fresh one for parameters like ``grads``; None if it does not."""
     try:
-        return tree.difference(state, jax.eval_shape(init, grads), dtypes=False)
+        return tree.difference(state, jax.eval_shape(lambda: init(grads)), dtypes=False)
     except Exception:  # these gradients have no state
         return None
 

@@ -121,10 +121,9 @@ def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None
     """
     (paths, leaves), (other_paths, other_leaves) = (_with_paths(tree) for tree in (one, other))
     if paths != other_paths:
-        apart = [
-            path for path in (*paths, *other_paths) if (path in paths) != (path in other_paths)
-        ]
-        return f"the leaf {(apart or paths)[0] or 'of one leaf alone'} is only in one of them"
+        apart = set(paths) ^ set(other_paths)
+        first = next(path for path in (*paths, *other_paths) if path in (apart or paths))
+        return f"the leaf {first or 'itself'} is only in one of them"
     for path, x, y in zip(paths, leaves, other_leaves, strict=True):
         where = f" at {path}" if path else ""
         if jnp.shape(x) != jnp.shape(y):

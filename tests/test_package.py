@@ -1,9 +1,13 @@
 """What importing costs and touches."""
 
 import ast
+import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+
+import pytest
 
 import gradxform as gx
 
@@ -70,3 +74,53 @@ def test_names_do_not_depend_on_what_was_imported_first() -> None:
         == "True"
     )
     assert set(gx.__all__) <= set(dir(gx))
+
+
+def test_a_misspelt_name_is_an_error_with_the_nearest_one() -> None:
+    with pytest.raises(AttributeError, match="'gradxform' has no attribute 'adamm'") as caught:
+        gx.adamm  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    assert (caught.value.name, caught.value.obj) == ("adamm", gx)
+
+
+def test_type_checkers_know_the_public_names_and_their_arguments(tmp_path: Path) -> None:
+    snippet = tmp_path / "snippet.py"
+    lines = [
+        "import gradxform as gx",
+        *(f"gx.{name}" for name in gx.__all__),
+        "gx.adam(learning_rate=0.1, b1=0.9)",
+        "gx.adamm(0.1)",
+        "gx.adam(learning_rat=0.1)",
+        "gx.sgd('fast')",
+    ]
+    snippet.write_text("\n".join(lines))
+    (tmp_path / "pyrightconfig.json").write_text(
+        json.dumps({"extraPaths": [str(PACKAGE.parent)], "reportUnusedExpression": "none"})
+    )
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    done = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright does not run here: {done.stderr[-200:]}")
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = {lines[d["range"]["start"]["line"]]: d["rule"] for d in found}
+    assert errors == {
+        "gx.adamm(0.1)": "reportAttributeAccessIssue",
+        "gx.adam(learning_rat=0.1)": "reportCallIssue",
+        "gx.sgd('fast')": "reportArgumentType",
+    }
+
+
+def test_the_names_are_found_in_a_zipped_package_and_by_a_star(tmp_path: Path) -> None:
+    archive = tmp_path / "packed.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for file in (PACKAGE / "__init__.py", PACKAGE / "__init__.pyi"):
+            packed.write(file, f"gradxform/{file.name}")
+    zipped = f"import sys; sys.path.insert(0, {str(archive)!r}); import gradxform as gx;"
+    assert python(f"{zipped} print(gx.__file__, len(gx.__all__))").endswith(
+        f"packed.zip/gradxform/__init__.py {len(gx.__all__)}"
+    )
+    # and no name waits for JAX before it is used
+    assert python("import sys, gradxform as gx; dir(gx); print('jax' in sys.modules)") == "False"
+    names = python(
+        "before = set(globals()); from gradxform import *; print(*sorted(set(globals()) - before))"
+    )
+    assert set(gx.__all__) <= set(names.split())

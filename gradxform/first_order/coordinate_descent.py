@@ -92,7 +92,11 @@ def coordinate_descent(
     """
 
     def init(params: tree.PyTree) -> CoordinateDescentState:
-        tree.check_floating(params)
+        if block == "coordinate" and tree.count(params) != tree.count_int32(params):
+            raise ValueError(
+                f'coordinate_descent(block="coordinate"): there are {tree.count(params)} '
+                'parameters, more than int32 can count: take block="leaf"'
+            )
         key = jax.random.key(jnp.asarray(seed).astype(jnp.uint32))
         # buffers of their own, so that all can be donated
         first, evaluations, non_finite, chosen = jnp.zeros(4, jnp.int32)

@@ -199,7 +199,7 @@ def hessian_free(
         value_fn = protocol.require("hessian_free", "value_fn", value_fn)
         value_fn = protocol.bind(value_fn, extra_args)
         protocol.check_unmasked("hessian_free", params)
-        if not jax.tree.leaves(grads):
+        if tree.count(grads) == 0:
             return grads, state
         info = state.info
         finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(grads))

@@ -131,7 +131,7 @@ def _direction(
         params = protocol.require_params(method, params, grads)
         value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
         protocol.check_unmasked(method, params)
-        if not jax.tree.leaves(grads):
+        if tree.count(grads) == 0:
             return grads, state
         g = jax.tree.map(tree.promote, grads)
         finite = jnp.isfinite(tree.max_abs(g))

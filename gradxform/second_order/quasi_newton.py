@@ -110,6 +110,12 @@ def _bfgs_direction(
         return tree.ravel(values)[0] if ravel else values
 
     def init(params: tree.PyTree) -> ScaleByBfgsState:
+        size = tree.count(params)
+        if size != tree.count_int32(params):
+            raise ValueError(
+                f"{method}: there are {size} parameters, and a matrix of {size} × {size} entries "
+                f"takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.lbfgs"
+            )
         if ravel:
             tree.check_whole(method, params)
         return ScaleByBfgsState(
@@ -246,6 +252,8 @@ def _lbfgs_direction(method: str, m: int, ravel: bool) -> optax.GradientTransfor
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
         params = require_params(method, params, grads)
+        if tree.count(grads) == 0:
+            return grads, state
         theta, g = flatten(params), flatten(grads)
         change = (
             tree.map(jnp.subtract, theta, state.params),
