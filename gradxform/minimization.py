@@ -1,11 +1,10 @@
 """``minimize``: run any method to the end, in one compiled loop."""
 
-import dataclasses
 import enum
 import functools
 import math
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -15,8 +14,8 @@ import optax
 from jax.core import Tracer
 
 from gradxform import tree
-from gradxform.configuration import configuration_key
 from gradxform.hyperparameters import Scalar, check, scalar
+from gradxform.programs import program
 from gradxform.protocol import bind
 from gradxform.second_order.quasi_newton import bfgs, lbfgs
 
@@ -164,10 +163,7 @@ def minimize(
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         ravel = not any(tree.is_sharded(p) for p in jax.tree.leaves(params))
         tx = bfgs(ravel=ravel) if size <= DENSE_LIMIT else lbfgs(ravel=ravel)
-    key = configuration_key(tx)
-    recognised = key is not None and _is_hashable(fn)
-    run = _compiled_run if recognised else _run
-    solve = functools.partial(run, fn, _Method(key, tx), has_aux, params)
+    solve = functools.partial(program(_run, fn, tx, has_aux), params)
 
     loop = None if resume is None else resume.loop
     bound, limit = scalar(tol), jnp.asarray(max_steps, jnp.int32)
@@ -217,36 +213,20 @@ def progress_bar(width: int = 30, file: TextIO | None = None) -> Callable[[Solut
     return show
 
 
-@dataclasses.dataclass(frozen=True)
-class _Method:
-    """A method that equals, as an argument of ``jax.jit``, every equally configured one."""
-
-    key: Hashable
-    tx: optax.GradientTransformation = dataclasses.field(compare=False)
-
-
 _RUNNING = -1
 _PATIENCE = 100  # evaluations at one point, and two more for each parameter, until it has stalled
 
 
-def _is_hashable(fn: Any) -> bool:
-    try:
-        hash(fn)
-    except TypeError:
-        return False
-    return True
-
-
 def _run(
     fn: Callable[[tree.PyTree], Any],
-    method: _Method,
+    tx: optax.GradientTransformation,
     has_aux: bool,
     params: tree.PyTree,
     loop: _Loop | None,
     tol: jax.Array,
     max_steps: jax.Array,
 ) -> Solution:
-    tx = optax.with_extra_args_support(method.tx)
+    tx = optax.with_extra_args_support(tx)
     patience = _PATIENCE + 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
 
     value_fn = bind((lambda params: fn(params)[0]) if has_aux else fn, {}, "fn")
@@ -330,9 +310,6 @@ def _run(
         max_steps,
         loop,
     )
-
-
-_compiled_run = jax.jit(_run, static_argnums=(0, 1, 2))
 
 
 def _reported(state: optax.OptState, name: str) -> list[jax.Array]:
