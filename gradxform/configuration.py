@@ -224,6 +224,7 @@ _KINDS: dict[Any, Any] = {
     functools.cached_property: lambda x: Found(("cached",), (x.func,)),
     type(functools.lru_cache(len)): _cached,
     type(jax.jit(len)): _jitted,
+    type(jax.enable_x64): lambda x: None,  # compiled programs are kept by its value in any case
     complex: _complex,
     types.UnionType: lambda x: Found((types.UnionType,), x.__args__),
     inspect.Signature: _signature,
@@ -236,7 +237,7 @@ _KINDS: dict[Any, Any] = {
     type(collections.namedtuple("_Pair", "first").first): _reduced,  # pyright: ignore
     np.ndarray: numpy_array,
     np.ufunc: _ufunc,
-    **{base: container(base) for base in CONTAINERS if base not in (Exception, object)},
+    **{base: container(base) for base in CONTAINERS if base is not object},
 }
 
 # the first of these that a class belongs to says how its objects are walked

@@ -108,7 +108,6 @@ CONTAINERS = {
     float: lambda x: (float.__float__(x),),
     str: lambda x: (str.__str__(x),),
     bytes: lambda x: (bytes.__getitem__(x, slice(None)),),
-    Exception: lambda x: x.args,
     object: lambda x: (),
 }
 
@@ -122,12 +121,13 @@ def container(base: type) -> Walk:
     return found
 
 
-def _slots(kind: type) -> list[types.MemberDescriptorType]:
+def _slots(kind: type, base: type) -> list[types.MemberDescriptorType]:
     return [
         slot
         for cls in kind.__mro__
+        if cls.__flags__ & HEAP_TYPE and not issubclass(base, cls)
         for slot in vars(cls).values()
-        if type(slot) is types.MemberDescriptorType and cls.__flags__ & HEAP_TYPE
+        if type(slot) is types.MemberDescriptorType
     ]
 
 
@@ -143,7 +143,7 @@ def _own_size(kind: type) -> int:
 def instance(kind: type) -> Walk:
     """How to walk objects of a class: its content if it is a container, and its attributes."""
     base = next(cls for cls in kind.__mro__ if cls in CONTAINERS)
-    slots = _slots(kind)
+    slots = _slots(kind, base)
     # an object larger than its attributes is written in C and may hold anything
     if _own_size(kind) != _own_size(base) + _POINTER * len(slots):
         return refuse

@@ -18,7 +18,8 @@ import jax
 
 from gradxform.configuration import configuration_key
 
-MOST_PROGRAMS = 256  #: programs kept; beyond them the one not used for longest is dropped
+#: programs kept, of 1 to 9 MB each; beyond them the one not used for longest is dropped
+MOST_PROGRAMS = 64
 
 
 class _Kept(NamedTuple):
