@@ -111,10 +111,17 @@ def minimize(
     Each step evaluates value and gradient once at the parameters in the loop and hands both, and
     ``fn`` itself, to ``tx.update``. The best of the points evaluated is returned: never one worse
     than the start, never a NaN when a finite one was seen. The loop can be jitted and vmapped; a
-    lane that has stopped keeps its result. Called from Python it is compiled once for each ``fn``,
-    shapes of ``params`` and configuration of ``tx``: building an equally configured ``tx`` anew
-    does not compile again. What ``fn`` reads from outside its argument is read when it is compiled,
-    as under ``jax.jit``.
+    lane that has stopped keeps its result.
+
+    Called from Python, the loop is compiled once for each ``fn``, shapes of ``params`` and method.
+    Building ``tx`` again with the same numbers does not compile again. A change in what ``fn`` or
+    ``tx`` reads does: a global name, a closure variable, an attribute of an object, a class or a
+    module, the content of a list or an array. Where ``minimize`` cannot know what they read, it
+    compiles at every call: files, clocks, random generators, ``globals()``, a module passed around
+    as a value, objects written in C, more than some thousands of values. Libraries such as JAX,
+    NumPy and Optax count as constant. Programs and data are freed together with ``fn``; at most 64
+    programs are kept. A ``lambda`` written inside a loop is a new ``fn`` each time, so define
+    ``fn`` before the loop.
 
     Args:
       fn: the objective, of the parameters alone, to one real number.

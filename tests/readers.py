@@ -75,7 +75,7 @@ def closure_of_an_inner_function(body: Body) -> tuple[Function, Change]:
         nonlocal value
         value = new
 
-    return lambda x: [(lambda y: body(value, y))(z) for z in [x]][0], change
+    return lambda x: sum((lambda y: body(value, y))(z) for z in [x]), change
 
 
 @reader
@@ -132,9 +132,9 @@ def module(body: Body) -> tuple[Function, Change]:
 @reader
 def submodule(body: Body) -> tuple[Function, Change]:
     package: Any = types.ModuleType("somebody")
-    package.settings = types.ModuleType("somebody.settings")
-    package.settings.value = 1.0
-    return lambda x: body(package.settings.value, x), setter(package.settings)
+    settings: Any = types.ModuleType("somebody.settings")
+    package.settings, settings.value = settings, 1.0
+    return lambda x: body(package.settings.value, x), setter(settings)
 
 
 @reader
@@ -166,21 +166,16 @@ def dictionary_of_a_module(body: Body) -> tuple[Function, Change]:
 
 @reader(recognised=False)
 def import_inside(body: Body) -> tuple[Function, Change]:
-    settings: Any = types.ModuleType("somebody_imported")
+    settings = Holder()
 
     def fn(x: Any) -> Any:
-        from somebody_imported import holder  # pyright: ignore[reportMissingImports]
+        import somebody_imported  # pyright: ignore[reportMissingImports]
 
-        return body(holder.value, x)
+        return body(somebody_imported.values[id(settings)].value, x)
 
-    settings = sys.modules.setdefault("somebody_imported", settings)
-    settings.holder = holder = Holder()
-
-    def own(x: Any) -> Any:
-        settings.holder = holder
-        return fn(x)
-
-    return own, setter(holder)
+    imported: Any = sys.modules.setdefault("somebody_imported", types.ModuleType("imported"))
+    imported.values = {**getattr(imported, "values", {}), id(settings): settings}
+    return fn, setter(settings)
 
 
 @reader
@@ -436,13 +431,13 @@ def order_of_a_dictionary(body: Body) -> tuple[Function, Change]:
 
 @reader
 def small_numpy_array(body: Body) -> tuple[Function, Change]:
-    array = np.ones(3, np.float32)
+    array: Any = np.ones(3, np.float32)
     return lambda x: body(array[1], x), functools.partial(operator.setitem, array, 1)
 
 
 @reader
 def large_numpy_array(body: Body) -> tuple[Function, Change]:
-    array = np.ones((100, 100), np.float32)
+    array: Any = np.ones((100, 100), np.float32)
     return lambda x: body(array[50, 50], x), functools.partial(operator.setitem, array, (50, 50))
 
 

@@ -120,6 +120,11 @@ ALIKE = {
     "function": math.sqrt,
     "other function": math.exp,
     "namespace": types.SimpleNamespace(a=1),
+    "partial": functools.partial(square, 1),
+    "partial of another type": jax.tree_util.Partial(square, 1),
+    "another number": functools.partial(square, 1.0),
+    "random key": jax.random.key(0),
+    "context": jax.default_matmul_precision,
 }
 
 
@@ -310,13 +315,15 @@ def test_no_tracer_is_kept() -> None:
     with jax.check_tracer_leaks():
         solve_to = lambda c: gx.minimize(lambda x: (x - c) ** 2, 0.0, gx.sgd(0.1)).params
         found = jax.vmap(solve_to)(jnp.arange(3.0))
-        rates = jax.vmap(lambda r: solve(bowl, gx.sgd(r)) if False else r)(jnp.ones(2))
+        swept = jax.vmap(lambda r: gx.minimize(partial_bowl, 0.0, gx.sgd(r)).params)(
+            jnp.asarray([0.1, 0.2])
+        )
+        again = gx.minimize(partial_bowl, 0.0, gx.sgd(0.1)).params
     np.testing.assert_allclose(found, jnp.arange(3.0), atol=1e-5)
-    assert rates.shape == (2,)
+    np.testing.assert_allclose([*swept, again], 1.0, atol=1e-5)
 
 
-def bowl(x: jax.Array) -> jax.Array:
-    return square(1.0, x)
+partial_bowl = functools.partial(square, 1.0)
 
 
 @pytest.mark.parametrize(
