@@ -36,7 +36,7 @@ from gradxform.content import (
     numpy_array,
     refuse,
 )
-from gradxform.reads import number, reads
+from gradxform.reads import number, reads, remembered
 
 MOST_VALUES = 5_000  #: values in one walk, beyond which compiling again is about as fast
 
@@ -94,7 +94,7 @@ def configuration_key(*values: Any) -> Hashable | None:
                     return None
         key = tuple(tokens)
         hash(key)
-    except (NotRecognisable, TypeError):
+    except (NotRecognisable, TypeError, ValueError):
         return None
     return key
 
@@ -113,7 +113,7 @@ def _function(value: types.FunctionType) -> Found | None:
     if read.dynamic or not all(is_library(module) for module in read.modules):
         raise NotRecognisable
     cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-    parts = [*attributes, *(_module_named(module) for module in read.modules)]
+    parts = [*attributes, *(sys.modules.get(module, ABSENT) for module in read.modules)]
     for root, *rest in read.names:
         held = value.__globals__.get(root, ABSENT)
         parts.append(_at(vars(builtins).get(root, ABSENT) if held is ABSENT else held, rest))
@@ -122,15 +122,11 @@ def _function(value: types.FunctionType) -> Found | None:
     return Found(("function", read.number), parts)
 
 
-def _module_named(name: str) -> Any:
-    return sys.modules.get(name, ABSENT)
-
-
 def _at(value: Any, rest: Sequence[str]) -> Any:
     """The value that a chain reads: what a module holds, otherwise the whole object."""
-    for position, name in enumerate(rest):
+    for name in rest:
         if not isinstance(value, types.ModuleType):
-            return _WRITTEN if rest[position] in _WRITES.get(type(value), ()) else value
+            return _WRITTEN if name in _WRITES.get(type(value), ()) else value
         if name not in vars(value) and not is_library(value.__name__):
             computed = "__getattr__" in vars(value) or hasattr(type(value), name)
             return value if computed else ABSENT
@@ -162,7 +158,7 @@ def _class(value: type) -> Found | None:
     return Found((type, number(value)), (type(value), *value.__bases__, *own, *own.values()))
 
 
-def _descriptor(value: Any) -> Found | None:
+def _descriptor(value: Any) -> Found:
     is_slot = isinstance(value, types.MemberDescriptorType)
     if not is_slot and not is_library(value.__objclass__.__module__):
         raise NotRecognisable
@@ -170,9 +166,8 @@ def _descriptor(value: Any) -> Found | None:
 
 
 def _jitted(value: Any) -> Found | None:
-    if is_constant(value):
-        return None
-    return Found(("jit", number(value)), (value.__wrapped__,))
+    # its options are hidden, but they never change
+    return None if is_constant(value) else Found(("jit", number(value)), (value.__wrapped__,))
 
 
 def _cached(value: Any) -> Found | None:
@@ -181,17 +176,17 @@ def _cached(value: Any) -> Found | None:
     return Found(("cache", *value.cache_info(), number(value)), (value.__wrapped__,))
 
 
-def _ufunc(value: np.ufunc) -> Found | None:
+def _ufunc(value: np.ufunc) -> Found:
     if getattr(np, value.__name__, None) is not value:
         raise NotRecognisable
     return Found((np.ufunc, value.__name__))
 
 
-def _by_value(value: Any) -> Found | None:
+def _by_value(value: Any) -> Found:
     return Found((type(value), value))
 
 
-def _reduced(value: Any) -> Found | None:
+def _reduced(value: Any) -> Found:
     return Found(("reduced",), value.__reduce__())
 
 
@@ -200,7 +195,7 @@ def _signature(value: inspect.Signature) -> Found:
     return Found((inspect.Signature,), [part for parts in kept for part in parts])
 
 
-def _complex(value: complex) -> Found | None:
+def _complex(value: complex) -> Found:
     return Found((complex, value.real.hex(), value.imag.hex()))
 
 
@@ -262,6 +257,7 @@ _FAMILIES: tuple[tuple[type | tuple[type, ...], Walk], ...] = (
 )
 
 
+@remembered
 def _kind_of(kind: type) -> Walk:
     return next((walk for family, walk in _FAMILIES if issubclass(kind, family)), None) or (
         instance(kind)

@@ -143,9 +143,9 @@ def _own_size(kind: type) -> int:
 def instance(kind: type) -> Walk:
     """How to walk objects of a class: its content if it is a container, and its attributes."""
     base = next(cls for cls in kind.__mro__ if cls in CONTAINERS)
-    slots = _slots(kind, base)
+    slots = len(_slots(kind, base))
     # an object larger than its attributes is written in C and may hold anything
-    if _own_size(kind) != _own_size(base) + _POINTER * len(slots):
+    if _own_size(kind) != _own_size(base) + _POINTER * slots:
         return refuse
 
     def found(value: Any) -> Found | None:
@@ -155,18 +155,19 @@ def instance(kind: type) -> Walk:
             attributes = None
         if attributes and "__qualname__" in attributes and is_constant(value):
             return None
-        filled = [slot.__get__(value) if _is_filled(slot, value) else ABSENT for slot in slots]
-        return Found((base,), (kind, attributes, *filled, *CONTAINERS[base](value)))
+        # the slots belong to the class, which must not be kept alive from here
+        own = _slots(type(value), base) if slots else ()
+        filled = [_slot_value(slot, value) for slot in own]
+        return Found((base,), (type(value), attributes, *filled, *CONTAINERS[base](value)))
 
     return found
 
 
-def _is_filled(slot: types.MemberDescriptorType, value: Any) -> bool:
+def _slot_value(slot: types.MemberDescriptorType, value: Any) -> Any:
     try:
-        slot.__get__(value)
+        return slot.__get__(value)
     except AttributeError:
-        return False
-    return True
+        return ABSENT
 
 
 def refuse(value: Any) -> Found | None:

@@ -119,9 +119,11 @@ def minimize(
     module, the content of a list or an array. Where ``minimize`` cannot know what they read, it
     compiles at every call: files, clocks, random generators, ``globals()``, a module passed around
     as a value, objects written in C, more than some thousands of values. Libraries such as JAX,
-    NumPy and Optax count as constant. Programs and data are freed together with ``fn``; at most 64
-    programs are kept. A ``lambda`` written inside a loop is a new ``fn`` each time, so define
-    ``fn`` before the loop.
+    NumPy and Optax count as constant. NumPy arrays are compared entry by entry at every call; JAX
+    arrays cannot change, so large ones cost nothing.
+
+    Programs and data are freed together with ``fn``, and at most 64 programs are kept. A ``lambda``
+    written inside a loop is a new ``fn`` each time, so define ``fn`` before the loop.
 
     Args:
       fn: the objective, of the parameters alone, to one real number.

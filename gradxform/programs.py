@@ -7,6 +7,7 @@ over for the time of a call, so when the caller drops an objective its programs 
 """
 
 import collections
+import contextlib
 import contextvars
 import dataclasses
 import types
@@ -82,7 +83,8 @@ def _find(owner: Any, key: Hashable) -> Callable[..., Any] | None:
     kept = _kept.get((id(owner), key))
     if kept is None or kept.owner() is not owner:
         return None
-    _kept.move_to_end((id(owner), key))
+    with contextlib.suppress(KeyError):  # another thread may have dropped it
+        _kept.move_to_end((id(owner), key))
     return kept.run
 
 

@@ -311,6 +311,25 @@ def test_method_and_its_schedule_are_freed() -> None:
     assert len(programs._kept) == programs.MOST_PROGRAMS
 
 
+def test_a_key_keeps_no_class_and_no_function_alive() -> None:
+    def once() -> list[weakref.ref[Any]]:
+        class Own:
+            __slots__ = ("__weakref__", "value")
+
+        class Kin(Holder):
+            def __call__(self, x: Any) -> Any:
+                return x
+
+        own, kin, fn = Own(), Kin(), lambda: (own.value, kin)
+        own.value = jnp.ones(1000)
+        assert configuration_key(fn, kin, np.ones(1000)) is not None
+        return [weakref.ref(x) for x in (Own, Kin, own, kin, fn, own.value)]
+
+    references = once()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * len(references)
+
+
 def test_no_tracer_is_kept() -> None:
     with jax.check_tracer_leaks():
         solve_to = lambda c: gx.minimize(lambda x: (x - c) ** 2, 0.0, gx.sgd(0.1)).params
