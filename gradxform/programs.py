@@ -43,22 +43,26 @@ _call: contextvars.ContextVar[_Call] = contextvars.ContextVar("gradxform_call")
 def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..., Any]:
     """``function(fn, *statics, *arrays)`` as a compiled function of the arrays.
 
+    What ``fn`` and ``statics`` read may change from one call of the result to the next.
+
     Args:
       function: what to compile; a function of a module.
       fn: the objective, which owns the program.
       statics: whatever else is not an array.
     """
     owner = fn.__self__ if isinstance(fn, types.MethodType) else fn
-    key = configuration_key(function, fn, *statics)
-    run = (None if key is None else _find(owner, key)) or _compiled(function)
+    own: dict[Hashable | None, Callable[..., Any]] = {}  # also serve what cannot be kept
 
     def solve(*arrays: Any) -> Any:
+        key = configuration_key(function, fn, *statics)
+        run = (key and _find(owner, key)) or own.get(key) or _compiled(function)
         call = _Call((fn, *statics))
         token = _call.set(call)
         try:
             result = run(*arrays)
         finally:
             _call.reset(token)
+        own[key] = run
         if call.keys and key is not None:
             for reached in {key, *call.keys} - {None}:
                 _keep(owner, reached, run)

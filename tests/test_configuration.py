@@ -210,6 +210,22 @@ def test_a_value_changed_while_the_program_runs_is_seen() -> None:
     assert solve(fn, gx.sgd(0.1)) == pytest.approx(by_hand(2.0, 1.0))
 
 
+def test_a_value_changed_while_progress_is_reported_is_seen() -> None:
+    settings = Holder()
+    fn = lambda x: square(settings.value, x)
+    watched = lambda progress: (
+        gx.minimize(
+            fn, 0.0, gx.sgd(0.1), max_steps=2 * STEPS, progress=progress, progress_every=STEPS
+        ).loop.params
+    )
+    whole = float(watched(lambda solution: None))
+    settings.value = 2.0
+    watched(lambda solution: setattr(settings, "value", 1.0))
+    assert float(watched(lambda solution: None)) == pytest.approx(whole)
+    settings.value = 2.0
+    assert float(watched(lambda solution: None)) == pytest.approx(2 * whole)
+
+
 def test_another_shape_is_traced_from_the_method_handed_over() -> None:
     """A program found again must not read the method that it was first compiled from."""
     first, second = Holder(), Holder()
