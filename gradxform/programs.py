@@ -55,7 +55,7 @@ def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..
 
     def solve(*arrays: Any) -> Any:
         key = configuration_key(function, fn, *statics)
-        run = (key and _find(owner, key)) or own.get(key) or _compiled(function)
+        run = _find(owner, key) or own.get(key) or _compiled(function)
         call = _Call((fn, *statics))
         token = _call.set(call)
         try:
@@ -83,7 +83,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(traced)
 
 
-def _find(owner: Any, key: Hashable) -> Callable[..., Any] | None:
+def _find(owner: Any, key: Hashable | None) -> Callable[..., Any] | None:
     kept = _kept.get((id(owner), key))
     if kept is None or kept.owner() is not owner:
         return None
