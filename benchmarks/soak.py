@@ -1,11 +1,12 @@
-"""A million updates of every method: it stays finite, keeps its memory, and counts right.
+"""A million updates of every method, and a thousand solves of objectives that are used once.
 
-    python -m benchmarks.soak [--quick] [--steps 1000000] [--out benchmarks/results]
+    python -m benchmarks.soak [--quick] [--only updates|solves] [--steps 1000000] [--solves 1000]
+                              [--out benchmarks/results]
 
-The methods are those of the tests' table. The objective has three parameters and a minimum that
-jumps every thousand updates, so that no method comes to rest, and memories, brackets and radii are
-of an objective that is no more. The updates run in compiled scans, ten in a row, parameters and
-state donated from one to the next.
+**Updates** (``soak.md``). The methods are those of the tests' table. The objective has three
+parameters and a minimum that jumps every thousand updates, so that no method comes to rest, and
+memories, brackets and radii are of an objective that is no more. The updates run in compiled scans,
+ten in a row, parameters and state donated from one to the next.
 
 *Finite*: all parameters after all updates, and at the end the parameters to evaluate. *Mean value*:
 of the objective over the last scan; its minimum is 0, and a jump costs about 5. AdaDelta with the
@@ -14,13 +15,21 @@ table's large ε runs away here, as Optax's does: its steps follow the gradients
 *Counters*: those of the state at the end; one called ``count`` must be the number of updates. The
 searches meet few points as good as those before a jump, and begin anew again and again: what they
 go through here is their resets.
+
+**Solves** (``fresh_solves.md``). Each row calls ``gx.minimize`` again and again, every time with a
+function that did not exist before, so every call compiles. *Memory*: by how much the process grew
+from the end of the first solve to the end of the last. *Alive*: how many of the functions the
+process still holds at the end; a program and its data should go with the function. *Converged*:
+how many solves found the minimum.
 """
 
 import argparse
+import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,28 +137,94 @@ def soak(name: str, steps: int) -> list[str]:
     ]
 
 
+def over_new_data(size: int) -> Callable[[int], Callable[[jax.Array], jax.Array]]:
+    """Objectives of three parameters, each with an array of its own of this many entries."""
+
+    def build(i: int) -> Callable[[jax.Array], jax.Array]:
+        data = jnp.full(size, i / 1000)
+        return lambda x: jnp.sum((x - data[:3]) ** 2) + 1e-6 * jnp.mean(data) * jnp.sum(x)
+
+    return build
+
+
+def with_new_constant(i: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: jnp.sum((x - i / 1000) ** 2)
+
+
+SOLVES = {
+    "a new array of 3 entries, bfgs": (over_new_data(3), gx.bfgs),
+    "a new array of 3 entries, sgd": (over_new_data(3), lambda: gx.sgd(0.3)),
+    "a new array of 1 MB, sgd": (over_new_data(250_000), lambda: gx.sgd(0.3)),
+    "a new Python number, sgd": (with_new_constant, lambda: gx.sgd(0.3)),
+}
+
+
+def fresh_solves(name: str, solves: int) -> list[str]:
+    """One row of the table of solves."""
+    build, method = SOLVES[name]
+    objectives, converged, memory, started = [], 0, 0.0, time.perf_counter()
+    for i in range(solves):
+        fn = build(i)
+        objectives.append(weakref.ref(fn))
+        solution = gx.minimize(fn, jnp.zeros(3), method(), tol=1e-4)
+        converged += int(solution.status) == gx.Status.converged
+        del fn, solution
+        if i == 0:
+            memory = resident()
+    seconds, grown = time.perf_counter() - started, resident() - memory
+    gc.collect()
+    alive = sum(objective() is not None for objective in objectives)
+    return [
+        name,
+        f"{solves:,}",
+        f"{grown:+.0f}",
+        f"{alive}",
+        f"{converged:,}",
+        f"{1000 * seconds / solves:.0f}",
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="a million updates of every method")
-    parser.add_argument("--quick", action="store_true", help="5,000 updates, to see that it works")
+    parser = argparse.ArgumentParser(description="long runs of updates and of solves")
+    parser.add_argument("--quick", action="store_true", help="a few of each, to see that it works")
+    parser.add_argument("--only", choices=("updates", "solves"), help="one of the two tables")
     parser.add_argument("--steps", type=int, default=1_000_000, help="updates of each method")
+    parser.add_argument("--solves", type=int, default=1_000, help="solves of each kind")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    steps = 5_000 if options.quick else options.steps
-    head = ["method", "finite", "mean value", "memory MiB", "µs an update", "counters"]
-    rows = []
-    for name in METHODS:
-        rows.append(soak(name, steps))
-        print(*rows[-1], sep="  ", flush=True)
-    text = (
-        f"# {steps:,} updates of every method\n\n"
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32, jax {jax.__version__}. "
-        "What the columns mean is told at the head of `benchmarks/soak.py`; the times are of a "
-        f"busy machine.\n\n{table(head, rows)}\n"
-    )
-    if not options.quick:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "soak.md").write_text(text, encoding="utf-8")
-    return 0 if all(row[1] == "yes" for row in rows) else 1
+    machine = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, float32, jax "
+    machine += f"{jax.__version__}. What the columns mean is told at the head of "
+    machine += "`benchmarks/soak.py`; the times are of a busy machine."
+
+    def write(file: str, title: str, head: Sequence[str], rows: list[list[str]]) -> None:
+        if not options.quick:
+            options.out.mkdir(parents=True, exist_ok=True)
+            text = f"# {title}\n\n{machine}\n\n{table(head, rows)}\n"
+            (options.out / file).write_text(text, encoding="utf-8")
+
+    sound = True
+    if options.only != "solves":
+        steps = 5_000 if options.quick else options.steps
+        head = ["method", "finite", "mean value", "memory MiB", "µs an update", "counters"]
+        rows = printed(soak(name, steps) for name in METHODS)
+        write("soak.md", f"{steps:,} updates of every method", head, rows)
+        sound &= all(row[1] == "yes" for row in rows)
+    if options.only != "updates":
+        solves = 5 if options.quick else options.solves
+        head = ["objective and method", "solves", "memory MiB", "alive", "converged", "ms a solve"]
+        rows = printed(fresh_solves(name, solves) for name in SOLVES)
+        write("fresh_solves.md", f"{solves:,} solves of objectives used once", head, rows)
+        sound &= all(row[3] == "0" and row[4] == row[1] for row in rows)
+    return 0 if sound else 1
+
+
+def printed(rows: Iterable[list[str]]) -> list[list[str]]:
+    """The rows, each printed when it is there."""
+    made = []
+    for row in rows:
+        print(*row, sep="  ", flush=True)
+        made.append(row)
+    return made
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ from gradxform.first_order.rmsprop import rmsprop as rmsprop
 from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
 from gradxform.first_order.sgd import sgd as sgd
 from gradxform.line_search import with_line_search as with_line_search
-from gradxform.minimization import Solution as Solution
-from gradxform.minimization import Status as Status
 from gradxform.minimization import minimize as minimize
 from gradxform.minimization import progress_bar as progress_bar
 from gradxform.schedules import inverse_time_decay as inverse_time_decay
@@ -39,6 +37,8 @@ from gradxform.second_order.quasi_newton import lbfgs as lbfgs
 from gradxform.second_order.quasi_newton import scale_by_bfgs as scale_by_bfgs
 from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
 from gradxform.second_order.trust_region import trust_region as trust_region
+from gradxform.solution import Solution as Solution
+from gradxform.solution import Status as Status
 from gradxform.wrappers import accumulate as accumulate
 from gradxform.wrappers import inject_hyperparams as inject_hyperparams
 from gradxform.wrappers import masked as masked

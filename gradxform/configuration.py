@@ -1,61 +1,264 @@
-"""Recognising a method configured like one seen before, so that it is not compiled again."""
+"""A key for everything that a method and an objective read, to find their compiled program again.
 
+The key is made by a walk over values: a function is its code, its closure, its defaults and the
+globals that it reads (:mod:`gradxform.reads`); an object is its class and its attributes, whatever
+its ``__eq__`` says; a container or an array is its content. Functions, classes and modules of the
+libraries below count as constants; a changing object inside them, such as a random generator, does
+not. Where the walk meets anything else there is no key, and the caller compiles again.
+"""
+
+import builtins
+import collections
 import functools
+import inspect
+import operator
+import sys
 import types
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-_CONSTANTS = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, jax.Array)
+from gradxform.content import (
+    ABSENT,
+    CONTAINERS,
+    HEAP_TYPE,
+    Found,
+    NotRecognisable,
+    Walk,
+    container,
+    content,
+    instance,
+    is_constant,
+    is_library,
+    jax_array,
+    numpy_array,
+    refuse,
+)
+from gradxform.reads import number, reads, remembered
+
+MOST_VALUES = 5_000  #: values in one walk, beyond which compiling again is about as fast
+
+_WHOLE_MODULES = {"jax", "optax", "gradxform", "chex", "math", "cmath", "functools", "operator"}
+
+# a container that a function only writes to, as a log, is not part of what it reads
+_WRITES = {
+    list: {"append", "extend"},
+    set: {"add", "update"},
+    dict: {"update"},
+    collections.deque: {"append", "appendleft", "extend"},
+}
+
+_ATOMS = {bool, int, str, bytes, type(None), type(...), type(NotImplemented)}
+
+# parts of a class that nothing computes with, or that hide memory of the interpreter's
+_BOOKKEEPING = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
+    *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
+    *("__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__orig_bases__"),
+    *("__parameters__", "__type_params__", "_abc_impl", "__abstractmethods__"),
+}
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that a function, or a function within it, may read."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+def configuration_key(*values: Any) -> Hashable | None:
+    """A key that values share only if programs traced from them are the same.
 
-
-def configuration_key(method: Any) -> Hashable | None:
-    """A key that equally configured methods share; None for what cannot be recognised again.
-
-    A method is a pair of closures: it is told by its code, by what the code closes over and by the
-    constants it reads. A traced hyperparameter cannot be told, and whoever traces it compiles the
-    loop.
+    None if that cannot be known, for instance of what reads a file, a clock or a tracer. The key
+    keeps none of the values alive.
     """
-
-    def walk(value: Any, above: tuple[int, ...]) -> Hashable:
-        if id(value) in above:
-            return "recursive"
-        above = (*above, id(value))
-
-        def parts(*values: Any) -> tuple[Hashable, ...]:
-            return tuple(walk(x, above) for x in values)
-
-        if isinstance(value, types.FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            defaults = (value.__defaults__, value.__kwdefaults__)
-            read = {name: value.__globals__.get(name) for name in _names(value.__code__)}
-            constants = {name: x for name, x in read.items() if isinstance(x, _CONSTANTS)}
-            return (value.__code__, id(value.__globals__), *parts(cells, *defaults, constants))
-        if isinstance(value, functools.partial):
-            return parts("partial", value.func, value.args, value.keywords)
-        if isinstance(value, tuple | list):
-            return (type(value), *parts(*value))
-        if isinstance(value, dict):
-            return (dict, *parts(*value.keys()), *parts(*value.values()))
-        if isinstance(value, np.ndarray | jax.Array):
-            array = np.asarray(value)
-            return (type(value), array.dtype, array.shape, array.tobytes())
-        if isinstance(value, float):
-            return value.hex()
-        hash(value)
-        return (type(value), value)
-
+    tokens, waiting = [], list(values)
+    seen: dict[int, tuple[int, Any]] = {}  # holds the values, so that no id is used twice
     try:
-        return walk(method, ())
-    except (jax.errors.TracerArrayConversionError, TypeError, ValueError):
+        while waiting:
+            value = waiting.pop()
+            kind = type(value)
+            if kind in _ATOMS:
+                tokens += (kind, value)
+            elif kind is float:
+                tokens += (kind, value.hex())  # tells -0.0 from 0.0, and finds nan again
+            elif _constants.get(id(value), tokens) is value:
+                tokens += ("constant", id(value))
+            elif id(value) in seen:
+                tokens += ("seen", seen[id(value)][0])
+            else:
+                found = (_KINDS.get(kind) or _kind_of(kind))(value)
+                if found is None:
+                    _constants[id(value)] = value
+                    tokens += ("constant", id(value))
+                    continue
+                seen[id(value)] = (len(seen), value)
+                tokens += (len(found.tokens), *found.tokens, len(found.parts))
+                waiting += found.parts
+                if len(seen) + len(waiting) > MOST_VALUES:
+                    return None
+        key = tuple(tokens)
+        hash(key)
+    except (NotRecognisable, TypeError, ValueError):
         return None
+    return key
+
+
+_WRITTEN = object()  #: stands for a value that is not read
+_constants: dict[int, Any] = {id(x): x for x in (ABSENT, _WRITTEN)}
+
+
+def _function(value: types.FunctionType) -> Found | None:
+    if is_constant(value):
+        return None
+    read = reads(value.__code__)
+    attributes = (value.__defaults__, value.__kwdefaults__, value.__dict__)
+    if is_library(value.__globals__.get("__name__")):
+        return Found(("function", read.number), (*attributes, *(value.__closure__ or ())))
+    if read.dynamic or not all(is_library(module) for module in read.modules):
+        raise NotRecognisable
+    cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+    parts = [*attributes, *(sys.modules.get(module, ABSENT) for module in read.modules)]
+    for root, *rest in read.names:
+        held = value.__globals__.get(root, ABSENT)
+        parts.append(_at(vars(builtins).get(root, ABSENT) if held is ABSENT else held, rest))
+    for root, *rest in read.variables:
+        parts.append(_at(content(cells[root]), rest))
+    return Found(("function", read.number), parts)
+
+
+def _at(value: Any, rest: Sequence[str]) -> Any:
+    """The value that a chain reads: what a module holds, otherwise the whole object."""
+    for name in rest:
+        if not isinstance(value, types.ModuleType):
+            return _WRITTEN if name in _WRITES.get(type(value), ()) else value
+        if name not in vars(value) and not is_library(value.__name__):
+            computed = "__getattr__" in vars(value) or hasattr(type(value), name)
+            return value if computed else ABSENT
+        value = getattr(value, name, ABSENT)
+    return value
+
+
+def _builtin(value: types.BuiltinFunctionType) -> Found | None:
+    if is_constant(value):
+        return None
+    if value.__self__ is None or isinstance(value.__self__, types.ModuleType):
+        raise NotRecognisable
+    return Found(("method", value.__name__), (value.__self__,))
+
+
+def _module(value: types.ModuleType) -> Found | None:
+    # numpy and scipy have a random generator inside, a user's module anything
+    if value.__name__.partition(".")[0] not in _WHOLE_MODULES:
+        raise NotRecognisable
+    return Found(("module", value.__name__))
+
+
+def _class(value: type) -> Found | None:
+    if not value.__flags__ & HEAP_TYPE:  # written in C
+        return None if is_library(value.__module__) else refuse(value)
+    if is_constant(value):
+        return None
+    own = {name: x for name, x in vars(value).items() if name not in _BOOKKEEPING}
+    return Found((type, number(value)), (type(value), *value.__bases__, *own, *own.values()))
+
+
+def _descriptor(value: Any) -> Found:
+    is_slot = isinstance(value, types.MemberDescriptorType)
+    if not is_slot and not is_library(value.__objclass__.__module__):
+        raise NotRecognisable
+    return Found((type(value), value.__name__), (value.__objclass__,))
+
+
+def _jitted(value: Any) -> Found | None:
+    # its options are hidden, but they never change
+    return None if is_constant(value) else Found(("jit", number(value)), (value.__wrapped__,))
+
+
+def _cached(value: Any) -> Found | None:
+    if is_constant(value):
+        return None
+    return Found(("cache", *value.cache_info(), number(value)), (value.__wrapped__,))
+
+
+def _ufunc(value: np.ufunc) -> Found:
+    if getattr(np, value.__name__, None) is not value:
+        raise NotRecognisable
+    return Found((np.ufunc, value.__name__))
+
+
+def _by_value(value: Any) -> Found:
+    return Found((type(value), value))
+
+
+def _reduced(value: Any) -> Found:
+    return Found(("reduced",), value.__reduce__())
+
+
+def _signature(value: inspect.Signature) -> Found:
+    kept = ((p.name, int(p.kind), p.default) for p in value.parameters.values())
+    return Found((inspect.Signature,), [part for parts in kept for part in parts])
+
+
+def _complex(value: complex) -> Found:
+    return Found((complex, value.real.hex(), value.imag.hex()))
+
+
+_KINDS: dict[Any, Any] = {
+    types.FunctionType: _function,
+    types.BuiltinFunctionType: _builtin,
+    types.MethodType: lambda x: Found(("bound",), (x.__func__, x.__self__)),
+    types.ModuleType: _module,
+    types.CellType: lambda x: Found(("cell",), (content(x),)),
+    types.CodeType: lambda x: Found(("code", number(x))),
+    types.MappingProxyType: lambda x: Found(("proxy",), (dict(x),)),
+    types.GetSetDescriptorType: _descriptor,
+    types.MemberDescriptorType: _descriptor,
+    types.MethodDescriptorType: _descriptor,
+    types.WrapperDescriptorType: _descriptor,
+    types.ClassMethodDescriptorType: _descriptor,
+    types.MethodWrapperType: lambda x: Found(("wrapper", x.__name__), (x.__self__,)),
+    property: lambda x: Found((property,), (x.fget, x.fset, x.fdel)),
+    staticmethod: lambda x: Found((staticmethod,), (x.__func__,)),
+    classmethod: lambda x: Found((classmethod,), (x.__func__,)),
+    functools.cached_property: lambda x: Found(("cached",), (x.func,)),
+    type(functools.lru_cache(len)): _cached,
+    type(jax.jit(len)): _jitted,
+    type(jax.enable_x64): lambda x: None,  # compiled programs are kept by its value in any case
+    complex: _complex,
+    types.UnionType: lambda x: Found((types.UnionType,), x.__args__),
+    inspect.Signature: _signature,
+    slice: lambda x: Found((slice,), (x.start, x.stop, x.step)),
+    range: lambda x: Found((range,), (x.start, x.stop, x.step)),
+    bytearray: lambda x: Found((bytearray, bytes(x))),
+    operator.attrgetter: _reduced,
+    operator.itemgetter: _reduced,
+    operator.methodcaller: _reduced,
+    type(collections.namedtuple("_Pair", "first").first): _reduced,  # pyright: ignore
+    np.ndarray: numpy_array,
+    np.ufunc: _ufunc,
+    **{base: container(base) for base in CONTAINERS if base is not object},
+}
+
+# the first of these that a class belongs to says how its objects are walked
+_FAMILIES: tuple[tuple[type | tuple[type, ...], Walk], ...] = (
+    (jax.Array, jax_array),
+    (np.dtype, _by_value),
+    (np.generic, lambda x: Found((type(x), x.dtype, x.tobytes()))),
+    (
+        (
+            jax.sharding.Sharding,
+            jax.sharding.Mesh,
+            jax.sharding.PartitionSpec,
+            jax.Device,
+            jax.tree_util.PyTreeDef,
+        ),
+        _by_value,
+    ),
+    (type, _class),
+    (types.ModuleType, _module),
+    (types.GenericAlias, lambda x: Found((types.GenericAlias,), (x.__origin__, x.__args__))),
+    (np.ndarray, refuse),  # a subclass
+)
+
+
+@remembered
+def _kind_of(kind: type) -> Walk:
+    return next((walk for family, walk in _FAMILIES if issubclass(kind, family)), None) or (
+        instance(kind)
+    )

@@ -1,97 +1,23 @@
 """``minimize``: run any method to the end, in one compiled loop."""
 
-import dataclasses
-import enum
 import functools
 import sys
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Callable
+from typing import Any, Literal, TextIO
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 
 from gradxform import tree
-from gradxform.configuration import configuration_key
 from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, scalar, shown
-from gradxform.protocol import bind
+from gradxform.loop import run
+from gradxform.programs import program
 from gradxform.second_order.quasi_newton import bfgs, lbfgs
+from gradxform.solution import Solution, Status
 
 DENSE_LIMIT = 128  #: parameters up to which ``minimize`` takes ``bfgs`` rather than ``lbfgs``
-
-
-class Status(enum.IntEnum):
-    """Why :func:`minimize` stopped."""
-
-    converged = 0  #: the largest absolute gradient entry is at most ``tol``
-    max_steps = 1  #: ``max_steps`` updates were made
-    stalled = 2  #: a search failed, or the updates no longer move the parameters
-    non_finite = 3  #: the value or the gradient is NaN or infinite, and the method has no remedy
-
-
-_IN_WORDS = {
-    Status.converged: "converged: the gradient is small enough",
-    Status.max_steps: "stopped at max_steps",
-    Status.stalled: "stalled: no step descends any further",
-    Status.non_finite: "stopped at a value or gradient that is not finite",
-}
-
-
-class _Point(NamedTuple):
-    params: tree.PyTree
-    value: jax.Array
-    grad_norm: jax.Array
-
-
-class _Loop(NamedTuple):
-    params: tree.PyTree  # where to evaluate next
-    state: optax.OptState
-    value: jax.Array  # of the last point
-    grad_norm: jax.Array
-    best: _Point
-    start_value: jax.Array
-    lowest: jax.Array  # value seen
-    at_rest: jax.Array  # evaluations in a row that were at one point
-    steps: jax.Array
-    evaluations: jax.Array
-    status: jax.Array
-
-
-class Solution(NamedTuple):
-    """What :func:`minimize` found, in arrays. ``print`` shows a report."""
-
-    params: tree.PyTree  #: the best point seen
-    value: jax.Array  #: the objective there
-    grad_norm: jax.Array  #: the largest absolute entry of the gradient there
-    steps: jax.Array  #: updates made
-    evaluations: jax.Array  #: value-and-gradient evaluations
-    curvature_products: jax.Array  #: Hessian-vector products
-    status: jax.Array  #: a :class:`Status`
-    aux: tree.PyTree  #: what the objective returned beside its value there, with ``has_aux``
-    tol: jax.Array  #: the bound of ``grad_norm``
-    max_steps: jax.Array  #: the bound of ``steps``
-    loop: Any  #: where the loop stood, for ``resume``
-
-    def __str__(self) -> str:
-        lanes = np.asarray(self.status)
-        if lanes.ndim:
-            counts = (f"{np.sum(lanes == s)} {s.name}" for s in Status if np.any(lanes == s))
-            return f"{lanes.size} solves: {', '.join(counts)}"
-        rows = (
-            ("value", f"{float(self.value):.6g}", ""),
-            ("gradient, largest entry", f"{float(self.grad_norm):.2e}", f"{float(self.tol):.2e}"),
-            ("steps", f"{int(self.steps)}", f"{int(self.max_steps)}"),
-            ("evaluations", f"{int(self.evaluations)}", ""),
-            ("curvature products", f"{int(self.curvature_products)}", ""),
-        )
-        lines = [_IN_WORDS[Status(int(lanes))]]
-        lines += [
-            f"  {name:24}{value:>14}" + (f"   (at most {bound})" if bound else "")
-            for name, value, bound in rows
-        ]
-        return "\n".join(lines)
 
 
 @checked
@@ -103,6 +29,7 @@ def minimize(
     tol: NonNegative = 1e-6,
     max_steps: Int32 = 10_000,
     has_aux: bool = False,
+    returned: Literal["best", "last"] | None = None,
     resume: Solution | None = None,
     progress: Callable[[Solution], None] | None = None,
     progress_every: Whole = 100,
@@ -110,12 +37,28 @@ def minimize(
     """Minimises ``fn`` from ``params`` by the updates of ``tx``.
 
     Each step evaluates value and gradient once at the parameters in the loop and hands both, and
-    ``fn`` itself, to ``tx.update``. The best of the points evaluated is returned: never one worse
+    ``fn`` itself, to ``tx.update``. It returns the best of the points evaluated: never one worse
     than the start, never a NaN when a finite one was seen. The loop can be jitted and vmapped; a
-    lane that has stopped keeps its result. Called from Python it is compiled once for each ``fn``,
-    shapes of ``params`` and configuration of ``tx``: building an equally configured ``tx`` anew
-    does not compile again. What ``fn`` reads from outside its argument is read when it is compiled,
-    as under ``jax.jit``.
+    lane that has stopped keeps its result.
+
+    Some links of a chain change what is minimised: weight decay, or an L1 penalty. ``fn`` does not
+    know the penalty, so it can tell neither the best point nor the end. ``minimize`` notices such
+    a link, since it moves parameters of zero gradient towards zero. Then it returns the last point,
+    and the run has converged when the parameters no longer move. Leaves that the method never
+    moves (``optax.set_to_zero`` in a partition) do not count towards the gradient's size. While a
+    method waits, as ``accumulate`` does or a learning rate of 0, the run goes on.
+
+    Called from Python, the loop is compiled once for each ``fn``, shapes of ``params`` and method.
+    Building ``tx`` again with the same numbers does not compile again. A change in what ``fn`` or
+    ``tx`` reads does: a global name, a closure variable, an attribute of an object, a class or a
+    module, the content of a list or an array. Where ``minimize`` cannot know what they read, it
+    compiles at every call: files, clocks, random generators, ``globals()``, a module passed around
+    as a value, objects written in C, more than some thousands of values. Libraries such as JAX,
+    NumPy and Optax count as constant. NumPy arrays are compared entry by entry at every call; JAX
+    arrays cannot change, so large ones cost nothing.
+
+    Programs and data are freed together with ``fn``, and at most 64 programs are kept. A ``lambda``
+    written inside a loop is a new ``fn`` each time, so define ``fn`` before the loop.
 
     Args:
       fn: the objective, of the parameters alone, to one real number.
@@ -126,6 +69,7 @@ def minimize(
       max_steps: the most updates.
       has_aux: ``fn`` returns a pair, its value and anything else; that of the best point is
         returned as ``aux``.
+      returned: ``"best"`` or ``"last"`` of the points evaluated; ``None`` chooses as said above.
       resume: the solution of an earlier call with the same ``fn`` and ``tx``. The run continues
         where that one stopped: of ``params`` only the structure, shapes and dtypes are used, not
         the values. ``max_steps`` counts from the first start.
@@ -163,11 +107,14 @@ def minimize(
         tx = bfgs(ravel=ravel) if size <= DENSE_LIMIT else lbfgs(ravel=ravel)
     if resume is not None:
         _check_resume(resume, tx, params)
-    key = configuration_key(tx)
-    comparable = _is_comparable(jax.tree.structure(params))
-    recognised = key is not None and _is_hashable(fn) and comparable
-    run = _compiled_run if recognised else _run
-    solve = functools.partial(run, fn, _Method(key, tx), has_aux, params)
+    # JAX cannot look up a compiled loop by parameters whose nodes hold arrays
+    found = _is_comparable(jax.tree.structure(params))
+    solve = functools.partial(
+        program(run, fn, tx, has_aux, returned)
+        if found
+        else functools.partial(run, fn, tx, has_aux, returned),
+        params,
+    )
 
     loop = None if resume is None else resume.loop
     bound, limit = scalar(tol), jnp.asarray(max_steps, jnp.int32)
@@ -218,14 +165,6 @@ def progress_bar(width: Whole = 30, file: TextIO | None = None) -> Callable[[Sol
     return show
 
 
-@dataclasses.dataclass(frozen=True)
-class _Method:
-    """A method that equals, as an argument of ``jax.jit``, every equally configured one."""
-
-    key: Hashable
-    tx: optax.GradientTransformation = dataclasses.field(compare=False)
-
-
 def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.PyTree) -> None:
     """Raises an error that says how ``resume`` is not from a call with this ``tx`` and start."""
     if not isinstance(resume, Solution):
@@ -247,31 +186,6 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
             )
 
 
-_RUNNING = -1
-_PATIENCE = 100  # evaluations at one point, and two more for each parameter, until it has stalled
-
-
-def _value_alone(fn: Callable[[tree.PyTree], Any]) -> Callable[[tree.PyTree], Any]:
-    def value_fn(params: tree.PyTree) -> Any:
-        result = fn(params)
-        if not isinstance(result, tuple | list) or len(result) != 2:
-            raise ValueError(
-                "minimize(has_aux=True): fn must return a pair, its value and anything else, got "
-                f"{shown(result)}"
-            )
-        return result[0]
-
-    return value_fn
-
-
-def _is_hashable(fn: Any) -> bool:
-    try:
-        hash(fn)
-    except TypeError:
-        return False
-    return True
-
-
 def _is_comparable(structure: Any) -> bool:
     """Whether JAX can look a compiled loop up by this tree: not where a node holds arrays."""
     data = structure.node_data()
@@ -280,115 +194,3 @@ def _is_comparable(structure: Any) -> bool:
     except Exception:  # as many kinds as there are classes of nodes
         return False
     return equal and all(_is_comparable(child) for child in structure.children())
-
-
-def _run(
-    fn: Callable[[tree.PyTree], Any],
-    method: _Method,
-    has_aux: bool,
-    params: tree.PyTree,
-    loop: _Loop | None,
-    tol: jax.Array,
-    max_steps: jax.Array,
-) -> Solution:
-    tx = optax.with_extra_args_support(method.tx)
-    patience = min(_PATIENCE + 2 * tree.count(params), 2**31 - 1)
-
-    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "fn")
-
-    def body(loop: _Loop) -> _Loop:
-        value, grads = jax.value_and_grad(value_fn)(loop.params)
-        here = _Point(loop.params, scalar(value), scalar(tree.max_abs(grads)))
-        finite = jnp.isfinite(here.value) & jnp.isfinite(here.grad_norm)
-        first = loop.evaluations == 0
-        # a method that counts such points in its state has stepped back from them
-        lost = ~finite & (first | (not _reported(loop.state, "non_finite")))
-
-        # of points whose values differ by rounding alone, the one with the smaller gradient is best
-        start_value = jnp.where(first, here.value, loop.start_value)
-        noise = 4 * jnp.finfo(value.dtype).eps * jnp.abs(loop.lowest)
-        best_so_far = finite & (here.value <= jnp.minimum(loop.lowest + noise, start_value))
-        better = best_so_far & (
-            (here.value < loop.lowest) | (here.grad_norm <= loop.best.grad_norm)
-        )
-        best = tree.select(first | better, here, loop.best)
-
-        small = here.grad_norm <= tol
-        unmoved = (here.value == loop.value) & (here.grad_norm == loop.grad_norm)
-        at_rest = jnp.where(unmoved, loop.at_rest + 1, 0)
-        status = jnp.select(
-            [lost, small & best_so_far, at_rest >= patience, loop.steps >= max_steps],
-            [Status.non_finite, Status.converged, Status.stalled, Status.max_steps],
-            _RUNNING,
-        ).astype(jnp.int32)
-
-        def step() -> tuple[tree.PyTree, optax.OptState]:
-            updates, state = tx.update(
-                grads, loop.state, loop.params, value=value, grad=grads, value_fn=value_fn
-            )
-            return optax.apply_updates(loop.params, updates), state
-
-        running = status == _RUNNING
-        params, state = jax.lax.cond(running, step, lambda: (loop.params, loop.state))
-        stalled = running & (_total(state, "stalled") > 0)
-        return _Loop(
-            params,
-            state,
-            here.value,
-            here.grad_norm,
-            best,
-            start_value,
-            jnp.where(finite, jnp.minimum(loop.lowest, here.value), loop.lowest),
-            at_rest,
-            loop.steps + running.astype(jnp.int32),
-            # Optax's line searches report the evaluations of each update, not their sum
-            loop.evaluations
-            + 1
-            + running.astype(jnp.int32) * _total(state, "num_linesearch_steps"),
-            jnp.where(stalled, Status.stalled, status).astype(jnp.int32),
-        )
-
-    if loop is None:
-        zero = jnp.zeros((), jnp.int32)
-        infinite = scalar(jnp.inf)
-        loop = _Loop(
-            params=params,
-            state=tx.init(params),
-            value=infinite,
-            grad_norm=infinite,
-            best=_Point(params, infinite, infinite),
-            start_value=infinite,
-            lowest=infinite,
-            at_rest=zero,
-            steps=zero,
-            evaluations=zero,
-            status=zero,
-        )
-    loop = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    loop = tree.varying_like(loop, params)
-    loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, loop)
-    return Solution(
-        *loop.best,
-        loop.steps,
-        loop.evaluations + _total(loop.state, "evaluations"),
-        _total(loop.state, "curvature_products"),
-        loop.status,
-        fn(loop.best.params)[1] if has_aux else None,
-        tol,
-        max_steps,
-        loop,
-    )
-
-
-_compiled_run = jax.jit(_run, static_argnums=(0, 1, 2))
-
-
-def _reported(state: optax.OptState, name: str) -> list[jax.Array]:
-    """The diagnostics of this name in the ``info`` of whatever methods the state belongs to."""
-    return [x for _, x in optax.tree.get_all_with_path(state, name)]
-
-
-def _total(state: optax.OptState, name: str) -> jax.Array:
-    """The sum of the counters of this name."""
-    counts = (jnp.asarray(x, jnp.int32) for x in _reported(state, name))
-    return sum(counts, start=jnp.zeros((), jnp.int32))

@@ -39,7 +39,8 @@ from gradxform.lab.schema import Config, SurfaceConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Task
 from gradxform.lab.train import Settings, collecting, settings_of, task_of
-from gradxform.minimization import Status, minimize
+from gradxform.minimization import minimize
+from gradxform.solution import Status
 
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
 
