@@ -39,6 +39,8 @@ class LineSearchState(NamedTuple):
     params: tree.PyTree  #: x, the accepted point, in at least float32
     grad: tree.PyTree  #: ∇f(x), in at least float32
     direction: tree.PyTree  #: d, in at least float32
+    size: jax.Array  #: largest entry of d
+    moved: jax.Array  #: largest entry of the last step accepted; 0 before there is one
     origin: Trial  #: φ(0) and φ'(0)
     low: Trial  #: the end of the bracket from which φ descends into it
     high: Trial  #: the other end; the largest number three times while there is none
@@ -56,6 +58,7 @@ class LineSearchState(NamedTuple):
 
 
 _IDLE = 10  # accepted points without progress before a reset, and again before a stall
+_REACH = 10.0  # a search begins at most this many times as far out as the last step went
 _FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
 
 
@@ -88,7 +91,8 @@ def with_line_search(
 
     (approximate Wolfe). Otherwise the next trial is the minimum of the cubic through the two ends
     of the bracket, safeguarded, or farther out while there is no bracket. The very first trial
-    moves the parameters by 0.3 of the largest of them.
+    moves the parameters by 0.3 of the largest of them. Later searches begin at most ten times as
+    far out as the last step went.
 
     **The parameters in the loop are the trial point**, so each update costs the one value and
     gradient that a training loop takes anyway; :func:`gradxform.eval_params` gives the accepted
@@ -181,6 +185,8 @@ def search(
             params=flatten(tree.copy(params)),
             grad=flatten(tree.zeros_like(params)),
             direction=flatten(tree.zeros_like(params)),
+            size=number(),
+            moved=number(),
             origin=trial(),
             low=trial(),
             high=trial(),
@@ -254,14 +260,18 @@ def search(
         d = tree.select(accept, d, state.direction)
         d = tree.select(steepest, jax.tree.map(jnp.negative, g), d)
         start = accept | reset
-        unscaled = start & (steepest | (info.accepted == 0) | (not unit_step))
-        d = tree.scale(jnp.where(unscaled, tree.reciprocal(tree.max_abs(d)), 1), d)
+        moved = jnp.where(accept & (trial.t > 0), trial.t * state.size, state.moved)
+        first = steepest | (moved == 0)
+        unscaled = start & (first | (not unit_step))
+        size = scalar(tree.max_abs(d))
+        unit = jnp.where(unscaled, tree.reciprocal(size), 1)
+        d, size = tree.scale(unit, d), unit * size
         origin = Trial(
             scalar(0), jnp.where(accept, trial.value, state.origin.value), tree.vdot(g, d)
         )
-        fresh_t = jnp.where(
-            unscaled, _first_step(x, origin, state, steepest | (info.accepted == 0)), 1
-        )
+        fresh_t = jnp.where(unscaled, _first_step(x, origin, state, first), 1)
+        reach = tree.divide(_REACH * moved, size)
+        fresh_t = jnp.where(reach > 0, jnp.minimum(fresh_t, reach), fresh_t)
         none = Trial(*(scalar(tree.largest()) for _ in range(3)))
         low = tree.select(start, origin, low)
         high = tree.select(start, none, high)
@@ -276,6 +286,8 @@ def search(
             params=x,
             grad=g,
             direction=d,
+            size=size,
+            moved=moved,
             origin=tree.select(start, origin, state.origin),
             low=low,
             high=high,

@@ -12,6 +12,8 @@ from gradxform import protocol, tree
 from gradxform.hyperparameters import Count, NonNegative, Seed, checked, scalar
 from gradxform.info import diagnostics
 
+_ROUNDS = 10  # in the random order this many draws a block make sure that each was tried
+
 
 @diagnostics
 class CoordinateDescentInfo(NamedTuple):
@@ -21,6 +23,7 @@ class CoordinateDescentInfo(NamedTuple):
     non_finite: jax.Array  #: how many of them, or of their derivatives, were NaN or infinite
     block: jax.Array  #: the coordinate, in flattened order, or the leaf of the last update
     step: jax.Array  #: how far the last update went along its direction
+    stalled: jax.Array  #: whether no block moves any more
 
 
 class CoordinateDescentState(NamedTuple):
@@ -28,6 +31,7 @@ class CoordinateDescentState(NamedTuple):
 
     next_block: jax.Array  #: where the cyclic order goes next
     key: jax.Array  #: raw key data of the random order
+    idle: jax.Array  #: updates in a row that moved nothing
     info: CoordinateDescentInfo
 
 
@@ -99,9 +103,9 @@ def coordinate_descent(
             )
         key = jax.random.key(jnp.asarray(seed).astype(jnp.uint32))
         # buffers of their own, so that all can be donated
-        first, evaluations, non_finite, chosen = jnp.zeros(4, jnp.int32)
-        info = CoordinateDescentInfo(evaluations, non_finite, chosen, scalar(0))
-        return CoordinateDescentState(first, jax.random.key_data(key), info)
+        first, idle, evaluations, non_finite, chosen = jnp.zeros(5, jnp.int32)
+        info = CoordinateDescentInfo(evaluations, non_finite, chosen, scalar(0), jnp.array(False))
+        return CoordinateDescentState(first, jax.random.key_data(key), idle, info)
 
     def update(
         grads: tree.PyTree,
@@ -135,16 +139,19 @@ def coordinate_descent(
         t, evaluations, non_finite = _line_minimum(
             section, params, scalar(tol), scalar(max_newton_steps)
         )
+        tries = min((_ROUNDS if order == "random" else 1) * blocks.count, 2**31 - 1)
+        idle = jnp.where(t == 0, tree.add_count(state.idle, 1), 0)
         info = CoordinateDescentInfo(
             tree.add_count(state.info.evaluations, evaluations),
             tree.add_count(state.info.non_finite, non_finite),
             chosen,
             t,
+            idle >= tries,
         )
         # of a gradient that is not finite the direction is not either, and t is 0
         updates = tree.map(lambda _, d: jnp.where(jnp.isfinite(d), t * d, 0), grads, direction)
         next_block = (state.next_block + 1) % blocks.count
-        return updates, CoordinateDescentState(next_block, jax.random.key_data(key), info)
+        return updates, CoordinateDescentState(next_block, jax.random.key_data(key), idle, info)
 
     return protocol.transformation(init, update)
 
