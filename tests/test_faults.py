@@ -353,4 +353,5 @@ def test_landscapes_with_edges_cliffs_and_no_floor(name: str) -> None:
             np.testing.assert_allclose(params, case.minimum, atol=1e-2, err_msg=label)
         if label in ("slope", "hill"):  # none of them says that it found a minimum
             assert value < -1e3, label
-            assert status in (gx.Status.stalled, gx.Status.max_steps), label
+            ends = (gx.Status.stalled, gx.Status.max_steps, gx.Status.unbounded)
+            assert status in ends, label

@@ -256,3 +256,29 @@ def test_works_inside_optax_wrappers_on_a_subtree() -> None:
     assert rosenbrock(gx.eval_params(state, end)["on"]) < 1e-4
     assert end["off"] == 3.0
     assert run(optax.masked(gx.sgd(0.1), True), params["on"], 2)[0].shape == (2,)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize(
+    "build", [gx.nonlinear_cg, gx.bfgs, gx.lbfgs, lambda: gx.nonlinear_cg("hager_zhang")]
+)
+def test_no_trial_is_far_beyond_the_last_step(build: Any, unit: float) -> None:
+    """Also past the minimum, where the slope is rounding alone and nothing else bounds it."""
+    fn = lambda x: jnp.sum(jnp.asarray([0.55, 0.3]) * (x / unit) ** 2)
+    tx = build()
+    x = unit * jnp.asarray([2.0, 0.5])
+    state = tx.init(x)
+    update = jax.jit(lambda g, s, x, v: tx.update(g, s, x, value=v))
+    farthest, last = 3 * unit, None
+    for _ in range(25):
+        value, grads = jax.value_and_grad(fn)(x)
+        before = gx.eval_params(state, x)
+        updates, state = update(grads, state, x, value)
+        after = gx.eval_params(state, x)
+        x = x + updates
+        moved = float(jnp.max(jnp.abs(after - before)))
+        last = moved if moved > 0 else last
+        reach = float(jnp.max(jnp.abs(x - after)))
+        if last is not None and state.trials == 0:
+            assert reach <= 10.01 * last
+        assert reach <= 30 * farthest

@@ -290,6 +290,103 @@ def test_default_method_for_many_parameters() -> None:
     assert solution.status == gx.Status.converged
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["stalled", "evaluations", "curvature_products", "non_finite", "num_linesearch_steps", "info"],
+)
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_parameter_may_have_the_name_of_a_diagnostic(name: str, shape: Any) -> None:
+    tx = gx.momentum(0.1)
+    fn = lambda p: jnp.sum((p[name] - 30) ** 2)
+    solution = gx.minimize(fn, {name: jnp.zeros(shape)}, tx)
+    usual = gx.minimize(lambda p: jnp.sum((p["w"] - 30) ** 2), {"w": jnp.zeros(shape)}, tx)
+    assert solution.status == usual.status == gx.Status.converged
+    assert (solution.evaluations, solution.curvature_products) == (usual.evaluations, 0)
+    np.testing.assert_array_equal(solution.params[name], usual.params["w"])
+
+
+def penalty(g: Any, p: Any) -> Any:
+    return jax.tree.map(lambda g, p: g + 0.5 * jnp.sign(p), g, p)
+
+
+@pytest.mark.parametrize(
+    ("link", "minimum"),
+    [(optax.add_decayed_weights(1.0), 2 / 3), (optax.stateless(penalty), 0.75)],
+    ids=["decay", "l1"],
+)
+def test_a_penalty_outside_the_objective_is_noticed(link: Any, minimum: float) -> None:
+    """From where the path passes the objective's own minimum on the way to the penalised one."""
+    fn = lambda x: jnp.sum((x - 1) ** 2)
+    tx = optax.chain(link, gx.sgd(0.01))
+    solution = gx.minimize(fn, 3 * jnp.ones(2), tx)
+    np.testing.assert_allclose(solution.params, minimum, atol=1e-4)
+    assert solution.status == gx.Status.converged
+    best = gx.minimize(fn, 3 * jnp.ones(2), tx, returned="best")
+    np.testing.assert_allclose(best.params, 1, atol=0.02)
+    few = gx.minimize(fn, 3 * jnp.ones(2), tx, max_steps=120)
+    np.testing.assert_allclose(few.value, fn(few.params), rtol=1e-5)
+    assert few.value > best.value
+
+
+def test_noise_is_no_penalty() -> None:
+    tx = optax.chain(optax.add_noise(0.1, 0.5, key=0), gx.sgd(0.1))
+    solution = gx.minimize(bowl, jnp.zeros(2), tx, max_steps=100)
+    best = gx.minimize(bowl, jnp.zeros(2), tx, max_steps=100, returned="best")
+    np.testing.assert_array_equal(solution.params, best.params)
+    last = gx.minimize(bowl, jnp.zeros(2), tx, max_steps=100, returned="last")
+    assert last.value > best.value
+
+
+@pytest.mark.parametrize("partition", [optax.partition, gx.partition])
+@pytest.mark.parametrize("build", [lambda: gx.sgd(0.1), lambda: gx.lbfgs(ravel=False)])
+def test_frozen_parameters_do_not_keep_a_run_from_its_end(partition: Any, build: Any) -> None:
+    fn = lambda p: jnp.sum((p["a"] - 1) ** 2) + jnp.sum((p["b"] - 2) ** 2)
+    labels = {"a": "move", "b": "freeze"}
+    tx = partition({"move": build(), "freeze": optax.set_to_zero()}, labels)
+    solution = gx.minimize(fn, {"a": jnp.zeros(2), "b": jnp.zeros(2)}, tx)
+    assert solution.status == gx.Status.converged
+    assert solution.grad_norm <= 1e-6
+    np.testing.assert_allclose(solution.params["a"], 1, atol=1e-5)
+    np.testing.assert_array_equal(solution.params["b"], 0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: gx.accumulate(gx.sgd(0.4), 200),
+        lambda: gx.sgd(lambda count: jnp.where(count < 150, 0, 0.1)),
+    ],
+    ids=["accumulate", "warm-up"],
+)
+def test_waiting_is_no_stall(build: Any) -> None:
+    solution = gx.minimize(lambda x: (x - 3) ** 2, 0.0, build())
+    assert solution.status == gx.Status.converged
+    assert solution.params == pytest.approx(3, abs=1e-5)
+
+
+def test_coordinate_descent_stalls_after_a_round_that_moves_nothing() -> None:
+    """At a kink, where no coordinate descends, though the gradient is not zero."""
+    kink = lambda x: jnp.sum(jnp.abs(x - jnp.asarray([1.0, 2.0])))
+    for order, most in (("cyclic", 20), ("random", 200)):
+        solution = gx.minimize(kink, jnp.zeros(2), gx.coordinate_descent(order))
+        assert solution.status == gx.Status.stalled
+        assert solution.steps < most
+
+
+@pytest.mark.parametrize("build", [gx.bfgs, gx.nonlinear_cg, gx.trust_region, lambda: gx.sgd(0.1)])
+@pytest.mark.parametrize("unit", [1e-10, 1.0, 1e10])
+def test_an_objective_unbounded_below_is_told_early(build: Any, unit: float) -> None:
+    fn = lambda x: -unit * jnp.sum(x**2)
+    start = jnp.asarray([1.0, 2.0])
+    tx = build()
+    if not jax.tree.leaves(tx.init(start))[0].ndim and unit != 1:
+        tx = optax.chain(optax.scale(1 / unit), tx)  # a rate has a unit
+    solution = gx.minimize(fn, start, tx, tol=1e-6 * unit)
+    assert solution.status == gx.Status.unbounded
+    assert solution.steps < 150
+    assert solution.value < -1e6 * unit
+
+
 def test_rounding_never_adds_up_to_a_climb() -> None:
     hill = lambda x: 1e6 - x**2
     solution = gx.minimize(hill, 10.0, optax.scale(0.001), tol=1e-2, max_steps=20_000)
