@@ -294,7 +294,7 @@ def _run(
     tx = optax.with_extra_args_support(method.tx)
     patience = min(_PATIENCE + 2 * tree.count(params), 2**31 - 1)
 
-    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "fn")
+    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
 
     def body(loop: _Loop) -> _Loop:
         value, grads = jax.value_and_grad(value_fn)(loop.params)
