@@ -159,7 +159,8 @@ def compose(
       The function, with attributes ``loss`` and ``model``.
 
     Raises:
-      TypeError: a part is no function, or ``chunks`` is no integer.
+      TypeError: a part is no function or takes data by position alone, or ``chunks`` is no
+        integer.
       ValueError: ``chunks`` is not positive, or does not divide the data; data that neither part
         takes.
 
