@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradxform import tree
-from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar
+from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar, shown
 
 ValueFn: TypeAlias = Callable[..., jax.Array]
 Product: TypeAlias = Callable[[tree.PyTree], tree.PyTree]
@@ -159,7 +159,8 @@ def compose(
       The function, with attributes ``loss`` and ``model``.
 
     Raises:
-      TypeError: a part is no function, or ``chunks`` is no integer.
+      TypeError: a part is no function or takes data by position alone, or ``chunks`` is no
+        integer.
       ValueError: ``chunks`` is not positive, or does not divide the data; data that neither part
         takes.
 
@@ -234,8 +235,9 @@ class Composed:
         """
         if size > self.examples or size % self.chunks:
             raise ValueError(
-                f"a sub-batch of {size} examples cannot be drawn from {self.examples} in "
-                f"{self.chunks} chunks: it must be at most all and a multiple of the chunks"
+                f"hessian_free(curvature_batch_size={size}): {size} examples cannot be drawn from "
+                f"{self.examples} in {self.chunks} chunks: give at most all of them and a multiple "
+                "of the chunks"
             )
         drawn = jax.random.permutation(key, self.examples)[:size]
         data = jax.tree.map(lambda x: jnp.asarray(x)[drawn], self.data)
@@ -338,10 +340,11 @@ def checked_inverse(
 
     def checked(r: tree.PyTree) -> tree.PyTree:
         z = inverse(r)
-        if (difference := tree.difference(z, g, dtypes=False)) is not None:
+        if tree.difference(z, g, dtypes=False) is not None:
+            found, expected = (shown(jax.tree.map(jnp.shape, x)) for x in (z, g))
             raise ValueError(
                 f"{method}(preconditioner=…): the approximate inverse must return a pytree like "
-                f"the parameters; it returned {difference}"
+                f"the parameters, of shapes {expected}; it returned {found}"
             )
         return jax.tree.unflatten(jax.tree.structure(g), jax.tree.leaves(z))
 

@@ -181,7 +181,7 @@ def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
     if get_origin(base) is collections.abc.Mapping:
         return lambda value: isinstance(value, collections.abc.Mapping), ("a dictionary",)
     if base is optax.GradientTransformation:
-        return _is_method, ("a method, for instance gx.sgd(0.1)",)
+        return _is_method, ("a method, for instance gx.momentum(0.1)",)
     return lambda value: True, ()
 
 

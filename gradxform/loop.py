@@ -65,7 +65,7 @@ def run(
 ) -> Solution:
     """Updates until the loop has a status."""
     tx = optax.with_extra_args_support(tx)
-    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "fn")
+    value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
     if loop is None:
         loop = _first(params, tx.init(params))
     frozen = _frozen(tx, params, loop.state)
