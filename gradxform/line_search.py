@@ -248,7 +248,9 @@ def with_line_search(
         t = jnp.select([start, improved, failed], [fresh_t, low.t, 0.0], t)
         waiting = state.begin & ~accept  # the first value is not finite: stay
         t = jnp.where(waiting, 0, t)
-        ulp = min((float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0)
+        ulp = min(
+            (float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0
+        )
 
         new_state = LineSearchState(
             params=x,

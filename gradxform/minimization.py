@@ -297,7 +297,9 @@ def _run(
             at_rest,
             loop.steps + running.astype(jnp.int32),
             # Optax's line searches report the evaluations of each update, not their sum
-            loop.evaluations + 1 + running.astype(jnp.int32) * _total(state, "num_linesearch_steps"),
+            loop.evaluations
+            + 1
+            + running.astype(jnp.int32) * _total(state, "num_linesearch_steps"),
             jnp.where(stalled, Status.stalled, status).astype(jnp.int32),
         )
 
@@ -318,8 +320,8 @@ def _run(
             status=zero,
         )
     loop = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    loop = tree.varying_like(loop, params)
-    loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, loop)
+    start = tree.varying_like(loop, params)
+    loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, start)
     return Solution(
         *loop.best,
         loop.steps,
