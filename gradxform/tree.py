@@ -106,9 +106,7 @@ def zeros_like(params: PyTree) -> PyTree:
       TypeError: a leaf is not a real floating-point array.
     """
     check_floating(params)
-    zeros = jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params
-    )
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params)
     return sharded_like(zeros, params)
 
 

@@ -3,8 +3,9 @@
 Units are powers of two, by which floating-point numbers are multiplied without rounding.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import optax
 import pytest
 
 import gradxform as gx
+from gradxform.second_order.nonlinear_cg import Beta
 from tests.methods import step
 
 
@@ -58,13 +60,10 @@ TABLE = {
     "lbfgs": Invariance(gx.lbfgs),
     "lbfgs_tree": Invariance(lambda: gx.lbfgs(ravel=False)),
     **{
-        f"nonlinear_cg_{beta}": Invariance(lambda beta=beta: gx.nonlinear_cg(beta))
-        for beta in ("polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan")
+        f"nonlinear_cg_{beta}": Invariance(functools.partial(gx.nonlinear_cg, beta))
+        for beta in get_args(Beta)
     },
-    "nonlinear_cg_hager_zhang": Invariance(lambda: gx.nonlinear_cg("hager_zhang")),
-    "steepest_descent": Invariance(
-        lambda: gx.with_line_search(optax.identity(), unit_step=False)
-    ),
+    "steepest_descent": Invariance(lambda: gx.with_line_search(optax.identity(), unit_step=False)),
     "newton": Invariance(gx.newton),
     "newton_search": Invariance(lambda: gx.with_line_search(gx.scale_by_newton())),
     "newton_cg": Invariance(lambda: gx.newton_cg(0.5)),
@@ -109,9 +108,7 @@ def paths(tx: optax.GradientTransformation, units: list[tuple[int, int]]) -> jax
 @pytest.mark.parametrize("name", [pytest.param(n, marks=MARKED.get(n, ())) for n in TABLE])
 def test_paths_do_not_depend_on_units(name: str) -> None:
     row = TABLE[name]
-    units = [
-        (c, s) for c, s in UNITS if (row.objective or c == 0) and (row.parameters or s == 0)
-    ]
+    units = [(c, s) for c, s in UNITS if (row.objective or c == 0) and (row.parameters or s == 0)]
     usual, *others = paths(row.build(), [(0, 0), *units])
     assert jnp.max(jnp.abs(usual[-1] - usual[0])) > 0.01
     for unit, other in zip(units, others, strict=True):

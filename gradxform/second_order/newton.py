@@ -223,9 +223,7 @@ def _(
     # the quotient of differences of the sizes and the eigenvalues, or the slope where these agree
     gap = eigenvalues[:, None] - eigenvalues[None, :]
     slope = jnp.where(floored, 0, jnp.sign(eigenvalues))
-    quotient = jnp.where(
-        gap == 0, slope[:, None], tree.divide(size[:, None] - size[None, :], gap)
-    )
+    quotient = jnp.where(gap == 0, slope[:, None], tree.divide(size[:, None] - size[None, :], gap))
     turned = _dot(q.T, _dot(d_matrix, q))
     d_most = jnp.mean(jnp.sign(eigenvalues) * jnp.diagonal(turned), where=is_most)
     d_size = jnp.where(floored, floor * d_most + most * d_floor, 0)

@@ -235,7 +235,9 @@ def scale_by_lbfgs(
             tree.map(jnp.subtract, g, state.grad),
         )
         pair = _pair(*change, state.started)
-        slot = (jnp.arange(m, dtype=jnp.int32) == state.oldest) & pair.useful  # where the pair goes, if it does
+        slot = (
+            jnp.arange(m, dtype=jnp.int32) == state.oldest
+        ) & pair.useful  # where the pair goes, if it does
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
             return jax.tree.map(
@@ -280,7 +282,7 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     products = jax.tree.map(
         lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
     )
-    return sum(jax.tree.leaves(products), start=0.0)
+    return jnp.asarray(sum(jax.tree.leaves(products), start=0.0))
 
 
 def bfgs(
