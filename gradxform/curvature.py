@@ -392,11 +392,15 @@ def hutchinson_diagonal(
 
         zeros = jax.tree.map(jnp.zeros_like, like)
         diagonal, _ = jax.lax.scan(add, zeros, jax.random.split(_key(seed, count), samples))
-        least = scalar(floor) * tree.max_abs(diagonal)
-        # where the estimate is 0 throughout, or not finite, this is the identity
-        inverse = tree.map(
-            lambda d: tree.reciprocal(jnp.maximum(jnp.abs(d), least)) ** scalar(power), diagonal
-        )
+        most = tree.max_abs(diagonal)
+        least = scalar(floor) * most
+
+        def inverse_of(d: jax.Array) -> jax.Array:
+            size = jnp.maximum(jnp.abs(d), least)
+            # an estimate of 0 counts as the largest; all 0, or not finite, is the identity
+            return tree.reciprocal(jnp.where(size > 0, size, most)) ** scalar(power)
+
+        inverse = tree.map(inverse_of, diagonal)
         return lambda v: tree.map(jnp.multiply, v, inverse), samples
 
     return build

@@ -21,6 +21,16 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+# GRADXFORM_STRICT=rank_promotion|dtype_promotion|leaks|nans runs the whole suite in that mode
+_STRICT = {
+    "rank_promotion": {"jax_numpy_rank_promotion": "raise"},
+    "dtype_promotion": {"jax_numpy_dtype_promotion": "strict"},
+    "leaks": {"jax_check_tracer_leaks": True},
+    "nans": {"jax_debug_nans": True, "jax_debug_infs": True},
+}
+for _name, _value in _STRICT.get(os.environ.get("GRADXFORM_STRICT", ""), {}).items():
+    jax.config.update(_name, _value)
+
 
 @pytest.fixture
 def x64() -> Iterator[None]:

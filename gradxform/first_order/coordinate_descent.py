@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from gradxform import protocol, tree
+from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import Count, NonNegative, Seed, checked, scalar
 from gradxform.info import diagnostics
 
@@ -198,7 +199,7 @@ def _leaf_blocks(grads: tree.PyTree) -> _Blocks:
     filled = [i for i, leaf in enumerate(leaves) if leaf.size]
 
     def steepest() -> jax.Array:
-        largest = tree.reciprocal(tree.max_abs(grads))  # keeps the squares in range
+        largest = tree.reciprocal(constant_size(grads))  # keeps the squares in range
         norms = [jnp.sum(jnp.square(largest * tree.promote(leaves[i]))) for i in filled]
         return jnp.argmax(jnp.stack(norms)).astype(jnp.int32)
 
@@ -206,7 +207,8 @@ def _leaf_blocks(grads: tree.PyTree) -> _Blocks:
         moved = [jnp.zeros_like(leaf, dtype=tree.promote(leaf).dtype) for leaf in leaves]
         for position, i in enumerate(filled):
             g = tree.promote(leaves[i])
-            moved[i] = jnp.where(chosen == position, -g * tree.reciprocal(tree.max_abs(g)), 0)
+            unit = tree.reciprocal(constant_size(g))  # t is found, whatever the length of this
+            moved[i] = jnp.where(chosen == position, -g * unit, 0)
         return jax.tree.unflatten(structure, moved)
 
     return _Blocks(len(filled), steepest, direction)
@@ -300,7 +302,8 @@ def _line_minimum(
 
     def solve(_: Any, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         found = jax.lax.while_loop(unfinished, body, search)
-        return start + found.best.t, (found.evaluations, found.non_finite)
+        # as floats: JAX refuses integers beside a root that it differentiates
+        return start + found.best.t, (scalar(found.evaluations), scalar(found.non_finite))
 
     def along(bend: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
         curvature = bend(one)  # at no minimum the point is taken as given
@@ -309,4 +312,5 @@ def _line_minimum(
     # JAX cannot reverse the loop, and need not: φ'(t) = 0 tells how its result depends on φ
     slope = lambda t: scalar(jax.jvp(section, (t,), (one,))[1])
     t, counts = jax.lax.custom_root(slope, zero, solve, along, has_aux=True)
-    return t, *counts
+    evaluations, non_finite = (count.astype(jnp.int32) for count in counts)
+    return t, evaluations, non_finite

@@ -460,7 +460,7 @@ def _backtrack(
     best, back, _ = jax.lax.while_loop(
         unfinished, body, tree.varying_like((last, first, jnp.array(True)), cg.p)
     )
-    return best, 1 + back - first
+    return forward_only("hessian_free", best), 1 + back - first
 
 
 _Trial: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]  # α, the value, the values taken
@@ -490,4 +490,5 @@ def _line_search(
     one = jnp.ones_like(chosen.f)
     start = tree.varying_like((one, chosen.f, trials), chosen.p)
     alpha, f, trials = jax.lax.while_loop(unfinished, body, start)
-    return alpha, ~too_high(alpha, f) & (slope < 0), trials
+    # α is a power of a constant
+    return jax.lax.stop_gradient(alpha), ~too_high(alpha, f) & (slope < 0), trials

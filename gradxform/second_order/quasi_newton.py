@@ -307,7 +307,7 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     products = jax.tree.map(
         lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
     )
-    return sum(jax.tree.leaves(products), start=0.0)
+    return jnp.asarray(sum(jax.tree.leaves(products), start=0.0))
 
 
 @checked
