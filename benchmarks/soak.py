@@ -152,10 +152,10 @@ def with_new_constant(i: int) -> Callable[[jax.Array], jax.Array]:
 
 
 SOLVES = {
-    "a new array of 3 entries, bfgs": (over_new_data(3), gx.bfgs),
     "a new array of 3 entries, sgd": (over_new_data(3), lambda: gx.sgd(0.3)),
     "a new array of 1 MB, sgd": (over_new_data(250_000), lambda: gx.sgd(0.3)),
     "a new Python number, sgd": (with_new_constant, lambda: gx.sgd(0.3)),
+    "a new array of 3 entries, bfgs": (over_new_data(3), gx.bfgs),
 }
 
 

@@ -3,7 +3,6 @@
 See :mod:`gradxform.configuration`.
 """
 
-import builtins
 import collections
 import functools
 import hashlib
@@ -19,34 +18,25 @@ from jax.core import Tracer
 
 from gradxform.reads import number
 
+# their functions and classes are taken never to change
 _LIBRARIES = {
     *("gradxform", "jax", "jaxlib", "optax", "chex", "flax", "equinox", "numpy", "scipy"),
     *("ml_dtypes", "jaxtyping", "lineax", "optimistix", "diffrax", "einops", "builtins", "types"),
     *("abc", "bisect", "cmath", "collections", "contextlib", "copy", "copyreg", "dataclasses"),
-    *(
-        "enum",
-        "fractions",
-        "functools",
-        "heapq",
-        "inspect",
-        "itertools",
-        "keyword",
-        "math",
-        "numbers",
-    ),
-    *("operator", "re", "reprlib", "statistics", "string", "struct", "textwrap", "typing"),
-    *("typing_extensions", "warnings", "_abc", "_bisect", "_collections", "_collections_abc"),
-    *("_functools", "_heapq", "_operator", "_struct", "_typing", "_weakrefset", "__future__"),
+    *("enum", "fractions", "functools", "heapq", "inspect", "itertools", "keyword", "math"),
+    *("numbers", "operator", "re", "reprlib", "statistics", "string", "struct", "textwrap"),
+    *("typing", "typing_extensions", "warnings", "_abc", "_bisect", "_collections"),
+    *("_collections_abc", "_functools", "_heapq", "_operator", "_struct", "_typing"),
+    *("_weakrefset", "__future__"),
 }
-_RANDOM = ("numpy.random", "scipy.stats")  # their functions draw from a hidden generator
-_IMPURE: frozenset[int] = frozenset(
-    id(getattr(builtins, name))
-    for name in ("eval", "exec", "compile", "globals", "open", "input", "id", "__import__")
-)
+# except for functions that draw random numbers or read files
+_IMPURE_MODULES = ("numpy.random", "scipy.stats", "scipy.io", "flax.serialization")
+_IMPURE_NAMES = {
+    *("eval", "exec", "compile", "globals", "open", "input", "id", "__import__", "load", "memmap"),
+    *("loadtxt", "genfromtxt", "fromfile", "fromregex", "open_memmap", "tree_deserialise_leaves"),
+}
 
 HEAP_TYPE = 1 << 9  #: the flag of a class made at run time, as by a class statement
-
-
 ABSENT = object()  #: stands for a value that is not there
 
 
@@ -55,27 +45,31 @@ class NotRecognisable(Exception):
 
 
 class Found(NamedTuple):
-    """One value: what is known of it at once, and the values that it consists of."""
+    """One value, taken apart."""
 
-    tokens: Sequence[Hashable] = ()
-    parts: Sequence[Any] = ()
+    tokens: Sequence[Hashable] = ()  #: what is known at once
+    parts: Sequence[Any] = ()  #: values that it consists of or reads
 
 
 Walk = Callable[[Any], Found | None]  # None for a constant
 
 
 def is_library(module: object) -> bool:
-    if not isinstance(module, str) or module.startswith(_RANDOM):
+    if not isinstance(module, str) or module.startswith(_IMPURE_MODULES):
         return False
     return module.partition(".")[0] in _LIBRARIES
 
 
 def is_constant(value: Any) -> bool:
-    """Whether a library's public or private name stands for this very function or class."""
+    """Whether a name in a library stands for this very function or class.
+
+    Raises:
+      NotRecognisable: it does, and the result of that function may change.
+    """
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module is None and isinstance(value, types.BuiltinFunctionType):
         module = getattr(value.__self__, "__name__", None)
-    if not (is_library(module) and isinstance(name, str)) or id(value) in _IMPURE:
+    if not (is_library(module) and isinstance(name, str)):
         return False
     # functools.wraps gives a stranger's function the name of what it wraps
     code = value if isinstance(value, types.FunctionType) else getattr(value, "__wrapped__", None)
@@ -84,6 +78,8 @@ def is_constant(value: Any) -> bool:
     found: Any = sys.modules.get(str(module))
     for part in name.split("."):
         found = getattr(found, part, None)
+    if found is value and name in _IMPURE_NAMES:
+        raise NotRecognisable
     return found is value
 
 

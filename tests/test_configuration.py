@@ -9,6 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -155,6 +156,11 @@ SECRET = "__globals__"
         lambda: random.gauss(0, 1),
         lambda: __import__("time").time(),
         lambda: open("value.txt").read(),  # noqa: SIM115
+        lambda: np.load("value.npy"),
+        lambda: jnp.load("value.npy"),
+        lambda: np.loadtxt("value.txt"),
+        lambda: np.fromfile("value.bin"),
+        lambda: Path("value.txt").read_text(),
         lambda: eval("SECRET"),
         lambda: solve.__globals__["SECRET"],
         lambda: getattr(solve, "__globals__")["SECRET"],  # noqa: B009
