@@ -140,9 +140,9 @@ def run(
             status=jnp.where(stalled, jnp.int32(Status.stalled), status),
         )
 
-    loop = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    loop = tree.varying_like(loop, params)
-    loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, loop)
+    begun = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
+    begun = tree.varying_like(begun, params)
+    loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, begun)
     return Solution(
         *loop.best,
         loop.steps,

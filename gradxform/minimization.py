@@ -184,3 +184,13 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
                 f"minimize(resume=…): it comes from other {name}: {difference}; give the tx of "
                 "that call and a start of the same structure, shapes and dtypes"
             )
+
+
+def _is_comparable(structure: Any) -> bool:
+    """Whether JAX can look a compiled loop up by this tree: not where a node holds arrays."""
+    data = structure.node_data()
+    try:
+        equal = data is None or bool(data[1] == data[1])
+    except Exception:  # as many kinds as there are classes of nodes
+        return False
+    return equal and all(_is_comparable(child) for child in structure.children())

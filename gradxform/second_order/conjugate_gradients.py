@@ -213,7 +213,7 @@ def _jax_cg(
 
     # as one program, so that jax_debug_nans does not stop at the NaN that ends it
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def solve(a: Any, m: Any, b: _Marked, tol: jax.Array, maxiter: jax.Array) -> _Marked:
+    def solve(a: Any, m: Any, b: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
         return cg(a, b, tol=tol, maxiter=maxiter, M=m)[0]
 
     divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if tree.is_explicit(x)]
