@@ -58,7 +58,9 @@ class LineSearchState(NamedTuple):
 
 
 _IDLE = 10  # accepted points without progress before a reset, and again before a stall
-_REACH = 10.0  # a search begins at most this many times as far out as the last step went
+# how many times as far out as the last step a search begins at most; directions with a scale of
+# their own know better how far to go
+_REACH, _SCALED_REACH = 10.0, 1000.0
 _FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
 
 
@@ -92,7 +94,7 @@ def with_line_search(
     (approximate Wolfe). Otherwise the next trial is the minimum of the cubic through the two ends
     of the bracket, safeguarded, or farther out while there is no bracket. The very first trial
     moves the parameters by 0.3 of the largest of them. Later searches begin at most ten times as
-    far out as the last step went.
+    far out as the last step went, or a thousand times along directions with a scale of their own.
 
     **The parameters in the loop are the trial point**, so each update costs the one value and
     gradient that a training loop takes anyway; :func:`gradxform.eval_params` gives the accepted
@@ -270,7 +272,7 @@ def search(
             scalar(0), jnp.where(accept, trial.value, state.origin.value), tree.vdot(g, d)
         )
         fresh_t = jnp.where(unscaled, _first_step(x, origin, state, first), 1)
-        reach = tree.divide(_REACH * moved, size)
+        reach = tree.divide(jnp.where(unscaled, _REACH, _SCALED_REACH) * moved, size)
         fresh_t = jnp.where(reach > 0, jnp.minimum(fresh_t, reach), fresh_t)
         none = Trial(*(scalar(tree.largest()) for _ in range(3)))
         low = tree.select(start, origin, low)

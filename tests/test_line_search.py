@@ -260,16 +260,21 @@ def test_works_inside_optax_wrappers_on_a_subtree() -> None:
 
 @pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
 @pytest.mark.parametrize(
-    "build", [gx.nonlinear_cg, gx.bfgs, gx.lbfgs, lambda: gx.nonlinear_cg("hager_zhang")]
+    ("build", "most"),
+    [
+        (gx.nonlinear_cg, 10),
+        (lambda: gx.nonlinear_cg("hager_zhang"), 10),
+        (gx.bfgs, 1000),
+        (gx.lbfgs, 1000),
+    ],
 )
-def test_no_trial_is_far_beyond_the_last_step(build: Any, unit: float) -> None:
-    """Also past the minimum, where the slope is rounding alone and nothing else bounds it."""
+def test_no_search_begins_far_beyond_the_last_step(build: Any, most: float, unit: float) -> None:
+    """Also at the minimum, where the slope is rounding alone and nothing else bounds the trial."""
     fn = lambda x: jnp.sum(jnp.asarray([0.55, 0.3]) * (x / unit) ** 2)
     tx = build()
-    x = unit * jnp.asarray([2.0, 0.5])
-    state = tx.init(x)
+    x = unit * jnp.asarray([2.0, 0.0])
+    state, last = tx.init(x), 0.0
     update = jax.jit(lambda g, s, x, v: tx.update(g, s, x, value=v))
-    farthest, last = 3 * unit, None
     for _ in range(25):
         value, grads = jax.value_and_grad(fn)(x)
         before = gx.eval_params(state, x)
@@ -278,7 +283,5 @@ def test_no_trial_is_far_beyond_the_last_step(build: Any, unit: float) -> None:
         x = x + updates
         moved = float(jnp.max(jnp.abs(after - before)))
         last = moved if moved > 0 else last
-        reach = float(jnp.max(jnp.abs(x - after)))
-        if last is not None and state.trials == 0:
-            assert reach <= 10.01 * last
-        assert reach <= 30 * farthest
+        if last > 0 and state.trials == 0:
+            assert float(jnp.max(jnp.abs(x - after))) <= 1.001 * most * last
