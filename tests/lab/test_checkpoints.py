@@ -153,8 +153,10 @@ def test_a_checkpoint_takes_the_place_of_damaged_and_unfinished_ones(tmp_path):
         save(tmp_path, snapshot(number), keep=3)
     for number in (2, 3):
         (tmp_path / f"0000000{number}" / "told.json").unlink()
-    (tmp_path / ".left").mkdir()
-    (tmp_path / ".left" / "file").write_text("")
+    left = tmp_path / ".gradxform-unfinished-x"  # as a process leaves it that is killed
+    (left / "arrays.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+    (left / "arrays.orbax-checkpoint-tmp" / "d" / "0").write_text("")
+    (left / "manifest.json").write_text("{}")
     save(tmp_path, snapshot(2), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001", "00000002"]
     assert newest(tmp_path, silent)[0].number == 2
@@ -447,7 +449,7 @@ def test_what_is_told_in_another_way_is_refused(finished, tmp_path):
     wrong = ("about", {}), ("about", 3), ("told", {"histories": 3}), ("told", {"histories": [{}]})
     for key, value in wrong:
         (checkpoint / "told.json").write_text(json.dumps(kept | {key: value}))
-        manifest = json.dumps(checkpoints._digests(checkpoint))
+        manifest = json.dumps(checkpoints.digests_of(checkpoint))
         (checkpoint / "manifest.json").write_text(manifest)
         assert "another version has written it" in refused("--resume", folder)
 
@@ -526,7 +528,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("where", "call"), [("_digests", 4), ("_discard", 2)])
+@pytest.mark.parametrize(("where", "call"), [("digests_of", 4), ("discard", 2)])
 def test_a_run_killed_while_it_writes_goes_on(where, call, finished, tmp_path):
     args = [sys.executable, "-c", KILLED, where, str(call), *RUN, "--out", str(tmp_path / "x")]
     done = subprocess.run(args, capture_output=True, text=True)
