@@ -5,11 +5,11 @@ alone: a link could lead what is read, written or deleted anywhere, and a pipe o
 ends. Every file is read up to a bound.
 """
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from gradxform.lab.messages import on_one_line
 
@@ -121,7 +121,7 @@ def make(path: Path) -> None:
         path.mkdir()
 
 
-def opened(path: Path, *, write: bool = False) -> BinaryIO:
+def opened(path: Path, *, write: bool = False) -> io.BufferedReader | io.BufferedRandom:
     """A regular file, opened without following a link or waiting for the other end of a pipe.
 
     Raises:
@@ -134,7 +134,7 @@ def opened(path: Path, *, write: bool = False) -> BinaryIO:
     file = os.open(path, flags)
     try:
         _require(path, os.fstat(file).st_mode, stat.S_IFREG)
-        return os.fdopen(file, "rb+" if write else "rb")
+        return open(file, "rb+") if write else open(file, "rb")
     except BaseException:
         os.close(file)
         raise

@@ -37,6 +37,11 @@ def say(message: str) -> None:
     print(f"gradxform: {plain(message)}", file=sys.stderr)
 
 
+def lacking(error: ModuleNotFoundError) -> str:
+    """What to install where a package is missing."""
+    return f'the command needs {error.name}, which is not installed: pip install "gradxform[lab]"'
+
+
 def replace_what_cannot_be_shown() -> None:
     """Lets both streams write a question mark where their encoding lacks a character."""
     for stream in (sys.stdout, sys.stderr):

@@ -52,6 +52,7 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
 LARGEST = 3.4e38  # of float32
+_MOST_COMPARED = 500  # names, as each takes some time
 CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # what a terminal obeys, but for tab and new line
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
 PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
@@ -192,18 +193,13 @@ def numbers(table: Any) -> dict[str, bool]:
     return found
 
 
-def takes(table: Table, name: str) -> bool:
-    """Whether a table's functions take a number at this dotted path."""
-    return name in numbers(table)
-
-
 def suggest(name: str, valid: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` with the nearest valid name, or the empty string.
 
     >>> suggest("epoch", ["epochs", "steps"])
     ", did you mean 'epochs'?"
     """
-    nearest = difflib.get_close_matches(name, list(valid), n=1)
+    nearest = difflib.get_close_matches(name, list(valid)[:_MOST_COMPARED], n=1)
     return f", did you mean {nearest[0]!r}?" if nearest else ""
 
 
