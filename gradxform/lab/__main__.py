@@ -16,6 +16,9 @@ def main() -> None:
             raise
         say(lacking(error))
         sys.exit(1)
+    except KeyboardInterrupt:  # before the command line could take care of it
+        say("interrupted")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import gradxform
 from gradxform.lab import endings, listing, progress, session
-from gradxform.lab.interrupts import leave_at_once
+from gradxform.lab.interrupts import leave_at_once, nothing_to_lose
 from gradxform.lab.messages import on_one_line, replace_what_cannot_be_shown
 from gradxform.lab.optimizers import ConfigError
 
@@ -268,17 +268,18 @@ def _run(
     distributed: str | None,
 ) -> None:
     config = session.load(name, overrides, data_dir, out, resume)
-    writes = endings.joined(distributed)
+    with nothing_to_lose():
+        writes = endings.joined(distributed)
 
-    import jax
+        import jax
 
-    from gradxform.lab import optimizers, results
-    from gradxform.lab.data import checksum, load
-    from gradxform.lab.epoch import on_devices
-    from gradxform.lab.records import race_rows
-    from gradxform.lab.schema import SurfaceConfig
-    from gradxform.lab.tensorboard import events
-    from gradxform.lab.train import race, task_of
+        from gradxform.lab import optimizers, results
+        from gradxform.lab.data import checksum, load
+        from gradxform.lab.epoch import on_devices
+        from gradxform.lab.records import race_rows
+        from gradxform.lab.schema import SurfaceConfig
+        from gradxform.lab.tensorboard import events
+        from gradxform.lab.train import race, task_of
 
     rows: list[tuple[str, Row]] = []
 
@@ -333,15 +334,16 @@ def _sweep(
     distributed: str | None,
 ) -> None:
     config = session.load(name, overrides, data_dir, out, resume, for_sweep=True)
-    writes = endings.joined(distributed)
+    with nothing_to_lose():
+        writes = endings.joined(distributed)
 
-    from gradxform.lab import optimizers, results
-    from gradxform.lab.config import sweep_members
-    from gradxform.lab.data import checksum, load
-    from gradxform.lab.records import sweep_rows
-    from gradxform.lab.schema import SurfaceConfig
-    from gradxform.lab.sweep import first_row
-    from gradxform.lab.sweep import sweep as sweep_all
+        from gradxform.lab import optimizers, results
+        from gradxform.lab.config import sweep_members
+        from gradxform.lab.data import checksum, load
+        from gradxform.lab.records import sweep_rows
+        from gradxform.lab.schema import SurfaceConfig
+        from gradxform.lab.sweep import first_row
+        from gradxform.lab.sweep import sweep as sweep_all
 
     rows: dict[int, Row] = {}
 
@@ -385,7 +387,8 @@ def _movie(
     except ConfigError as error:
         endings.fail(str(error))
 
-    from gradxform.lab import movies, optimizers, results
+    with nothing_to_lose():
+        from gradxform.lab import movies, optimizers, results
 
     with endings.told():
         optimizers.build_all(config.optimizers)

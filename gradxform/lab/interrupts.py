@@ -61,6 +61,24 @@ def asked_to_stop(say: Callable[[str], None], promise: str) -> Iterator[Asked]:
         reader.close()
 
 
+@contextlib.contextmanager
+def nothing_to_lose() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once, as while JAX is imported.
+
+    Where ``KeyboardInterrupt`` is raised inside a callback, Python tells it and drops it.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"gradxform: interrupted\n")
+        leave_at_once()
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def leave_at_once() -> None:
     """Ends the process without the end of the interpreter, which does not wait for JAX."""
     if os.isatty(2):
