@@ -46,6 +46,7 @@ Say = Callable[[str], None]
 
 _METADATA = 2**18  # bytes, more than Orbax writes beside the arrays of a large tree
 _MOST_TRIED = 20  # damaged checkpoints
+_MOST_CHUNKS = 10_000  # of arrays on disk; Orbax writes one each
 
 
 class Snapshot(NamedTuple):
@@ -270,13 +271,22 @@ def _read(path: Path) -> tuple[Snapshot, Any]:
 
 def _arrays(path: Path) -> list[np.ndarray]:
     """What Orbax reads there, if it fits into memory."""
-    with _orbax() as checkpointer:
+    with _without_words(), _orbax() as checkpointer:
         tree = checkpointer.metadata(path.absolute()).item_metadata.tree
         if not isinstance(tree, list):
             raise CheckpointError("arrays: no list of arrays")
         size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in tree)
         if size > folders.memory():
             raise CheckpointError(f"arrays: {size} bytes do not fit into memory")
+        chunks = sum(
+            math.prod(
+                -(-n // max(1, chunk))
+                for n, chunk in zip(x.shape, x.storage.chunk_shape, strict=True)
+            )
+            for x in tree
+        )
+        if chunks > len(tree) + _MOST_CHUNKS:
+            raise CheckpointError(f"arrays: they are in {chunks} pieces, more than a run writes")
         arrays = checkpointer.restore(path.absolute())
     if not all(isinstance(x, np.ndarray | np.generic) for x in arrays):
         raise CheckpointError("arrays: no list of arrays")
@@ -318,16 +328,24 @@ def _is_key(dtype: Any) -> bool:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Orbax says in many ways that a disk is full, and logs each."""
+    """Orbax says in many ways that a disk is full."""
+    try:
+        with _without_words():
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(_first_line(error)) from error
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """Keeps Orbax from logging what an error tells, or what a stranger's file holds."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(_first_line(error)) from error
     finally:
         logger.setLevel(level)
 

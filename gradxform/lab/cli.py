@@ -292,7 +292,7 @@ def _run(
     nothing = contextlib.nullcontext(lambda label, row: None)
     devices = None if distributed is None else jax.devices()
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with endings.together(), endings.told():
+        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
             optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
             place = session.place(config, "run", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
@@ -353,7 +353,7 @@ def _sweep(
         stop_if_asked()
 
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with endings.together(), endings.told():
+        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
             optimizers.build_all(config.optimizers)
             place = session.place(config, "sweep", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
@@ -390,15 +390,17 @@ def _movie(
     with nothing_to_lose():
         from gradxform.lab import movies, optimizers, results
 
-    with endings.told():
-        optimizers.build_all(config.optimizers)
-        if format_ is Format.mp4:
-            movies.ffmpeg()  # one that is missing need not wait for the race
-        with results.run_folder(config, out) as folder:
+    with endings.told(), contextlib.ExitStack() as until_the_end:
+        with nothing_to_lose(until_the_end.close):
+            optimizers.build_all(config.optimizers)
+            if format_ is Format.mp4:
+                movies.ffmpeg()  # one that is missing need not wait for the race
+            folder = until_the_end.enter_context(results.run_folder(config, out))
             frames = movies.movie(config)
             encode = movies.mp4 if format_ is Format.mp4 else movies.gif
-            file = folder / f"movie.{format_}"
-            results.write_atomically(file, encode(frames, fps))
+            content = encode(frames, fps)
+        file = folder / f"movie.{format_}"
+        results.write_atomically(file, content)
     print(f"The movie is {on_one_line(file)}", file=sys.stderr)
 
 

@@ -62,13 +62,20 @@ def asked_to_stop(say: Callable[[str], None], promise: str) -> Iterator[Asked]:
 
 
 @contextlib.contextmanager
-def nothing_to_lose() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once, as while JAX is imported.
+def nothing_to_lose(undo: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Lets SIGINT end the process at once, as while packages are imported and data is read.
 
-    Where ``KeyboardInterrupt`` is raised inside a callback, Python tells it and drops it.
+    Where ``KeyboardInterrupt`` is raised inside a callback, as of the garbage collector, Python
+    tells it and drops it.
+
+    Args:
+      undo: called before.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
+        # what is undone may be in the middle of being done
+        with contextlib.suppress(Exception):
+            undo()
         os.write(2, b"gradxform: interrupted\n")
         leave_at_once()
 

@@ -39,7 +39,8 @@ def say(message: str) -> None:
 
 def lacking(error: ModuleNotFoundError) -> str:
     """What to install where a package is missing."""
-    return f'the command needs {error.name}, which is not installed: pip install "gradxform[lab]"'
+    package = (error.name or "").partition(".")[0]
+    return f'the command needs {package}, which is not installed: pip install "gradxform[lab]"'
 
 
 def replace_what_cannot_be_shown() -> None:

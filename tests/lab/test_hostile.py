@@ -18,6 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from typer.testing import CliRunner
 
 from gradxform.lab import folders, records, results, train
@@ -268,6 +269,40 @@ def test_arrays_that_do_not_fit_are_not_made(run, monkeypatch):
     told = []
     assert newest(run / "checkpoints", told.append) is None
     assert all("fit into memory" in line or "holds more than" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "told"),
+    [
+        ([10**12], [10**12], "bytes do not fit into memory"),
+        ([2**62, 2**62], [1, 1], "bytes do not fit into memory"),
+        ([10**8], [1], "in 100000000 pieces"),
+        ([-1], [1], ""),
+        ([3], [0], ""),
+    ],
+)
+def test_a_forged_shape_takes_neither_memory_nor_time(shape, chunks, told, tmp_path):
+    save(tmp_path, Snapshot(1, {}, {"w": jnp.arange(3.0)}), keep=1)
+    arrays = tmp_path / "00000001" / "arrays"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{arrays}/"}).result()
+    about = json.loads(store.read(b"0/.zarray").result().value)
+    forgery = json.dumps(about | {"shape": shape, "chunks": chunks}).encode()
+    store.write(b"0/.zarray", forgery).result()
+    signed(arrays.parent)
+    said = []
+    with no_hang(60):
+        assert newest(tmp_path, said.append) is None
+    assert len(said) == 1
+    assert told in said[0]
+
+
+def test_nothing_of_a_strangers_file_is_logged(tmp_path, capfd):
+    save(tmp_path, Snapshot(1, {}, {"w": jnp.arange(3.0)}), keep=1)
+    for name in ("_METADATA", "_CHECKPOINT_METADATA"):
+        (tmp_path / "00000001" / "arrays" / name).write_text('{"\x1b[2J')
+    signed(tmp_path / "00000001")
+    assert newest(tmp_path, lambda message: None) is None
+    assert capfd.readouterr().err == ""
 
 
 # -- what is told
