@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -360,8 +360,8 @@ def _heatmap(axes: Axes, points: "Sequence[Point]", norm: LogNorm, on_surface: b
         if on_surface and table.size <= _MOST_TOLD:
             share = 100 * (1 - point.failures / len(point.rows))
             color = "black" if norm(point.mean) > 0.6 else "white"
-            options = {"ha": "center", "va": "top", "color": color, "fontsize": "x-small"}
-            axes.text(column, row + _BELOW, f"{share:.0f} %", **options)
+            options: dict[str, Any] = {"ha": "center", "va": "top", "color": color}
+            axes.text(column, row + _BELOW, f"{share:.0f} %", fontsize="x-small", **options)
     axes.plot(*np.argwhere(np.isnan(table))[:, ::-1].T, **_CROSS)
     _name_cells(axes.xaxis, xs)
     _name_cells(axes.yaxis, ys)
@@ -481,7 +481,8 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
             linewidth=0.5,
             zorder=3,
         )
-        axes.plot(*xs[~good].T, **_CROSS | {"markersize": size})
+        cross: dict[str, Any] = _CROSS | {"markersize": size}
+        axes.plot(*xs[~good].T, **cross)
         for x, y in ground.minima:
             axes.plot(x, y, **_STAR)
         (left, right), (bottom, top) = ground.bounds
@@ -562,7 +563,7 @@ def _name_cells(axis: Axis, values: np.ndarray) -> None:
     shown = range(0, len(values), -(-len(values) // 8))
     names = [f"{values[i]:.3g}" for i in shown]
     axis.set_ticks(shown, names)
-    if axis.axis_name == "x" and sum(map(len, names)) > 24:  # beside each other they would touch
+    if isinstance(axis, XAxis) and sum(map(len, names)) > 24:  # beside each other they would touch
         for label in axis.get_ticklabels():
             label.set(rotation=45, rotation_mode="anchor", horizontalalignment="right")
 

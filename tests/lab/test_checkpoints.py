@@ -552,3 +552,69 @@ def test_a_run_killed_at_random_goes_on(finished, tmp_path):
         tried["lost"] += not resumed(finished, folder)
     print(tried)
     assert not tried["lost"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from gradxform.lab import cli
+
+where, *sys.argv[1:] = sys.argv[1:]
+if where == "import":
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "jax":
+                os.kill(os.getpid(), signal.SIGINT)
+    sys.meta_path.insert(0, Finder())
+else:
+    import jax
+    from gradxform.lab import data, train
+    owner, name = {
+        "data": (data, "load"), "compile": (train, "init_state"), "epoch": (train, "of_first")
+    }[where]
+    original = getattr(owner, name)
+
+    asked = []
+
+    def interrupting(*args, **options):
+        try:
+            if not asked:  # the second one would end the process at once
+                asked.append(os.kill(os.getpid(), signal.SIGINT))
+        except KeyboardInterrupt:
+            pass  # as Python does where it is raised inside a callback
+        return original(*args, **options)
+
+    setattr(owner, name, interrupting)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "data", "compile", "epoch"])
+def test_no_interruption_is_lost_or_kills_the_interpreter(where, tmp_path):
+    """Whether there are checkpoints or not, and in the middle of whatever."""
+    without = ("--set", "checkpoint.every=0", "--out", tmp_path / "x")
+    args = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED, where, *RUN, *without]
+    done = subprocess.run(list(map(str, args)), capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("gradxform: interrupted\n")
+    assert "Traceback" not in done.stderr
+    begun = where in ("compile", "epoch")
+    assert (tmp_path / "x" / "metrics.csv").exists() == begun
+    assert (tmp_path / "x").exists() == begun
+    if begun:
+        assert done.stderr.count("sgd: epoch") == 1
+        assert "stops after this epoch; once more to stop at once" in done.stderr
+
+
+def test_an_interrupted_walk_ends_after_an_optimiser(tmp_path, monkeypatch):
+    heard = []
+
+    def interrupting(*args, walk=train.make_walk):
+        if not heard:  # the second one would end this process
+            heard.append(signal.raise_signal(signal.SIGINT))
+        return walk(*args)
+
+    monkeypatch.setattr(train, "make_walk", interrupting)
+    done = invoke("run", "valley", "--set", "training.steps=2", "--out", tmp_path / "x")
+    assert done.exit_code == 130, done.output
+    assert "stops after this optimiser" in done.stderr
+    assert done.stderr.endswith("gradxform: interrupted\n")
