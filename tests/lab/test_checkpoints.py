@@ -328,7 +328,7 @@ def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(vary, task, tmp_path):
     with pytest.raises(CheckpointError, match="another version"):
         sweep_on_task(task, tables, runs, resume=found, **options)
     found.told.update(group=1, members=[0])
-    with pytest.raises(CheckpointError, match="not those of this run"):
+    with pytest.raises(CheckpointError, match="members should be of the program"):
         sweep_on_task(task, tables, runs, resume=found, **options)
 
 
