@@ -225,7 +225,7 @@ def _fill(new: Path, snapshot: Snapshot, about: Any) -> None:
     told = {"number": snapshot.number, "told": snapshot.told, "about": about}
     text = json.dumps(told).encode()
     if len(text) > _most_told():
-        raise OSError(f"what is told of it takes {len(text)} bytes, more than {_most_told()}")
+        raise OSError(f"its told.json would take {len(text)} bytes, more than {_most_told()}")
     _check_space(new, sum(x.nbytes for x in arrays) + len(text) + _METADATA)
     with _as_os_error(), _orbax() as checkpointer:
         # Orbax refuses arrays without entries, which hold nothing

@@ -260,11 +260,12 @@ def find_config(path: str | Path) -> Path:
     Raises:
       ConfigError: neither is there.
     """
-    file = Path(path)
-    if os.path.exists(file) and not os.path.isdir(file):
-        return file
+    file, name = Path(path), str(path)
     shipped = shipped_configs()
-    name = str(path)
+    # a pipe is read if it is asked for, and not for being called like a config
+    is_pipe = os.path.exists(file) and not os.path.isdir(file) and name not in shipped
+    if os.path.isfile(file) or is_pipe:
+        return file
     if name in shipped:
         return shipped[name]
     if os.path.isdir(file):

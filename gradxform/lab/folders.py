@@ -167,7 +167,14 @@ def _mode(path: Path) -> int | None:
 
 
 def _require(path: Path, mode: int, kind: int) -> None:
-    if stat.S_IFMT(mode) != kind:
-        wanted = "a folder" if kind == stat.S_IFDIR else "a file"
-        found = _KINDS.get(stat.S_IFMT(mode), "is of an unknown kind")
-        raise FolderError(f"{on_one_line(path)}: {found}; a run has {wanted} there: remove it")
+    found = stat.S_IFMT(mode)
+    if found == kind:
+        return
+    if found == stat.S_IFLNK:
+        wanted = "which a run does not follow inside its folder"
+    elif found in (stat.S_IFREG, stat.S_IFDIR):
+        wanted = f"where a run has a {'folder' if kind == stat.S_IFDIR else 'file'}"
+    else:
+        wanted = "which no run leaves"
+    what = _KINDS.get(found, "is of an unknown kind")
+    raise FolderError(f"{on_one_line(path)}: {what}, {wanted}: remove it")

@@ -583,7 +583,7 @@ def test_a_terminal_without_unicode_is_no_mistake(tmp_path):
         assert "H?he ? ?" in done.stdout
 
 
-def test_a_config_may_be_a_pipe(tmp_path):
+def test_a_config_may_be_a_pipe(tmp_path, monkeypatch):
     file = tmp_path / "pipe"
     os.mkfifo(file)
     text = shipped_configs()["valley"].read_text()
@@ -593,6 +593,9 @@ def test_a_config_may_be_a_pipe(tmp_path):
     assert done.exit_code == 0, done.output
     writer.join(60)
     assert load_config(tmp_path / "x" / "config.toml").name == "valley"
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("digits_race")
+    assert load_config("digits_race").name == "digits_race"
 
 
 def test_what_cannot_be_a_config_is_told(tmp_path):

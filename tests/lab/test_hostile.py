@@ -390,6 +390,11 @@ def test_a_config_of_nonsense_ends_in_a_line(content, told, run):
     assert told in ends_in_a_line(run)
 
 
+def test_names_that_are_no_text_are_shown(run):
+    (run / os.fsdecode(b"\xff\x9b")).symlink_to("x")
+    assert r"\udcff\udc9b: is a link" in ends_in_a_line(run)
+
+
 def test_the_names_of_files_are_shown_on_one_line(run):
     path = run / "a\x1b[2J\ngradxform: all is well"
     path.symlink_to("x")
