@@ -52,6 +52,7 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     "inverse_time_decay.decay": _NOT_NEGATIVE,
 }
 LARGEST = 3.4e38  # of float32
+_MOST_SHOWN, _LONGEST = 100, 2000  # problems, and characters of one
 _MOST_COMPARED = 500  # names, as each takes some time
 CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # what a terminal obeys, but for tab and new line
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
@@ -66,6 +67,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.message}"
+        text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
         return re.sub(f"[{CONTROL}]", lambda found: repr(found[0])[1:-1], text)
 
 
@@ -74,7 +76,10 @@ class ConfigError(Exception):
 
     def __init__(self, source: str, problems: Iterable[Problem | str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([f"{source}:", *(f"  {problem}" for problem in self.problems)]))
+        shown = [f"  {problem}" for problem in self.problems[:_MOST_SHOWN]]
+        more = len(self.problems) - len(shown)
+        shown += [f"  and {more} more"] if more else []
+        super().__init__("\n".join([f"{source}:", *shown]))
 
 
 def check(table: Table, path: str) -> Iterator[Problem]:
