@@ -67,8 +67,9 @@ class Block(NamedTuple):
 def groups_of(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterator[Group]:
     """The members by optimiser and by the numbers that set shapes."""
     found: dict[Any, list[int]] = {}
+    shapes_of = {label: optimizers.numbers(table) for label, table in tables.items()}
     for number, member in enumerate(members):
-        shapes = optimizers.numbers(tables[member.label])
+        shapes = shapes_of[member.label]
         static = tuple((path, v) for path, v in member.values.items() if shapes.get(path))
         traced = tuple(path for path in member.values if not shapes.get(path))
         found.setdefault((member.label, static, traced), []).append(number)

@@ -12,31 +12,41 @@ checkpoints are ordered by their numbers.
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-import signal
-import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
+from gradxform.lab import folders
+from gradxform.lab.checkpoint_folders import (
+    CheckpointError,
+    begun,
+    digests_of,
+    discard,
+    numbered,
+    own_files,
+    read_manifest,
+    set_aside,
+)
+from gradxform.lab.interrupts import asked_to_stop
+from gradxform.lab.messages import on_one_line
 from gradxform.lab.processes import any_of
 from gradxform.tree import PyTree
 
 Say = Callable[[str], None]
 
 _METADATA = 2**18  # bytes, more than Orbax writes beside the arrays of a large tree
+_MOST_TRIED = 20  # damaged checkpoints
+_MOST_CHUNKS = 10_000  # of arrays on disk; Orbax writes one each
 
 
 class Snapshot(NamedTuple):
@@ -51,23 +61,19 @@ OnState = Callable[[int, Callable[[], Snapshot]], None]
 """Called after each epoch with the number of epochs done and what makes a snapshot of them."""
 
 
-class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message says why."""
-
-
 @contextlib.contextmanager
 def keeping(
     folder: Path, *, every: int, keep: int, about: Any, say: Say, writes: bool = True
 ) -> Iterator[OnState]:
-    """Checkpoints of a run, and an end between two epochs for who interrupts it.
+    """Checkpoints of a run, which Ctrl-C ends between two epochs.
 
     SIGINT (Ctrl-C) and SIGTERM let the epoch end and its checkpoint be written, then raise
     ``KeyboardInterrupt``, in all processes that do the run together; a second one ends the process
-    at once. A checkpoint that cannot be written is told, and the run goes on.
+    at once. If a checkpoint cannot be written, ``say`` is told and the run continues.
 
     Args:
       folder: where checkpoints are.
-      every: a checkpoint is due each so many epochs.
+      every: a checkpoint is due each so many epochs; 0 for none, also where the run is stopped.
       keep: how many are kept, the last ones.
       about: what JSON can hold, kept beside the snapshot.
       say: told in words what happens.
@@ -76,25 +82,20 @@ def keeping(
     Yields:
       What a run calls after each epoch.
     """
-    with _asked_to_stop(say) as asked:
+    promise = "stops after this epoch" + (", with a checkpoint" if every else "")
+    with asked_to_stop(say, promise) as asked:
 
         def on_state(number: int, snapshot: Callable[[], Snapshot]) -> None:
-            stops = any_of(asked.is_set())
-            if number % every and not stops:
-                return
-            taken = snapshot()  # by all processes, each of which has a part
-            try:
+            stops = any_of(asked())
+            if every and (stops or number % every == 0):
+                taken = snapshot()  # by all processes, each of which has a part
                 if writes:
-                    save(folder, taken, keep=keep, about=about)
-            except OSError as error:
-                there = [str(number) for number, _ in _checkpoints(folder)]
-                last = f"the last one is {there[-1]}" if there else "there is none yet"
-                say(f"checkpoint {number} cannot be written, {last}: {error}")
+                    _try_to_save(folder, taken, keep, about, say)
             if stops:
                 raise KeyboardInterrupt
 
         yield on_state
-        if asked.is_set():
+        if asked():
             raise KeyboardInterrupt
 
 
@@ -110,33 +111,21 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any = None) -> N
     Raises:
       OSError: it cannot be written; those before it are as they were.
     """
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob(".*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    new = folder / ".new"
-    new.mkdir()
+    new = begun(folder)
     try:
-        arrays = [np.asarray(x) for x in jax.device_get(_raw(snapshot.arrays))]
-        told = {"number": snapshot.number, "told": snapshot.told, "about": about}
-        text = json.dumps(told).encode()
-        _check_space(new, sum(x.nbytes for x in arrays) + len(text) + _METADATA)
-        with _as_os_error(), _orbax() as checkpointer:
-            # Orbax refuses arrays without entries, which hold nothing
-            checkpointer.save(new.absolute() / "arrays", [x for x in arrays if x.size])
-        (new / "told.json").write_bytes(text)
-        (new / "manifest.json").write_text(json.dumps(_digests(new)), encoding="utf-8")
-        for file in filter(Path.is_file, new.rglob("*")):
-            with file.open("rb+") as opened:  # on the disk before the one before it goes
-                os.fsync(opened.fileno())
-        for number, old in _checkpoints(folder):
+        _fill(new, snapshot, about)
+        for number, old in numbered(folder):
             if number >= snapshot.number:  # damaged, or the run would not have been here again
-                _discard(old)
-        os.rename(new, folder / f"{snapshot.number:08d}")
+                discard(old)
+        place = folder / f"{snapshot.number:08d}"
+        set_aside(place)
+        os.rename(new, place)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    for _, old in _checkpoints(folder)[:-keep]:
-        _discard(old)
+    ours = [path for _, path in numbered(folder) if own_files(path) is not None]
+    for old in ours[:-keep]:
+        discard(old)
 
 
 def newest(folder: Path, say: Say) -> tuple[Snapshot, Any] | None:
@@ -145,8 +134,16 @@ def newest(folder: Path, say: Say) -> tuple[Snapshot, Any] | None:
     Args:
       folder: where checkpoints are.
       say: told which ones are damaged, and how.
+
+    Raises:
+      CheckpointError: too many of them are damaged.
+      OSError: ``folder`` is no folder, or cannot be read.
     """
-    for number, path in reversed(_checkpoints(folder)):
+    if not folders.is_folder(folder):
+        return None
+    for tried, (number, path) in enumerate(reversed(numbered(folder))):
+        if tried == _MOST_TRIED:
+            raise CheckpointError(f"{folder}: the last {tried} checkpoints are damaged")
         try:
             return _read(path)
         except CheckpointError as error:
@@ -202,7 +199,7 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (folder / "config.toml").open("rb+") as file:
+    with folders.opened(folder / "config.toml", write=True) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -210,11 +207,34 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a folder, damaged ones included, in their order."""
-    if not folder.is_dir():
-        return []
-    return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdecimal())
+def _try_to_save(folder: Path, snapshot: Snapshot, keep: int, about: Any, say: Say) -> None:
+    try:
+        save(folder, snapshot, keep=keep, about=about)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            there = [str(number) for number, _ in numbered(folder)]
+            last = f"the last one is {there[-1]}" if there else "there is none yet"
+            say(f"checkpoint {snapshot.number} cannot be written, {last}: {error}")
+            return
+        say(f"checkpoint {snapshot.number} cannot be written: {error}")
+
+
+def _fill(new: Path, snapshot: Snapshot, about: Any) -> None:
+    """Writes the files of a checkpoint, each of them on the disk when this returns."""
+    arrays = [np.asarray(x) for x in jax.device_get(_raw(snapshot.arrays))]
+    told = {"number": snapshot.number, "told": snapshot.told, "about": about}
+    text = json.dumps(told).encode()
+    if len(text) > _most_told():
+        raise OSError(f"its told.json would take {len(text)} bytes, more than {_most_told()}")
+    _check_space(new, sum(x.nbytes for x in arrays) + len(text) + _METADATA)
+    with _as_os_error(), _orbax() as checkpointer:
+        # Orbax refuses arrays without entries, which hold nothing
+        checkpointer.save(new.absolute() / "arrays", [x for x in arrays if x.size])
+    (new / "told.json").write_bytes(text)
+    (new / "manifest.json").write_text(json.dumps(digests_of(new)), encoding="utf-8")
+    for path in folders.files(new):
+        with folders.opened(path, write=True) as file:  # before the one before it goes
+            os.fsync(file.fileno())
 
 
 def _check_space(folder: Path, size: int) -> None:
@@ -226,34 +246,56 @@ def _check_space(folder: Path, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _discard(path: Path) -> None:
-    """Removes a checkpoint, so that it is there whole or not at all."""
-    hidden = path.with_name(f".{path.name}")
-    with contextlib.suppress(OSError):
-        os.rename(path, hidden)
-        shutil.rmtree(hidden)
-
-
 def _read(path: Path) -> tuple[Snapshot, Any]:
+    manifest = read_manifest(path)
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        digests = _digests(path)
-    except (OSError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"manifest.json: {error}") from None
-    if not isinstance(manifest, dict):
-        raise CheckpointError("manifest.json: no table")
+        digests = digests_of(path)
+    except OSError as error:
+        raise CheckpointError(str(error)) from None
     for name in sorted(manifest.keys() | digests.keys()):
         if name not in digests:
-            raise CheckpointError(f"{name} is missing")
+            raise CheckpointError(f"{on_one_line(name)} is missing")
         if manifest.get(name) != digests[name]:
-            raise CheckpointError(f"{name} is not as it was written")
+            raise CheckpointError(f"{on_one_line(name)} is not as it was written")
     try:
-        told = json.loads((path / "told.json").read_text(encoding="utf-8"))
-        with _orbax() as checkpointer:
-            arrays = checkpointer.restore((path / "arrays").absolute())
-        return Snapshot(told["number"], told["told"], arrays), told["about"]
+        told = json.loads(folders.read(path / "told.json", _most_told()).decode())
+        number, of_run, about = told["number"], told["told"], told["about"]
+        if type(number) is not int or number != int(path.name) or not isinstance(of_run, dict):
+            raise CheckpointError("told.json: it is of another checkpoint")
+        return Snapshot(number, of_run, _arrays(path / "arrays")), about
+    except CheckpointError:
+        raise
     except Exception as error:  # files as they were written, by a version that wrote others
         raise CheckpointError(_first_line(error)) from error
+
+
+def _arrays(path: Path) -> list[np.ndarray]:
+    """What Orbax reads there, if it fits into memory."""
+    with _without_words(), _orbax() as checkpointer:
+        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+        if not isinstance(tree, list):
+            raise CheckpointError("arrays: no list of arrays")
+        size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in tree)
+        if size > folders.memory():
+            raise CheckpointError(f"arrays: {size} bytes do not fit into memory")
+        chunks = sum(
+            math.prod(
+                -(-n // max(1, chunk))
+                for n, chunk in zip(x.shape, x.storage.chunk_shape, strict=True)
+            )
+            for x in tree
+        )
+        if chunks > len(tree) + _MOST_CHUNKS:
+            raise CheckpointError(f"arrays: they are in {chunks} pieces, more than a run writes")
+        arrays = checkpointer.restore(path.absolute())
+    if not all(isinstance(x, np.ndarray | np.generic) for x in arrays):
+        raise CheckpointError("arrays: no list of arrays")
+    return arrays
+
+
+def _most_told() -> int:
+    """Bytes of what is told beside the arrays, which take up to 30 times as much once parsed."""
+    return folders.memory() // 64
 
 
 def _orbax() -> Any:
@@ -266,15 +308,6 @@ def _orbax() -> Any:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _digests(path: Path) -> dict[str, str]:
-    """The SHA-256 of every file but the manifest."""
-    return {
-        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in path.rglob("*")
-        if file.is_file() and file != path / "manifest.json"
-    }
 
 
 def _raw(arrays: PyTree) -> list[Any]:
@@ -295,56 +328,27 @@ def _is_key(dtype: Any) -> bool:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Orbax says in many ways that a disk is full, and logs each."""
+    """Orbax says in many ways that a disk is full."""
+    try:
+        with _without_words():
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(_first_line(error)) from error
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """Keeps Orbax from logging what an error tells, or what a stranger's file holds."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(_first_line(error)) from error
     finally:
         logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def _asked_to_stop(say: Say) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second ends the process."""
-    asked = threading.Event()
-    stopping = (signal.SIGINT, signal.SIGTERM)
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def ignore(number: int, frame: FrameType | None) -> None:
-        pass
-
-    # Python's own handlers wait for the compiled program to end; this thread does not.
-    def listen() -> None:
-        while received := reader.recv(1):
-            if received[0] not in stopping:
-                continue
-            if asked.is_set():
-                Console(stderr=True).show_cursor()
-                os._exit(130)
-            asked.set()
-            say("stops after this epoch, with a checkpoint; once more to stop at once")
-
-    thread = threading.Thread(target=listen, daemon=True)
-    before = {number: signal.signal(number, ignore) for number in stopping}
-    wakeup = signal.set_wakeup_fd(writer.fileno())
-    thread.start()
-    try:
-        yield asked
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        writer.close()
-        thread.join()
-        reader.close()

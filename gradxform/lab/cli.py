@@ -5,10 +5,8 @@ everything that can go wrong without it.
 """
 
 import contextlib
-import difflib
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 import gradxform
-from gradxform.lab import endings, listing, progress
+from gradxform.lab import endings, listing, progress, session
+from gradxform.lab.interrupts import leave_at_once, nothing_to_lose
+from gradxform.lab.messages import on_one_line, replace_what_cannot_be_shown
 from gradxform.lab.optimizers import ConfigError
 
 if TYPE_CHECKING:
-    from gradxform.lab.checkpoints import OnState, Snapshot
-    from gradxform.lab.schema import Config
     from gradxform.lab.train import Row
 
 HELP = """Race the optimisation methods of a deep-learning lecture on real data.
@@ -41,12 +39,6 @@ gradxform sweep learning_rate              how each optimiser depends on its rat
 gradxform movie valley                     optimisers walking down a surface together
 gradxform list methods                     what a config can name
 """
-
-_WITHOUT_FILES = {
-    None: "a surface needs no data",
-    "digits": "digits come with scikit-learn",
-    "synthetic_text": "the text is made on the spot",
-}
 
 app = typer.Typer(
     help=HELP,
@@ -127,7 +119,17 @@ class Format(StrEnum):
 
 def main() -> None:
     """The ``gradxform`` command."""
-    app()
+    replace_what_cannot_be_shown()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == endings.INTERRUPTED and not endings.several():
+            # JAX may still run a program, beneath which the interpreter's own end would fail
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            leave_at_once()
+        raise
 
 
 def _version(asked: bool) -> None:
@@ -190,7 +192,7 @@ def sweep(
 ) -> None:
     """Train a config's optimisers at many hyperparameters and seeds at once.
 
-    What is swept is the config's [sweep]: the members of an optimiser are
+    What is swept is the config's \\[sweep]: the members of an optimiser are
     one compiled program. Prints the best point of each optimiser, and makes
     a folder of config.toml, members.csv (a row a member), costs.csv,
     summary.json, best.toml (the best points, for gradxform run) and figures.
@@ -265,19 +267,19 @@ def _run(
     tensorboard: bool,
     distributed: str | None,
 ) -> None:
-    name, overrides = _asked(name, overrides, out, resume)
-    config = _load(name, overrides, data_dir)
-    writes = endings.joined(distributed)
+    config = session.load(name, overrides, data_dir, out, resume)
+    with nothing_to_lose():
+        writes = endings.joined(distributed)
 
-    import jax
+        import jax
 
-    from gradxform.lab import optimizers, results
-    from gradxform.lab.checkpoints import of_this_version
-    from gradxform.lab.data import checksum, load
-    from gradxform.lab.epoch import on_devices
-    from gradxform.lab.schema import SurfaceConfig
-    from gradxform.lab.tensorboard import events
-    from gradxform.lab.train import race, task_of
+        from gradxform.lab import optimizers, results
+        from gradxform.lab.data import checksum, load
+        from gradxform.lab.epoch import on_devices
+        from gradxform.lab.records import race_rows
+        from gradxform.lab.schema import SurfaceConfig
+        from gradxform.lab.tensorboard import events
+        from gradxform.lab.train import race, task_of
 
     rows: list[tuple[str, Row]] = []
 
@@ -285,18 +287,18 @@ def _run(
         rows.append((label, row))
         advance(label, row)
         log(label, row)
+        stop_if_asked()
 
     nothing = contextlib.nullcontext(lambda label, row: None)
     devices = None if distributed is None else jax.devices()
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with endings.together(), endings.told():
+        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
             optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
-            place = _place(config, "run", out, resume, writes)
+            place = session.place(config, "run", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
-                with of_this_version():
-                    for history in snapshot.told["histories"]:
-                        rows += ((history["label"], row) for row in history["rows"])
+                epochs = {label: progress.epochs_of(config, label) for label in config.optimizers}
+                rows += race_rows(snapshot.told, epochs)
             task, read = None, 0
             if not isinstance(config, SurfaceConfig):
                 data = load(config.task.dataset, data_dir)
@@ -308,7 +310,7 @@ def _run(
             with (
                 events(folder / "tensorboard") if tensorboard else nothing as log,
                 progress.of_race(config, quiet or not writes, rows) as advance,
-                _keeping(folder, config, "run", writes) as on_state,
+                session.keeping(folder, config, "run", writes) as (on_state, stop_if_asked),
             ):
                 result = race(
                     config, task, on_row, on_state=on_state, resume=snapshot, devices=devices
@@ -322,115 +324,6 @@ def _run(
         _show(results.ranking_table(result, config.title or config.name), folder)
 
 
-def _asked(
-    name: str | None, overrides: Sequence[str], out: Path | None, folder: Path | None
-) -> tuple[str, Sequence[str]]:
-    """The config that is asked for and its overrides; a ``folder`` that is resumed has its own."""
-    if folder is None and name is None:
-        endings.fail(
-            "missing argument CONFIG: name a TOML file or a shipped config, see gradxform list"
-        )
-    if folder is None:
-        return str(name), overrides
-
-    from gradxform.lab.config import load_config, to_toml
-
-    kept = folder / "config.toml"
-    if not kept.is_file() or not kept.stat().st_size:  # it is claimed before it is written
-        endings.fail(f"--resume {folder}: no run has begun there, it has no config.toml")
-    if out is not None:
-        endings.fail(f"--out {out}: a run that is resumed stays in its folder, {folder}")
-    try:
-        given = to_toml(load_config(name or kept, overrides))
-        _check_same(to_toml(load_config(kept)), given, str(kept), "given now")
-    except ConfigError as error:
-        endings.fail(str(error))
-    if (folder / "summary.json").is_file():
-        endings.say(f"{folder}: this run is finished, nothing is left to do")
-        raise typer.Exit
-    return str(kept), []
-
-
-def _check_same(before: str, now: str, name_before: str, name_now: str) -> None:
-    """Ends with the difference between two configs if there is one."""
-    lines = difflib.unified_diff(
-        before.splitlines(), now.splitlines(), name_before, name_now, lineterm=""
-    )
-    if difference := "\n".join(lines):
-        endings.fail(
-            f"a run goes on with the config that it was begun with; this differs:\n{difference}"
-        )
-
-
-@contextlib.contextmanager
-def _place(
-    config: "Config", command: str, out: Path | None, resume: Path | None, writes: bool
-) -> "Iterator[tuple[Path, Snapshot | None]]":
-    """The folder of a run, for this process alone, and where it stood if it is resumed."""
-    from gradxform.lab import checkpoints, results
-
-    if not writes:
-        place = _nowhere()
-    elif resume is None:
-        place = results.run_folder(config, out)
-    else:
-        place = contextlib.nullcontext(resume)
-    with place as folder, checkpoints.locked(folder):
-        say = endings.say if writes else lambda message: None
-        yield folder, None if resume is None else _last_snapshot(resume, config, command, say)
-
-
-def _last_snapshot(
-    folder: Path, config: "Config", command: str, say: Callable[[str], None]
-) -> "Snapshot | None":
-    """Where the run in a folder stood at its last checkpoint that is whole."""
-    from gradxform.lab import checkpoints, results
-    from gradxform.lab.config import to_toml
-
-    found = checkpoints.newest(folder / "checkpoints", say)
-    if found is None:
-        say(f"{folder} has no usable checkpoint: starts from the beginning")
-        return None
-    snapshot, about = found
-    with checkpoints.of_this_version():
-        if about["command"] != command:
-            endings.fail(f"{folder} goes on by gradxform {about['command']} --resume {folder}")
-        _check_same(about["config"], to_toml(config), "checkpoint", str(folder / "config.toml"))
-        say(f"goes on from checkpoint {snapshot.number}")
-        if (was := about["made_with"]) != results.made_with():
-            versions = ", ".join(f"{name} {version}" for name, version in was["versions"].items())
-            say(f"it was written by {versions} on {was['device']}: numbers may differ from here on")
-    return snapshot
-
-
-@contextlib.contextmanager
-def _keeping(
-    folder: Path, config: "Config", command: str, writes: bool
-) -> "Iterator[OnState | None]":
-    """Yields what keeps checkpoints of a run, if its config wants them."""
-    from gradxform.lab import checkpoints, results
-    from gradxform.lab.config import to_toml
-    from gradxform.lab.schema import SurfaceConfig
-
-    if isinstance(config, SurfaceConfig) or not config.checkpoint.every:
-        yield None
-        return
-    about = {
-        "command": command,
-        "config": to_toml(config),
-        "made_with": results.made_with(),
-    }
-    options = config.checkpoint.model_dump() | {"writes": writes}
-    try:
-        with checkpoints.keeping(
-            folder / "checkpoints", about=about, say=endings.say, **options
-        ) as on_state:
-            yield on_state
-    except KeyboardInterrupt:
-        advice = f"; it goes on by gradxform {command} --resume {folder}" if writes else ""
-        endings.fail(f"interrupted{advice}", endings.INTERRUPTED)
-
-
 def _sweep(
     name: str | None,
     overrides: Sequence[str],
@@ -440,37 +333,39 @@ def _sweep(
     resume: Path | None,
     distributed: str | None,
 ) -> None:
-    name, overrides = _asked(name, overrides, out, resume)
-    config = _load(name, overrides, data_dir, is_sweep=True)
-    writes = endings.joined(distributed)
+    config = session.load(name, overrides, data_dir, out, resume, for_sweep=True)
+    with nothing_to_lose():
+        writes = endings.joined(distributed)
 
-    from gradxform.lab import optimizers, results
-    from gradxform.lab.checkpoints import of_this_version
-    from gradxform.lab.data import checksum, load
-    from gradxform.lab.schema import SurfaceConfig
-    from gradxform.lab.sweep import sweep as sweep_all
+        from gradxform.lab import optimizers, results
+        from gradxform.lab.config import sweep_members
+        from gradxform.lab.data import checksum, load
+        from gradxform.lab.records import sweep_rows
+        from gradxform.lab.schema import SurfaceConfig
+        from gradxform.lab.sweep import first_row
+        from gradxform.lab.sweep import sweep as sweep_all
 
     rows: dict[int, Row] = {}
 
     def on_epoch(label: str, epoch: int, found: "Mapping[int, Row]") -> None:
         rows.update(found)
         advance(label, epoch, found)
+        stop_if_asked()
 
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with endings.together(), endings.told():
+        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
             optimizers.build_all(config.optimizers)
-            place = _place(config, "sweep", out, resume, writes)
+            place = session.place(config, "sweep", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
-                with of_this_version():
-                    rows |= {int(number): row for number, row in snapshot.told["rows"].items()}
+                rows |= sweep_rows(snapshot.told, [first_row(m) for m in sweep_members(config)])
             on_surface = isinstance(config, SurfaceConfig)
             data = None if on_surface else load(config.task.dataset, data_dir)
         endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
         try:
             with (
                 progress.of_sweep(config, quiet or not writes) as advance,
-                _keeping(folder, config, "sweep", writes) as on_state,
+                session.keeping(folder, config, "sweep", writes) as (on_state, stop_if_asked),
             ):
                 result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
         finally:
@@ -482,56 +377,31 @@ def _sweep(
         _show(results.best_table(result, config.title or config.name), folder)
 
 
-@contextlib.contextmanager
-def _nowhere() -> Iterator[Path]:
-    """The folder of a process that leaves the results to another."""
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "config.toml").touch()
-        yield Path(name)
-
-
 def _movie(
     name: str, overrides: Sequence[str], format_: Format, fps: float | None, out: Path | None
 ) -> None:
     from gradxform.lab.config import load_config, require_surface
 
     try:
-        config = require_surface(load_config(name, overrides))
+        config = require_surface(load_config(name, overrides, for_sweep=False))
     except ConfigError as error:
         endings.fail(str(error))
 
-    from gradxform.lab import movies, optimizers, results
+    with nothing_to_lose():
+        from gradxform.lab import movies, optimizers, results
 
-    with endings.told():
-        optimizers.build_all(config.optimizers)
-        if format_ is Format.mp4:
-            movies.ffmpeg()  # one that is missing need not wait for the race
-        with results.run_folder(config, out) as folder:
+    with endings.told(), contextlib.ExitStack() as until_the_end:
+        with nothing_to_lose(until_the_end.close):
+            optimizers.build_all(config.optimizers)
+            if format_ is Format.mp4:
+                movies.ffmpeg()  # one that is missing need not wait for the race
+            folder = until_the_end.enter_context(results.run_folder(config, out))
             frames = movies.movie(config)
             encode = movies.mp4 if format_ is Format.mp4 else movies.gif
-            file = folder / f"movie.{format_}"
-            results.write_atomically(file, encode(frames, fps))
-    print(f"The movie is {file}", file=sys.stderr)
-
-
-def _load(
-    name: str, overrides: Sequence[str], data_dir: Path | None, *, is_sweep: bool = False
-) -> "Config":
-    """The config, with a word on a folder of data that it does not use."""
-    from gradxform.lab.config import load_config, require_sweep
-    from gradxform.lab.schema import SurfaceConfig
-
-    try:
-        config = load_config(name, overrides)
-        if is_sweep:
-            require_sweep(config)
-    except ConfigError as error:
-        endings.fail(str(error))
-    dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
-    if data_dir is not None and dataset in _WITHOUT_FILES:
-        why = _WITHOUT_FILES[dataset]
-        print(f"gradxform: --data-dir {data_dir} is not used: {why}", file=sys.stderr)
-    return config
+            content = encode(frames, fps)
+        file = folder / f"movie.{format_}"
+        results.write_atomically(file, content)
+    print(f"The movie is {on_one_line(file)}", file=sys.stderr)
 
 
 def _show(table: Table, folder: Path) -> None:
@@ -539,4 +409,4 @@ def _show(table: Table, folder: Path) -> None:
     if console.width >= 100:
         table.padding = (0, 1, 0, 0)
     console.print(table)
-    print(f"Results are in {folder}", file=sys.stderr)
+    print(f"Results are in {on_one_line(folder)}", file=sys.stderr)

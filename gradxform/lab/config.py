@@ -6,17 +6,19 @@ Nothing here imports JAX, so that a mistake in a config is told at once.
 import difflib
 import functools
 import importlib.resources
+import itertools
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from gradxform.lab import grid, optimizers, toml
+from gradxform.lab.descriptions import PLAIN, describe, either
+from gradxform.lab.folders import MOST_TEXT
 from gradxform.lab.optimizers import CONTROL, ConfigError, Problem, suggest
 from gradxform.lab.schema import (
     KINDS,
@@ -31,11 +33,11 @@ from gradxform.lab.schema import (
     SurfaceSweep,
     SurfaceTask,
     Sweep,
-    Table,
     Training,
 )
 
 MAX_DEPTH = 32  # of tables and lists in each other
+_MOST_PROBLEMS = 100  # of a kind that are told, as finding one may take some time
 
 
 class _Option(NamedTuple):
@@ -66,13 +68,16 @@ _MODEL_OPTIONS: dict[str, dict[str, _Option]] = {
 _DEFAULT_MODELS = {"autoencoder": "autoencoder", "language": "transformer"}  # by kind of task
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, for_sweep: bool = True
+) -> Config:
     """Reads and checks an experiment.
 
     Args:
-      path: a TOML file, or the name of a shipped config.
+      path: a TOML file, which may be a pipe, or the name of a shipped config.
       overrides: ``"key=value"`` settings with dotted keys, as in ``training.epochs=3``; a value
         that is not TOML is taken as text.
+      for_sweep: see :func:`parse_config`.
 
     Raises:
       ConfigError: no such file, TOML that does not parse, or values that do not fit; it lists all
@@ -83,17 +88,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = find_config(path)
     try:
-        table = toml.parse(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_TEXT + 1)
+    except OSError as error:
         raise ConfigError(str(file), [f"cannot be read: {error}"]) from None
+    return read_config(content, str(file), overrides, for_sweep=for_sweep)
+
+
+def read_config(
+    content: bytes, source: str, overrides: Sequence[str] = (), *, for_sweep: bool = True
+) -> Config:
+    """Checks an experiment given as the content of a TOML file.
+
+    Args:
+      content: of the file.
+      source: what to call it in messages.
+      overrides: as of :func:`load_config`.
+      for_sweep: see :func:`parse_config`.
+
+    Raises:
+      ConfigError: with every problem found.
+    """
+    if len(content) > MOST_TEXT:
+        raise ConfigError(source, [f"cannot be read: more than {MOST_TEXT} bytes"])
+    try:
+        table = toml.parse(content.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(source, [f"cannot be read: {error}"]) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(file), [f"not valid TOML: {error}"]) from None
+        raise ConfigError(source, [f"not valid TOML: {error}"]) from None
     problems = [problem for text in overrides for problem in toml.override(table, text)]
-    return parse_config(table, str(file), problems)
+    return parse_config(table, source, problems, for_sweep=for_sweep)
 
 
 def parse_config(
-    table: Mapping[str, Any], source: str = "config", problems: Sequence[Problem | str] = ()
+    table: Mapping[str, Any],
+    source: str = "config",
+    problems: Sequence[Problem | str] = (),
+    *,
+    for_sweep: bool = True,
 ) -> Config:
     """Checks an experiment given as nested tables.
 
@@ -101,6 +134,8 @@ def parse_config(
       table: what ``tomllib`` makes of a config file.
       source: what to call it in messages.
       problems: mistakes already found, to report with the others.
+      for_sweep: whether ``[sweep]`` has to fit the rest; if not, its keys and types are checked
+        alone, as of a run, which leaves it out.
 
     Raises:
       ConfigError: with every problem found.
@@ -115,7 +150,7 @@ def parse_config(
     if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in KINDS):
         hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
         given = f"found {kind!r}{hint}" if "kind" in task else "but is missing"
-        found.append(Problem("task.kind", f"should be {_either(KINDS)}, {given}"))
+        found.append(Problem("task.kind", f"should be {either(KINDS)}, {given}"))
     # the rest is checked as for the kind that seems to be meant, if there is one
     meant = difflib.get_close_matches(kind, KINDS, n=1) if isinstance(kind, str) else []
     schema = KINDS[meant[0]] if meant else ClassificationConfig
@@ -128,13 +163,13 @@ def parse_config(
             of_kind = section in ("task", "training", "sweep") and keys
             if of_kind and (not meant or keys == ["kind"]):
                 continue  # what these hold depends on the kind, which is told already
-            found.append(_describe(detail, schema))
+            found.append(describe(detail, schema))
+    checks: list[Iterable[Problem]] = [_check_optimizers(table), _check_override_labels(table)]
     if isinstance(task, Mapping):
-        found += _check_model_options(task, _DEFAULT_MODELS.get("".join(meant)))
-    found += _check_optimizers(table)
-    found += _check_override_labels(table)
-    found += _check_axes(table)
-    found += _check_sweep(config) if config is not None else ()
+        checks.append(_check_model_options(task, _DEFAULT_MODELS.get("".join(meant))))
+    if for_sweep:
+        checks += [_check_axes(table), _check_sweep(config) if config is not None else ()]
+    found += (problem for check in checks for problem in itertools.islice(check, _MOST_PROBLEMS))
     if found or config is None:
         raise ConfigError(source, found)
     return config
@@ -225,14 +260,15 @@ def find_config(path: str | Path) -> Path:
     Raises:
       ConfigError: neither is there.
     """
-    file = Path(path)
-    if file.is_file():
-        return file
+    file, name = Path(path), str(path)
     shipped = shipped_configs()
-    name = str(path)
+    # a pipe is read if it is asked for, and not for being called like a config
+    is_pipe = os.path.exists(file) and not os.path.isdir(file) and name not in shipped
+    if os.path.isfile(file) or is_pipe:
+        return file
     if name in shipped:
         return shipped[name]
-    if file.is_dir():
+    if os.path.isdir(file):
         raise ConfigError(name, ["is a folder: name the TOML file in it"])
     hint = suggest(name.removesuffix(".toml"), shipped)
     listed = ", ".join(shipped)
@@ -278,7 +314,7 @@ def _check_optimizers(table: Mapping[str, Any]) -> Iterator[Problem]:
     entries = table.get("optimizers")
     for label, entry in entries.items() if isinstance(entries, Mapping) else ():
         if re.search(f"[{CONTROL}]", label):
-            yield Problem("optimizers", f"a label should {_PLAIN}, found {label!r}")
+            yield Problem("optimizers", f"a label should {PLAIN}, found {label!r}")
         if isinstance(entry, Mapping):
             yield from optimizers.check(entry, f"optimizers.{label}")
 
@@ -348,67 +384,3 @@ def _runs(sweep: Sweep | SurfaceSweep) -> int:
         return sweep.seeds
     starts = sweep.starts or [()]
     return starts["points"] ** 2 if isinstance(starts, Mapping) else len(starts)
-
-
-def _describe(error: ErrorDetails, schema: type[Config]) -> Problem:
-    """A pydantic error in the config's own words."""
-    *parents, key = error["loc"]
-    path, value = ".".join(map(str, error["loc"])), error["input"]
-    owner: Any = schema
-    for part in parents:
-        if get_origin(owner) is dict:
-            owner = get_args(owner)[1]
-        else:
-            owner = owner.model_fields[part].annotation if part in _fields(owner) else None
-            if NoneType in get_args(owner):  # an optional table
-                owner = next(iter(get_args(owner)))
-    match error["type"]:
-        case "extra_forbidden":
-            keys = _fields(owner)
-            hint = suggest(str(key), keys) or f"; the keys here are {', '.join(keys)}"
-            return Problem(path, f"unknown key{hint}")
-        case "missing":
-            example = _EXAMPLES.get(path)
-            return Problem(path, f"missing{f', for instance {example}' if example else ''}")
-        case "literal_error":
-            annotation = owner.model_fields[key].annotation
-            optional = [part for part in get_args(annotation) if get_origin(part) is Literal]
-            choices = get_args(optional[0] if optional else annotation)
-            hint = suggest(value, choices) if isinstance(value, str) else ""
-            return Problem(path, f"should be {_either(choices)}, found {value!r}{hint}")
-        case "string_pattern_mismatch":
-            if path in ("title", "output.folder"):
-                wanted = "name a folder" if path == "output.folder" else _PLAIN
-                return Problem(path, f"should {wanted}, found {value!r}")
-            wanted = "letters, digits, '.', '_' and '-', a letter or digit first"
-            return Problem(path, f"should be made of {wanted}, found {value!r}")
-        case "dict_type" | "model_type":
-            return Problem(path, f"should be a table, found {value!r}")
-        case "too_short":
-            return Problem(path, 'should have an entry, like [optimizers.sgd] with method = "sgd"')
-    expected = error["msg"].removeprefix("Input should be ").replace("integer", "whole number")
-    return Problem(path, f"should be {expected}, found {value!r}")
-
-
-_PLAIN = "have no control characters"
-_EXAMPLES = {
-    "name": 'name = "my_race"',
-    "task": '[task] with kind = "classification"',
-    "task.dataset": 'dataset = "digits"',
-    "task.model": 'model = "keras_mlp"',
-    "task.surface": 'surface = "rosenbrock"',
-    "training": "[training] with epochs = 10",
-    "training.epochs": "epochs = 10",
-    "training.steps": "steps = 200",
-    "optimizers": '[optimizers.sgd] with method = "sgd" and learning_rate = 0.1',
-}
-
-
-def _fields(owner: Any) -> list[str]:
-    is_table = isinstance(owner, type) and issubclass(owner, Table)
-    return list(owner.model_fields) if is_table else []
-
-
-def _either(choices: Iterable[str]) -> str:
-    *most, last = (repr(choice) for choice in choices)
-    return f"{', '.join(most)} or {last}" if most else last

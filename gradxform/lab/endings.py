@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from gradxform.lab.interrupts import INTERRUPTED as INTERRUPTED
+from gradxform.lab.messages import lacking, say
 from gradxform.lab.optimizers import ConfigError
 
 if TYPE_CHECKING:
     from gradxform.lab.checkpoints import Snapshot
     from gradxform.lab.schema import Config
 
-USER_MISTAKE, INTERRUPTED = 2, 130
+USER_MISTAKE = 2
 
 # what XLA says in some words of its own when another process is not there
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "eartbeat")
-
-
-def say(message: str) -> None:
-    """Tells a line on stderr, beside the results on stdout."""
-    print(f"gradxform: {message}", file=sys.stderr)
 
 
 def fail(message: str, code: int = USER_MISTAKE) -> NoReturn:
@@ -35,7 +32,7 @@ def fail(message: str, code: int = USER_MISTAKE) -> NoReturn:
 
 def end(message: str, code: int = USER_MISTAKE) -> NoReturn:
     """Ends this process; if it is one of several, without waiting for the others, as JAX would."""
-    if not _several():
+    if not several():
         fail(message, code)
     say(message)
     sys.stderr.flush()
@@ -58,10 +55,11 @@ def told(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
         ConfigError,
         DataError,
         ModelError,
-        ModuleNotFoundError,
         OSError,
     ) as error:
         finish(str(error))
+    except ModuleNotFoundError as error:
+        finish(lacking(error) if error.name else str(error))
     except typer.Exit:
         raise
     except Exception as error:
@@ -70,7 +68,7 @@ def told(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
         full = any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
         if full and isinstance(error, MemoryError | JaxRuntimeError):
             finish(f"does not fit in memory: {reason}; try a smaller batch_size or model")
-        if not _several():
+        if not several():
             raise
         if any(words in reason for words in _LOST):
             finish(f"another process has ended, or cannot be reached: {reason}")
@@ -127,6 +125,7 @@ def check_alike(config: "Config", data: int, snapshot: "Snapshot | None") -> Non
         )
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether this process is one of several that do a run together."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

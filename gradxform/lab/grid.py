@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from gradxform.lab import optimizers
@@ -13,6 +13,7 @@ Table: TypeAlias = Mapping[str, Any]
 Axes: TypeAlias = Mapping[str, "Axis"]  # by dotted path in an optimiser's table
 
 MAX_MEMBERS = 10**6
+_FEW = 40  # names in a message
 _SCALES = ("log", "linear")
 
 
@@ -146,34 +147,45 @@ def check(
     tables: Mapping[str, Table], axes: Axes, overrides: Mapping[str, Axes], samples: int | None
 ) -> Iterator[Problem]:
     """Everything wrong with the axes that the optimisers' signatures tell."""
+    # each table is looked at once, or many axes of many optimisers would take for ever
+    numbers = {label: optimizers.numbers(table) for label, table in tables.items()}
+    bad = {label for label, table in tables.items() if any(optimizers.check(table, ""))}
+    having: dict[str, list[str]] = {}
+    for label, own in numbers.items():
+        for name in own:
+            having.setdefault(name, []).append(label)
     for name, axis in axes.items():
         where = f"sweep.axes.{name}"
         yield from _check_points(axis, samples, where)
-        having = [label for label, table in tables.items() if optimizers.takes(table, name)]
-        if not having and not any(any(optimizers.check(x, "")) for x in tables.values()):
-            known = sorted({n for table in tables.values() for n in optimizers.numbers(table)})
-            hint = suggest(name, known) or f"; they have {', '.join(known) or 'none'}"
+        if name not in having and not bad:
+            hint = suggest(name, having) or f"; they have {_few(sorted(having))}"
             yield Problem(where, f"no optimiser has such a number{hint}")
         refusals = (
             Problem(where, f"{problem.message}, of {label}")
-            for label in having
-            for problem in _check_values(tables[label], name, axis, where)
+            for label in having.get(name, ())
+            if label not in bad  # told already
+            for problem in _check_values(tables[label], numbers[label], name, axis, where)
         )
         yield from itertools.islice(refusals, 1)
-    for label, own in overrides.items():
+    for label, own_axes in overrides.items():
         if label not in tables:
-            hint = suggest(label, tables) or f"; the labels are {', '.join(tables) or 'none'}"
+            hint = suggest(label, tables) or f"; the labels are {_few(tables)}"
             yield Problem(f"sweep.overrides.{label}", f"no optimiser is labelled so{hint}")
             continue
-        for name, axis in own.items():
+        for name, axis in own_axes.items():
             where = f"sweep.overrides.{label}.{name}"
             yield from _check_points(axis, samples, where)
-            if not optimizers.takes(tables[label], name):
-                known = optimizers.numbers(tables[label])
-                hint = suggest(name, known) or f"; it has {', '.join(known) or 'none'}"
+            if name not in numbers[label]:
+                hint = suggest(name, numbers[label]) or f"; it has {_few(numbers[label])}"
                 yield Problem(where, f"{label} has no such number{hint}")
-            else:
-                yield from _check_values(tables[label], name, axis, where)
+            elif label not in bad:
+                yield from _check_values(tables[label], numbers[label], name, axis, where)
+
+
+def _few(names: Iterable[str]) -> str:
+    """Some names, in words."""
+    known = list(names)
+    return f"{', '.join(known[:_FEW])}{', ...' if len(known) > _FEW else ''}" or "none"
 
 
 def substitute(table: Any, values: Mapping[str, Any]) -> Any:
@@ -219,7 +231,8 @@ def _members(
 def _axes_of(
     label: str, table: Table, axes: Axes, overrides: Mapping[str, Axes]
 ) -> dict[str, Axis]:
-    shared = {name: axis for name, axis in axes.items() if optimizers.takes(table, name)}
+    numbers = optimizers.numbers(table)
+    shared = {name: axis for name, axis in axes.items() if name in numbers}
     return {**shared, **overrides.get(label, {})}
 
 
@@ -261,10 +274,10 @@ def _check_points(axis: Axis, samples: int | None, where: str) -> Iterator[Probl
             yield Problem(where, "points are of a grid: leave them out, as sweep.samples is given")
 
 
-def _check_values(table: Table, name: str, axis: Axis, where: str) -> Iterator[Problem]:
-    if any(optimizers.check(table, "")):
-        return  # told already
-    if optimizers.numbers(table)[name] and not axis.listed:
+def _check_values(
+    table: Table, numbers: Mapping[str, bool], name: str, axis: Axis, where: str
+) -> Iterator[Problem]:
+    if numbers[name] and not axis.listed:
         yield Problem(where, "takes whole numbers: list them, like [4, 8, 16]")
         return
     for value in axis.listed or (axis.low, axis.high):

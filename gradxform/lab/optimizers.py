@@ -33,6 +33,8 @@ RETURNS = {
     "preconditioner": ("Preconditioner",),
 }
 LARGEST = 3.4e38  # of float32
+_MOST_SHOWN, _LONGEST = 100, 2000  # problems, and characters of one
+_MOST_COMPARED = 500  # names, as each takes some time
 CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # what a terminal obeys, but for tab and new line
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
 PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.message}"
+        text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
         return re.sub(f"[{CONTROL}]", lambda found: repr(found[0])[1:-1], text)
 
 
@@ -54,7 +57,10 @@ class ConfigError(Exception):
 
     def __init__(self, source: str, problems: Iterable[Problem | str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([f"{source}:", *(f"  {problem}" for problem in self.problems)]))
+        shown = [f"  {problem}" for problem in self.problems[:_MOST_SHOWN]]
+        more = len(self.problems) - len(shown)
+        shown += [f"  and {more} more"] if more else []
+        super().__init__("\n".join([f"{source}:", *shown]))
 
 
 def check(table: Table, path: str) -> Iterator[Problem]:
@@ -173,18 +179,13 @@ def numbers(table: Any) -> dict[str, bool]:
     return found
 
 
-def takes(table: Table, name: str) -> bool:
-    """Whether a table's functions take a number at this dotted path."""
-    return name in numbers(table)
-
-
 def suggest(name: str, valid: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` with the nearest valid name, or the empty string.
 
     >>> suggest("epoch", ["epochs", "steps"])
     ", did you mean 'epochs'?"
     """
-    nearest = difflib.get_close_matches(name, list(valid), n=1)
+    nearest = difflib.get_close_matches(name, list(valid)[:_MOST_COMPARED], n=1)
     return f", did you mean {nearest[0]!r}?" if nearest else ""
 
 

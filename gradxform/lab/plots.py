@@ -6,12 +6,13 @@ nothing is left open, and no display is needed.
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -96,7 +97,7 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     else:
         axes.set_xlabel("epochs (passes over the training examples)")
         axes.set_ylabel(f"training cost ({result.unit})")
-    figure.suptitle(title or result.name, parse_math=False)
+    _entitle(figure, title or result.name)
     _clear(axes)
     where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
     _legend(axes, legend, **where, handlelength=4, frameon=False)
@@ -151,7 +152,7 @@ def plot_work(result: RaceResult, title: str = "") -> Figure:
         _clear(axes)
     what = "training error (squared error per image)"
     panels[0].set_ylabel(what if has_error else f"training loss ({result.unit})")
-    figure.suptitle(title or result.name, parse_math=False)
+    _entitle(figure, title or result.name)
     where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
     _legend(panels[-1], legend, **where, handlelength=4, frameon=False)
     return figure
@@ -284,7 +285,7 @@ def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
         panels[0].set_ylabel("starts solved (%)")
     for panel in panels:
         _clear(panel)
-    figure.suptitle(title or result.name, parse_math=False)
+    _entitle(figure, title or result.name)
     where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
     _legend(panels[0], legend, **where, handlelength=4, frameon=False)
     return figure
@@ -295,7 +296,8 @@ def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
 
     The panel is of the first two, and where there are more axes the best of the others. Dark is
     good; a cross is a point of which a member diverged, or of which no start was solved; a star is
-    the best.
+    the best by the rule of :func:`gradxform.lab.sweep.best_points`. On a surface, where that is the
+    share of the starts that were solved, a cell tells it too.
 
     Args:
       result: of a sweep with an optimiser with two axes.
@@ -304,9 +306,10 @@ def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
     Returns:
       The figure; save it by ``figure.savefig(path)``.
     """
-    from gradxform.lab.sweep import points_of
+    from gradxform.lab.sweep import best_points, points_of
 
     every = {k: own for k, own in points_of(result).items() if len(own[0].values) >= 2}
+    stars = {point.label: point for point in best_points(result)}
     means = np.asarray([p.mean for own in every.values() for p in own])
     means = means[np.isfinite(means) & (means > 0)]
     low, high = (means.min(), means.max()) if len(means) else (0.1, 1.0)
@@ -315,42 +318,74 @@ def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
     )
     columns = min(3, len(every))
     figure, panels = _panels(len(every), columns, (4.2, 3.8))
-    mesh = None
+    mesh, any_lost = None, False
     for axes, (label, points) in zip(panels, every.items(), strict=True):
+        mesh = _heatmap(axes, points, norm, on_surface=result.measure == "work")
+        any_lost |= any(not np.isfinite(point.mean) for point in points)
         across, up = list(points[0].values)[:2]
-        xs, ys = (np.unique([p.values[name] for p in points]) for name in (across, up))
-        best = min(points, key=lambda p: (p.dropped, p.mean))
-        if len(xs) * len(ys) <= len(points):  # a grid: its cells in rows and columns
-            table = np.full((len(ys), len(xs)), np.nan)
-            for point in points:
-                at = (
-                    np.searchsorted(ys, point.values[up]),
-                    np.searchsorted(xs, point.values[across]),
-                )
-                table[at] = np.fmin(table[at], point.mean if np.isfinite(point.mean) else np.nan)
-            options = {"norm": norm, "cmap": _COLOURS, "origin": "lower", "aspect": "auto"}
-            mesh = axes.imshow(table, **options)
-            lost = np.argwhere(np.isnan(table))[:, ::-1]
-            star = np.searchsorted(xs, best.values[across]), np.searchsorted(ys, best.values[up])
-            _name_cells(axes.xaxis, xs)
-            _name_cells(axes.yaxis, ys)
-        else:
-            axes.set_xscale("log" if _is_logarithmic(xs) else "linear")
-            axes.set_yscale("log" if _is_logarithmic(ys) else "linear")
-            x, y, mean = np.transpose([(p.values[across], p.values[up], p.mean) for p in points])
-            good = np.isfinite(mean)
-            mesh = axes.scatter(x[good], y[good], c=mean[good], norm=norm, cmap=_COLOURS)
-            lost = np.transpose([x[~good], y[~good]])
-            star = best.values[across], best.values[up]
-        axes.plot(*lost.T, "kx", markersize=6)
-        if np.isfinite(best.mean):
-            axes.plot(*star, "*", color="white", markeredgecolor="black", markersize=13)
+        if label in stars:
+            best = stars[label].values
+            axes.plot(*_spot(points, best[across], best[up]), **_STAR)
         axes.set(xlabel=across.replace("_", " "), ylabel=up.replace("_", " "))
-        axes.set_title(label, fontsize="medium", parse_math=False)
+        axes.set_title(_wrapped(label, 40), fontsize="medium", parse_math=False)
     assert mesh is not None
     _bar(figure, panels, mesh, _MEASURES[result.measure].format(result.unit))
-    figure.suptitle(title or result.name, parse_math=False)
+    on_surface = result.measure == "work"
+    best_is = "best point: most starts solved (%)" if on_surface else "best point"
+    lost = "no start solved" if on_surface else "a member diverged"
+    _explain(figure, {best_is: _STAR} | ({lost: _CROSS} if any_lost else {}))
+    _entitle(figure, title or result.name)
     return figure
+
+
+def _heatmap(axes: Axes, points: "Sequence[Point]", norm: LogNorm, on_surface: bool) -> Any:
+    """The means of an optimiser's points over their first two numbers; what the colours are of."""
+    across, up = list(points[0].values)[:2]
+    xs, ys = _first_two(points)
+    if not _is_grid(points):
+        axes.set_xscale("log" if _is_logarithmic(xs) else "linear")
+        axes.set_yscale("log" if _is_logarithmic(ys) else "linear")
+        x, y, mean = np.transpose([(p.values[across], p.values[up], p.mean) for p in points])
+        good = np.isfinite(mean)
+        axes.plot(x[~good], y[~good], **_CROSS)
+        return axes.scatter(x[good], y[good], c=mean[good], norm=norm, cmap=_COLOURS)
+    table = np.full((len(ys), len(xs)), np.nan)
+    best: dict[tuple[int, int], Point] = {}
+    for point in sorted(points, key=_place):
+        best.setdefault(_spot(points, point.values[across], point.values[up]), point)
+    for (column, row), point in best.items():
+        if not np.isfinite(point.mean):
+            continue
+        table[row, column] = point.mean
+        if on_surface and table.size <= _MOST_TOLD:
+            share = 100 * (1 - point.failures / len(point.rows))
+            color = "black" if norm(point.mean) > 0.6 else "white"
+            options: dict[str, Any] = {"ha": "center", "va": "top", "color": color}
+            axes.text(column, row + _BELOW, f"{share:.0f} %", fontsize="x-small", **options)
+    axes.plot(*np.argwhere(np.isnan(table))[:, ::-1].T, **_CROSS)
+    _name_cells(axes.xaxis, xs)
+    _name_cells(axes.yaxis, ys)
+    return axes.imshow(table, norm=norm, cmap=_COLOURS, origin="lower", aspect="auto")
+
+
+def _first_two(points: "Sequence[Point]") -> tuple[np.ndarray, np.ndarray]:
+    """The values that the first two numbers of points have."""
+    across, up = list(points[0].values)[:2]
+    xs, ys = (np.unique([p.values[name] for p in points]) for name in (across, up))
+    return xs, ys
+
+
+def _is_grid(points: "Sequence[Point]") -> bool:
+    xs, ys = _first_two(points)
+    return len(xs) * len(ys) <= len(points)
+
+
+def _spot(points: "Sequence[Point]", x: float, y: float) -> tuple[Any, Any]:
+    """Where a point is drawn: in a grid its column and row."""
+    if not _is_grid(points):
+        return x, y
+    xs, ys = _first_two(points)
+    return int(np.searchsorted(xs, x)), int(np.searchsorted(ys, y))
 
 
 def plot_batch_sizes(
@@ -405,7 +440,7 @@ def plot_batch_sizes(
     for panel in panels:
         panel.set_xticks(range(len(order)), [str(size) for size in order])
         _clear(panel)
-    figure.suptitle(title or result.name, parse_math=False)
+    _entitle(figure, title or result.name)
     return figure
 
 
@@ -413,7 +448,7 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
     """Where each optimiser, at its best point, gets to a minimum from, and at what work.
 
     Each dot is a start, the darker the more evaluations and curvature products it took; a cross is
-    a start from which it did not get there.
+    a start from which it did not get there. The legend says so.
 
     Args:
       surface: its name.
@@ -435,35 +470,60 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
         _contours(ground, axes)
         xs = np.asarray([(row["x0"], row["y0"]) for row in point.rows])
         good = np.asarray([row["solved"] for row in point.rows])
-        size = max(2.0, min(6.0, 110 / np.sqrt(len(xs))))
+        size = max(2.5, min(7.0, 130 / np.sqrt(len(xs))))
         dots = axes.scatter(
             *xs[good].T,
             c=[row["work"] for row in point.rows if row["solved"]],
             s=size**2,
             norm=norm,
             cmap=_COLOURS + "_r",
-            linewidth=0,
+            edgecolor="black",  # the lightest would vanish in the grey of the surface
+            linewidth=0.5,
+            zorder=3,
         )
-        axes.plot(*xs[~good].T, "kx", markersize=size)
+        cross: dict[str, Any] = _CROSS | {"markersize": size}
+        axes.plot(*xs[~good].T, **cross)
         for x, y in ground.minima:
-            axes.plot(x, y, "k*", markersize=11, markerfacecolor="white")
+            axes.plot(x, y, **_STAR)
         (left, right), (bottom, top) = ground.bounds
         axes.set(xlim=(left, right), ylim=(bottom, top))
         values = point.values.items()
         said = ", ".join(f"{path.replace('_', ' ')} {value:.3g}" for path, value in values)
         heading = f"{point.label}{f' ({said})' if said else ''}\n{good.sum()} of {len(good)} solved"
-        axes.set_title(heading, fontsize="small", parse_math=False)
+        axes.set_title(_wrapped(heading, 50), fontsize="small", parse_math=False)
     assert dots is not None
     _bar(figure, panels, dots, result.unit)
-    figure.suptitle(title or surface, parse_math=False)
+    dot = {"marker": "o", "color": "0.5", "markeredgecolor": "black", "linestyle": "none"}
+    _explain(
+        figure,
+        {
+            "solved from here, the darker the more work": dot | {"markersize": 6},
+            "not solved from here": _CROSS,
+            "minimum": _STAR,
+        },
+    )
+    _entitle(figure, title or surface)
     return figure
 
 
+_LETTERS = 9  # of a title that fit into an inch
 _COLOURS = "viridis"  # its lightness rises evenly, so that it reads in grey
 _MEASURES = {
     "validation_loss": "validation loss ({})",
     "train_loss": "training loss ({})",
     "work": "{},\nmean of the starts solved",
+}
+
+
+_MOST_TOLD, _BELOW = 100, -0.18  # cells that tell their share, and where
+_CROSS: dict[str, Any] = {"marker": "x", "color": "black", "markersize": 6, "linestyle": "none"}
+_STAR: dict[str, Any] = {
+    "marker": "*",
+    "color": "white",
+    "markeredgecolor": "black",
+    "markersize": 13,
+    "zorder": 4,
+    "linestyle": "none",
 }
 
 
@@ -501,7 +561,11 @@ def _is_logarithmic(values: np.ndarray) -> bool:
 def _name_cells(axis: Axis, values: np.ndarray) -> None:
     """Ticks that tell the values of rows or columns, at most eight of them."""
     shown = range(0, len(values), -(-len(values) // 8))
-    axis.set_ticks(shown, [f"{values[i]:.3g}" for i in shown])
+    names = [f"{values[i]:.3g}" for i in shown]
+    axis.set_ticks(shown, names)
+    if isinstance(axis, XAxis) and sum(map(len, names)) > 24:  # beside each other they would touch
+        for label in axis.get_ticklabels():
+            label.set(rotation=45, rotation_mode="anchor", horizontalalignment="right")
 
 
 def _bar(figure: Figure, panels: Sequence[Axes], drawn: Any, label: str) -> None:
@@ -512,10 +576,27 @@ def _bar(figure: Figure, panels: Sequence[Axes], drawn: Any, label: str) -> None
     axis.set_minor_locator(NullLocator())
 
 
+def _explain(figure: Figure, marks: Mapping[str, Mapping[str, Any]]) -> None:
+    """A legend of marks below all panels."""
+    lines = [Line2D([], [], **options, label=name) for name, options in marks.items()]
+    columns = len(lines) if figure.get_figwidth() > 6 else 1
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    """A title over a figure, in as many lines as its width wants."""
+    shown = _wrapped(title, int(_LETTERS * figure.get_figwidth()))
+    figure.suptitle(shown, parse_math=False)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+
+
 def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels, each of a size in inches."""
     rows = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns + 1, size[1] * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(size[0] * columns + 1, size[1] * rows + 1), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from gradxform.lab.messages import plain
+
 if TYPE_CHECKING:
     from gradxform.lab.schema import Config
     from gradxform.lab.train import Row
@@ -25,14 +27,14 @@ def of_race(
     config: "Config", quiet: bool, rows: "Sequence[tuple[str, Row]]"
 ) -> Iterator[Callable[[str, "Row"], None]]:
     """Shows how the race goes on stderr, ``rows`` done; yields what to call with each new row."""
-    total_of = {label: _rows(config, label) for label in config.optimizers}
+    total_of = {label: epochs_of(config, label) for label in config.optimizers}
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         yield functools.partial(_print_row, console, total_of)
         return
     with Progress(*_columns(), console=console) as bars:
         bar_of = {
-            label: bars.add_task(label, total=total_of[label], start=False, state="")
+            label: bars.add_task(plain(label), total=total_of[label], start=False, state="")
             for label in config.optimizers
         }
 
@@ -58,7 +60,7 @@ def of_sweep(
         if console.is_terminal:
             bars = stack.enter_context(Progress(*_columns(), console=console))
             bar_of = {
-                label: bars.add_task(label, total=total, start=False, state="")
+                label: bars.add_task(plain(label), total=total, start=False, state="")
                 for label, total in total_of.items()
             }
 
@@ -69,7 +71,7 @@ def of_sweep(
                 bars.start_task(bar_of[label])
                 bars.update(bar_of[label], completed=epoch, state=state)
             elif epoch * 10 // total > (epoch - 1) * 10 // total or epoch in (1, total):
-                line = f"{label}: epoch {epoch}/{total}, {state}"
+                line = plain(f"{label}: epoch {epoch}/{total}, {state}")
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield advance
@@ -88,10 +90,10 @@ def _columns() -> tuple[ProgressColumn, ...]:
 def _epochs(config: "Config", label: str) -> int:
     """How many epochs an optimiser's members train; a surface is one."""
     steps = config.training.model_dump()
-    return 1 if "steps" in steps else _rows(config, label)
+    return 1 if "steps" in steps else epochs_of(config, label)
 
 
-def _rows(config: "Config", label: str) -> int:
+def epochs_of(config: "Config", label: str) -> int:
     """How many rows an optimiser's run has, if it does not end early."""
     steps = config.training.model_dump()
     if "steps" in steps:
@@ -104,7 +106,8 @@ def _print_row(console: Console, total_of: dict[str, int], label: str, row: "Row
     done = int(row["epoch"] if "epoch" in row else row["step"] + 1)
     tenths = done * 10 // total > (done - 1) * 10 // total
     if tenths or done in (1, total):
-        line = f"{label}: {'epoch' if 'epoch' in row else 'point'} {done}/{total}, {_state(row)}"
+        kind = "epoch" if "epoch" in row else "point"
+        line = plain(f"{label}: {kind} {done}/{total}, {_state(row)}")
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

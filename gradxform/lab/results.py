@@ -21,6 +21,7 @@ from rich.text import Text
 import gradxform
 from gradxform.lab.config import to_toml
 from gradxform.lab.grid import substitute
+from gradxform.lab.messages import plain
 from gradxform.lab.schema import Config, SurfaceConfig
 from gradxform.lab.train import RaceResult, Row, ranked
 
@@ -199,7 +200,7 @@ def best_toml(config: Config, points: Iterable["Point"]) -> str:
 def ranking_table(result: RaceResult, title: str) -> Table:
     """The optimisers, best first, with the metrics at the end of their runs."""
     # as text, not as markup: a title or a label may hold brackets
-    heading = Text(title, style="table.title")
+    heading = Text(plain(title), style="table.title")
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     rows = [history.rows[-1] for history in result.histories]
     columns = [(key, heading) for key, heading in COLUMNS if any(key in row for row in rows)]
@@ -212,9 +213,10 @@ def ranking_table(result: RaceResult, title: str) -> Table:
     for rank, history in enumerate(ranked(result), start=1):
         values = (_shown(key, history.rows[-1].get(key, math.nan)) for key, _ in columns)
         at = history.rows[-1].get("epoch", history.rows[-1].get("step"))
-        end = f"at {at:g}" if history.diverged else "no"
+        lost = not all(math.isfinite(x) for x in history.rows[-1].values())
+        end = (f"at {at:g}" if lost else "yes") if history.diverged else "no"
         rate = f"{history.steps_per_second:,.0f}"
-        table.add_row(str(rank), Text(history.label), *values, rate, end)
+        table.add_row(str(rank), Text(plain(history.label)), *values, rate, end)
     return table
 
 
@@ -226,7 +228,10 @@ def best_table(result: "SweepResult", title: str) -> Table:
     from gradxform.lab.sweep import best_points, points_of
 
     table = Table(
-        title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD, padding=0
+        title=Text(plain(title), style="table.title"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
     )
     every, best = points_of(result), best_points(result)
     on_surface = result.measure == "work"
@@ -242,10 +247,10 @@ def best_table(result: "SweepResult", title: str) -> Table:
     for rank, point in enumerate(best, start=1):
         values = "\n".join(f"{path} {value:.4g}" for path, value in point.values.items())
         cells = (_mean(key, point, with_range=key == result.measure) for key in shown)
-        row = (str(rank), Text(point.label), Text(values), *cells)
+        row = (str(rank), Text(plain(point.label)), Text(plain(values)), *cells)
         table.add_row(*row, _failed([point] if on_surface else every[point.label]))
     for label in without:
-        row = ("", Text(label), "none", *[""] * len(shown))
+        row = ("", Text(plain(label)), "none", *[""] * len(shown))
         table.add_row(*row, _failed(every[label]))
     return table
 

@@ -13,6 +13,7 @@ import numpy as np
 from gradxform.lab.batching import Order, steps_per_epoch
 from gradxform.lab.blocks import (
     Block,
+    Firsts,
     Group,
     Row,
     Vary,
@@ -31,16 +32,18 @@ from gradxform.lab.blocks import (
 from gradxform.lab.checkpoints import OnState, Snapshot, of_this_version
 from gradxform.lab.config import require_sweep, sweep_members
 from gradxform.lab.data import Dataset
-from gradxform.lab.epoch import to_every_device
+from gradxform.lab.epoch import METRICS, evaluate, to_every_device
 from gradxform.lab.grid import Member, Table
 from gradxform.lab.optimizers import ConfigError, Problem
-from gradxform.lab.processes import mesh_of
+from gradxform.lab.processes import mesh_of, read
+from gradxform.lab.records import check_sweep
 from gradxform.lab.schema import Config, SurfaceConfig
 from gradxform.lab.surfaces import SURFACES, Surface
-from gradxform.lab.tasks import Task
-from gradxform.lab.train import Settings, collecting, settings_of, task_of
+from gradxform.lab.tasks import Examples, Task
+from gradxform.lab.train import Settings, collecting, ran_away, settings_of, task_of
 from gradxform.minimization import minimize
 from gradxform.solution import Status
+from gradxform.tree import PyTree
 
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
 
@@ -243,22 +246,29 @@ def sweep_on_task(
     if problems:
         raise ConfigError(task.name, problems)
 
+    first_losses = _first_losses(task, firsts, parts["train"])
+    start_of = {n: first_losses[0 if vary == "order" else i] for i, n in enumerate(seeds)}
     first = done = lanes = 0
     blocks: list[Block] = []
     if resume is not None:
         with of_this_version():
+            firsts_of = [first_row(member) for member in members]
+            lasts = [settings[group.label].epochs for group in groups]
+            own = [group.members for group in groups]
+            rows |= check_sweep(
+                resume.told, firsts_of, own, lasts, _metric_columns(task, parts, firsts.params)
+            )
             state = parts["train"], mesh, costs, block_size
             costs, lanes, blocks = restored(resume, groups, programs, members, *state)
             first, done = (resume.told[name] for name in ("group", "epoch"))
             seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
-            rows |= {int(number): row for number, row in resume.told["rows"].items()}
 
     for i, (group, program) in list(enumerate(zip(groups, programs, strict=True)))[first:]:
         if not blocks:
             started = time.perf_counter()
             lanes, blocks = first_blocks(program, group, members, parts["train"], mesh, block_size)
             compile_seconds += time.perf_counter() - started
-            rows |= {number: _first_row(members[number]) for number in group.members}
+            rows |= {number: first_row(members[number]) for number in group.members}
         last = settings[group.label].epochs
         steps = steps_per_epoch(size, settings[group.label].batch_size)
         for epoch in range(done + 1, last + 1):
@@ -276,6 +286,8 @@ def sweep_on_task(
                 for block in blocks:
                     for number, found in metrics_of(program, block, parts).items():
                         rows[number] |= {"dropped": epoch != last, **found}
+                        start = start_of[members[number].seed]
+                        rows[number]["diverged"] |= ran_away(found["train_loss"], start)
             if on_epoch is not None:
                 on_epoch(group.label, epoch, {number: rows[number] for number in training})
             if epoch != last and epoch in rungs:
@@ -464,7 +476,27 @@ def _columns(member: Member) -> Row:
     }
 
 
-def _first_row(member: Member) -> Row:
+def _first_losses(task: Task, firsts: Firsts, train: Examples) -> list[float]:
+    """The training loss that each seed starts with."""
+
+    @jax.jit
+    def losses(params: PyTree, train: Examples) -> jax.Array:
+        return jax.lax.map(lambda own: evaluate(task, own, train)["loss"], params)
+
+    return read(losses(firsts.params, train)).tolist()
+
+
+def _metric_columns(task: Task, parts: Mapping[str, Examples], params: PyTree) -> set[str]:
+    """The columns that a member has once it has been evaluated."""
+    one = jax.tree.map(lambda x: x[0], params)
+    shapes = {
+        name: jax.eval_shape(lambda p, x: evaluate(task, p, x), one, x) for name, x in parts.items()
+    }
+    return {f"{part}_{name}" for part in parts for name in METRICS if name in shapes[part]}
+
+
+def first_row(member: Member) -> Row:
+    """What is told of a member before its first epoch."""
     nothing = {"epochs": 0, "steps": 0, "diverged": False, "dropped": False}
     nothing |= {"seconds": 0.0, "cost": math.nan}
     return _columns(member) | {"seed": member.seed} | nothing

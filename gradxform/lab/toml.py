@@ -8,13 +8,30 @@ from typing import Any
 
 from gradxform.lab.optimizers import Problem
 
+# The words of TOML, as far as it takes to find the keys; a quote alone is an error to any reader.
+_WORDS = re.compile(
+    r'''
+    (?P<quoted> \#[^\n]*
+        | """(?>[^"\\]+|\\.|"{1,2}(?!"))*+"{3,5}
+        | \'\'\'(?>[^']+|'{1,2}(?!'))*+'{3,5} )
+    | (?P<part> "(?>[^"\\\n]+|\\[^\n])*+" | '[^'\n]*' | [A-Za-z0-9_-]+ | [ \t]+ )
+    | (?P<dot> \. )
+    | (?P<error> ["'] )
+    | (?P<other> [^"'\#.A-Za-z0-9_ \t-]+ )
+    ''',
+    re.VERBOSE | re.DOTALL,
+)
+_MOST_PARTS = 1000  # of a dotted key, as reading one takes the square of them
+
 
 def parse(text: str) -> dict[str, Any]:
     """What ``tomllib`` makes of a text.
 
     Raises:
-      TOMLDecodeError: also for what else ``tomllib`` raises.
+      TOMLDecodeError: also for what else ``tomllib`` raises, and for what it takes hours to read.
     """
+    if _has_long_key(text):
+        raise tomllib.TOMLDecodeError(f"a dotted key of more than {_MOST_PARTS} parts")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -69,6 +86,21 @@ def write(table: Mapping[str, Any], path: str = "") -> str:
     for key, value in tables.items():
         lines.append(write(value, f"{path}.{_key(key)}".lstrip(".")))
     return "".join(lines)
+
+
+def _has_long_key(text: str) -> bool:
+    parts = 0
+    for word in _WORDS.finditer(text):
+        match word.lastgroup:
+            case "dot":
+                parts += 1
+                if parts >= _MOST_PARTS:
+                    return True
+            case "error":
+                return False
+            case "quoted" | "other":
+                parts = 0
+    return False
 
 
 def _key_path(key: str) -> list[str]:

@@ -36,6 +36,7 @@ from gradxform.lab.epoch import (
 )
 from gradxform.lab.optimizers import ConfigError, Problem
 from gradxform.lab.processes import WHOLE, Devices, of_first, put_all
+from gradxform.lab.records import race_rows
 from gradxform.lab.schema import Config, SurfaceConfig, TaskConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Examples, Task, make_task
@@ -45,8 +46,15 @@ Row = dict[str, float]
 OnRow = Callable[[str, Row], None]
 Transformations = Mapping[str, optax.GradientTransformation]
 
+RUNAWAY = 100.0
+_QUICK = 0.2  # seconds; a first epoch that takes less is mostly what starting it takes
+_SPARE = 2**26  # bytes of a state that is small enough to be kept twice for one epoch
+
 # what the functions of any package raise, once they are traced, at a value that they cannot use
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+_COLUMNS = ("epoch", "step", "seconds", "gradients", "cost", "steps_per_second")
 
 
 class Settings(NamedTuple):
@@ -63,7 +71,9 @@ class History(NamedTuple):
 
     label: str
     rows: tuple[Row, ...]  #: metrics after each epoch, or at each step on a surface
-    diverged: bool  #: stopped because its loss or its parameters were not finite
+    diverged: bool
+    """its loss or its parameters were not finite, where it was stopped; or its last loss was more
+    than :data:`RUNAWAY` times the loss at the start"""
     steps_per_second: float  #: updates, in the median epoch, compilation and evaluation apart
     compile_seconds: float
     params: PyTree  #: the final parameters, those to evaluate
@@ -167,7 +177,8 @@ def race_on_task(
     Dropout draws the same units for all, too. A row holds
 
     - ``epoch``, and ``step``, the updates so far;
-    - ``seconds`` of training so far, compilation and evaluation apart;
+    - ``seconds`` of training so far, compilation and evaluation apart; a first epoch of less than
+      0.2 s is run twice and timed the second time, as the first run of a program starts threads;
     - ``gradients``, the work so far in gradients of the whole training part: a batch's gradient
       counts as its share of the examples, and so does each curvature product and each evaluation
       that a method makes itself and reports in its ``info``, unless its ``gradient_equivalents``
@@ -229,12 +240,20 @@ def race_on_task(
     if problems:
         raise ConfigError(task.name, problems)
 
+    # also starts the machine's threads, which the first optimiser's clock would count as its own
+    at_start = jax.device_get(evaluation(put_all(params, mesh), parts))
+    first_loss = float(at_start["train"]["loss"])
+    metrics = [
+        (part, name) for part, name in itertools.product(parts, METRICS) if name in at_start[part]
+    ]
     histories: list[History] = []
     going_on: History | None = None
     restored: TrainState | None = None
     if resume is not None:
         with of_this_version():
-            histories, restored = _restored(resume, programs)
+            epochs_of = {label: own.epochs for label, own in settings.items()}
+            columns = {*_COLUMNS, *(f"{part}_{name}" for part, name in metrics)}
+            histories, restored = _restored(resume, programs, epochs_of, columns)
         going_on = histories.pop() if restored is not None else None
 
     def run(label: str, tx: optax.GradientTransformation) -> History:
@@ -247,6 +266,7 @@ def race_on_task(
             state, rows = restored, list(going_on.rows)
         else:
             state, rows = init_state(tx, params, key), []
+        spare = state if _bytes(state) <= _SPARE else None
         state = put_all(state, mesh)
         seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
         while True:
@@ -254,19 +274,24 @@ def race_on_task(
             started = time.perf_counter()
             state, result = jax.block_until_ready(epoch(state, train))
             elapsed = of_first(time.perf_counter() - started, mesh)
+            if spare is not None and elapsed < _QUICK:
+                state = put_all(spare, mesh)
+                started = time.perf_counter()
+                state, result = jax.block_until_ready(epoch(state, train))
+                elapsed = of_first(time.perf_counter() - started, mesh)
+            spare = None
             seconds += elapsed
             gradients += float(result.work) * batch_size / train.size
             means = jax.device_get(evaluation(result.params, parts))
             row = {"epoch": number, "step": number * steps}
             row |= {"seconds": seconds, "gradients": gradients, "cost": float(result.cost)}
-            for part, metric in itertools.product(parts, METRICS):
-                if metric in means[part]:
-                    row[f"{part}_{metric}"] = float(means[part][metric])
+            row |= {f"{part}_{name}": float(means[part][name]) for part, name in metrics}
             rows.append(row | {"steps_per_second": steps / elapsed})
             if on_row is not None:
                 on_row(label, rows[-1])
-            diverged = not bool(result.finite) or not math.isfinite(row["train_loss"])
-            over = diverged or seconds > max_seconds or number == epochs
+            lost = not bool(result.finite) or not math.isfinite(row["train_loss"])
+            diverged = lost or ran_away(row["train_loss"], first_loss)
+            over = lost or seconds > max_seconds or number == epochs
             ran = functools.partial(_history, label, rows, diverged, compile_seconds, result.params)
             if on_state is not None:
                 done = sum(len(earlier.rows) for earlier in histories) + number
@@ -305,6 +330,8 @@ def race_on_surface(
       ConfigError: a transformation fails on a point.
     """
     point = jnp.asarray(start, jnp.float32)
+    lows = [float(surface.fn(jnp.asarray(minimum, jnp.float32))) for minimum in surface.minima]
+    low = min(lows, default=-math.inf)
     problems: list[Problem | str] = []
     programs = {}
     for label, tx in transformations.items():
@@ -319,6 +346,10 @@ def race_on_surface(
         compiled = time.perf_counter()
         points, values = jax.device_get(jax.block_until_ready(walk(point)))
         seconds = time.perf_counter() - compiled
+        if seconds < _QUICK:
+            again = time.perf_counter()
+            jax.block_until_ready(walk(point))
+            seconds = time.perf_counter() - again
         rows: list[Row] = []
         for step, (x, value) in enumerate(zip(points, values, strict=True)):
             rows.append({"step": step, "value": float(value)})
@@ -327,7 +358,8 @@ def race_on_surface(
                 on_row(label, rows[-1])
             if not all(map(math.isfinite, rows[-1].values())):
                 break
-        diverged = not all(map(math.isfinite, rows[-1].values()))
+        lost = not all(map(math.isfinite, rows[-1].values()))
+        diverged = lost or ran_away(rows[-1]["value"] - low, rows[0]["value"] - low)
         end = points[len(rows) - 1]
         return History(label, tuple(rows), diverged, steps / seconds, compiled - started, end)
 
@@ -338,9 +370,19 @@ def ranked(result: RaceResult) -> tuple[History, ...]:
     """The histories by the last value of ``result.measure``, best first and the diverged last."""
 
     def place(history: History) -> tuple[bool, float]:
-        return history.diverged, 0.0 if history.diverged else history.rows[-1][result.measure]
+        last = history.rows[-1][result.measure]
+        return history.diverged, last if math.isfinite(last) else math.inf
 
     return tuple(sorted(result.histories, key=place))
+
+
+def ran_away(loss: float, first: float) -> bool:
+    """Whether a loss of at least 0 is more than :data:`RUNAWAY` times the loss at the start.
+
+    >>> ran_away(2e10, 2.3), ran_away(20.0, 2.3), ran_away(1e-30, 0.0)
+    (True, False, False)
+    """
+    return 0 < first < math.inf and loss > RUNAWAY * first
 
 
 def make_walk(
@@ -378,6 +420,10 @@ def make_walk(
     return walk
 
 
+def _bytes(state: PyTree) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(state))
+
+
 def _history(
     label: str, rows: Sequence[Row], diverged: bool, compile_seconds: float, params: PyTree
 ) -> History:
@@ -398,13 +444,17 @@ def _snapshot(
 
 
 def _restored(
-    snapshot: Snapshot, programs: Mapping[str, Any]
+    snapshot: Snapshot,
+    programs: Mapping[str, Any],
+    epochs: Mapping[str, int],
+    columns: Iterable[str],
 ) -> tuple[list[History], TrainState | None]:
     """What a snapshot was made of."""
+    rows = race_rows(snapshot.told, epochs)
+    if rows[0][1].keys() != set(columns):
+        raise CheckpointError(f"it has the columns {', '.join(rows[0][1])}")
     histories = [History(**told) for told in snapshot.told["histories"]]
     labels = [history.label for history in histories]
-    if labels != list(programs)[: len(labels)]:
-        raise CheckpointError(f"it is of the optimisers {', '.join(labels)}")
     likes = [programs[label].out_info for label in labels]
     state = likes[-1][0] if snapshot.told["goes_on"] else None
     params, state = fit(snapshot.arrays, ([result.params for _, result in likes], state))

@@ -153,8 +153,10 @@ def test_a_checkpoint_takes_the_place_of_damaged_and_unfinished_ones(tmp_path):
         save(tmp_path, snapshot(number), keep=3)
     for number in (2, 3):
         (tmp_path / f"0000000{number}" / "told.json").unlink()
-    (tmp_path / ".left").mkdir()
-    (tmp_path / ".left" / "file").write_text("")
+    left = tmp_path / ".gradxform-unfinished-x"  # as a process leaves it that is killed
+    (left / "arrays.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+    (left / "arrays.orbax-checkpoint-tmp" / "d" / "0").write_text("")
+    (left / "manifest.json").write_text("{}")
     save(tmp_path, snapshot(2), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001", "00000002"]
     assert newest(tmp_path, silent)[0].number == 2
@@ -326,7 +328,7 @@ def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(vary, task, tmp_path):
     with pytest.raises(CheckpointError, match="another version"):
         sweep_on_task(task, tables, runs, resume=found, **options)
     found.told.update(group=1, members=[0])
-    with pytest.raises(CheckpointError, match="not those of this run"):
+    with pytest.raises(CheckpointError, match="members should be of the program"):
         sweep_on_task(task, tables, runs, resume=found, **options)
 
 
@@ -447,7 +449,7 @@ def test_what_is_told_in_another_way_is_refused(finished, tmp_path):
     wrong = ("about", {}), ("about", 3), ("told", {"histories": 3}), ("told", {"histories": [{}]})
     for key, value in wrong:
         (checkpoint / "told.json").write_text(json.dumps(kept | {key: value}))
-        manifest = json.dumps(checkpoints._digests(checkpoint))
+        manifest = json.dumps(checkpoints.digests_of(checkpoint))
         (checkpoint / "manifest.json").write_text(manifest)
         assert "another version has written it" in refused("--resume", folder)
 
@@ -526,7 +528,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("where", "call"), [("_digests", 4), ("_discard", 2)])
+@pytest.mark.parametrize(("where", "call"), [("digests_of", 4), ("discard", 2)])
 def test_a_run_killed_while_it_writes_goes_on(where, call, finished, tmp_path):
     args = [sys.executable, "-c", KILLED, where, str(call), *RUN, "--out", str(tmp_path / "x")]
     done = subprocess.run(args, capture_output=True, text=True)
@@ -550,3 +552,69 @@ def test_a_run_killed_at_random_goes_on(finished, tmp_path):
         tried["lost"] += not resumed(finished, folder)
     print(tried)
     assert not tried["lost"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from gradxform.lab import cli
+
+where, *sys.argv[1:] = sys.argv[1:]
+if where == "import":
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "jax":
+                os.kill(os.getpid(), signal.SIGINT)
+    sys.meta_path.insert(0, Finder())
+else:
+    import jax
+    from gradxform.lab import data, train
+    owner, name = {
+        "data": (data, "load"), "compile": (train, "init_state"), "epoch": (train, "of_first")
+    }[where]
+    original = getattr(owner, name)
+
+    asked = []
+
+    def interrupting(*args, **options):
+        try:
+            if not asked:  # the second one would end the process at once
+                asked.append(os.kill(os.getpid(), signal.SIGINT))
+        except KeyboardInterrupt:
+            pass  # as Python does where it is raised inside a callback
+        return original(*args, **options)
+
+    setattr(owner, name, interrupting)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "data", "compile", "epoch"])
+def test_no_interruption_is_lost_or_kills_the_interpreter(where, tmp_path):
+    """Whether there are checkpoints or not, and in the middle of whatever."""
+    without = ("--set", "checkpoint.every=0", "--out", tmp_path / "x")
+    args = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED, where, *RUN, *without]
+    done = subprocess.run(list(map(str, args)), capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("gradxform: interrupted\n")
+    assert "Traceback" not in done.stderr
+    begun = where in ("compile", "epoch")
+    assert (tmp_path / "x" / "metrics.csv").exists() == begun
+    assert (tmp_path / "x").exists() == begun
+    if begun:
+        assert done.stderr.count("sgd: epoch") == 1
+        assert "stops after this epoch; once more to stop at once" in done.stderr
+
+
+def test_an_interrupted_walk_ends_after_an_optimiser(tmp_path, monkeypatch):
+    heard = []
+
+    def interrupting(*args, walk=train.make_walk):
+        if not heard:  # the second one would end this process
+            heard.append(signal.raise_signal(signal.SIGINT))
+        return walk(*args)
+
+    monkeypatch.setattr(train, "make_walk", interrupting)
+    done = invoke("run", "valley", "--set", "training.steps=2", "--out", tmp_path / "x")
+    assert done.exit_code == 130, done.output
+    assert "stops after this optimiser" in done.stderr
+    assert done.stderr.endswith("gradxform: interrupted\n")

@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 import gradxform
-from gradxform.lab import results, train
+from gradxform.lab import cli, results, train
 from gradxform.lab.cli import app
-from gradxform.lab.config import load_config
+from gradxform.lab.config import ConfigError, load_config, parse_config, shipped_configs
+from gradxform.lab.messages import plain
 
 SHORT = ["--set", "training.epochs=2", "--set", "training.batch_size=256"]
 TWO = "optimizers={sgd={method='sgd', learning_rate=0.5}, adam={method='adam'}}"
@@ -510,3 +514,120 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     told = fails("sweep", "digits_race", *args)
     assert "No space left on device" in told
     assert "members.csv" in told
+
+
+# -- where it runs
+
+MAIN = "from gradxform.lab.__main__ import main; main()"
+
+
+def program(*args, code=MAIN, **environment):
+    """What the command does in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    told = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    return subprocess.run(command, env=os.environ | environment, **told, errors="replace")
+
+
+@pytest.mark.parametrize("lacking", ["typer", "rich", "pydantic"])
+def test_without_the_extra_the_command_tells_what_to_install(lacking):
+    code = f"import sys; sys.modules[{lacking!r}] = None; {MAIN}"
+    done = program("run", "digits_race", code=code)
+    assert done.returncode == 1
+    mend = 'which is not installed: pip install "gradxform[lab]"\n'
+    assert done.stderr == f"gradxform: the command needs {lacking}, {mend}"
+
+
+def test_the_command_is_the_one_that_tells():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert tomllib.loads(text)["project"]["scripts"]["gradxform"] == "gradxform.lab.__main__:main"
+
+
+def test_help_swallows_no_bracket():
+    for command in (cli.run, cli.sweep, cli.movie, cli.list_):
+        name = command.__name__.strip("_")
+        shown = "".join(invoke(name, "--help").stdout.split())
+        written = (command.__doc__ or "").replace("\\[", "[")
+        for bracket in re.findall(r"\[[^]]*\]", written):
+            assert "".join(bracket.split()) in shown
+    assert "the config's [sweep]" in " ".join(invoke("sweep", "--help").stdout.split())
+
+
+def test_a_run_does_not_mind_a_sweep_that_does_not_fit(tmp_path):
+    args = ("--set", "sweep={rungs=[3], axes={learning_rate=[0.1, 0.5], b9=[1.0]}}", "--set", TWO)
+    done = invoke("run", "digits_race", *SHORT, *args, "--out", tmp_path / "x", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "is finished" in invoke("run", "--resume", tmp_path / "x").stderr
+    told = fails("sweep", tmp_path / "x" / "config.toml")
+    assert "sweep.axes.b9: no optimiser has such a number" in told
+    assert "sweep.rungs: should be before the last epoch, 2, found 3" in told
+    assert "sweep.rungs: should be a list" in fails("run", "digits_race", "--set", "sweep.rungs=3")
+
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+def test_a_terminal_without_unicode_is_no_mistake(tmp_path):
+    done = program("list", **ASCII)
+    assert done.returncode == 0, done.stderr
+    assert "coordinate_descent" in done.stdout
+    assert done.stdout.isascii()
+    file = tmp_path / "walk.toml"
+    file.write_text(
+        'name = "walk"\ntitle = "Höhe – θ"\ntask = {kind = "surface", surface = "quadratic"}\n'
+        "training = {steps = 2}\nsweep = {starts = {points = 3}}\n"
+        'optimizers = {"θ" = {method = "newton"}}\n'
+    )
+    for command in ("run", "sweep"):
+        done = program(command, file, "--out", tmp_path / command, **ASCII)
+        assert done.returncode == 0, done.stderr
+        assert "H?he ? ?" in done.stdout
+
+
+def test_a_config_may_be_a_pipe(tmp_path, monkeypatch):
+    file = tmp_path / "pipe"
+    os.mkfifo(file)
+    text = shipped_configs()["valley"].read_text()
+    writer = threading.Thread(target=file.write_text, args=(text,), daemon=True)
+    writer.start()
+    done = invoke("run", file, "--set", "training.steps=2", "--out", tmp_path / "x", "--quiet")
+    assert done.exit_code == 0, done.output
+    writer.join(60)
+    assert load_config(tmp_path / "x" / "config.toml").name == "valley"
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("digits_race")
+    assert load_config("digits_race").name == "digits_race"
+
+
+def test_what_cannot_be_a_config_is_told(tmp_path):
+    assert "cannot be read: more than 1048576 bytes" in fails("run", "/dev/zero")
+    assert "no such file" in fails("run", "x" * 5000)
+    assert "is a folder" in fails("run", tmp_path)
+
+
+def test_orders_to_a_terminal_are_written_out(tmp_path):
+    folder = tmp_path / "a\x1b[2J\u202e"
+    one = "optimizers.sgd={method='sgd', learning_rate=0.1}"
+    sets = ("--set", one, "--set", "title=\u202eevil\u2066", "--set", "training.steps=2")
+    done = invoke("run", "valley", *sets, "--set", f"output.folder={json.dumps(str(folder))}")
+    assert done.exit_code == 0, done.output
+    assert plain(done.output) == done.output
+    assert r"a\x1b[2J\u202e" in done.stderr
+    assert r"\u202eevil\u2066" in done.stdout
+    (folder / "file").touch()
+    args = ("--set", "output.folder=" + json.dumps(str(folder / "file")))
+    told = fails("run", "valley", *args)
+    assert r"a\x1b[2J\u202e" in told
+    assert plain(told) == told
+
+
+@pytest.mark.parametrize("name", ["learning_rat", "b2"])
+def test_many_axes_of_many_optimisers_are_refused_at_once(name):
+    count = 1000
+    axes = {f"{name}{i}": [2.0] for i in range(count)}
+    entries = {f"o{i}": {"method": "adam"} for i in range(count)}
+    task = {"kind": "surface", "surface": "saddle"}
+    table = {"name": "x", "task": task, "training": {"steps": 1}, "optimizers": entries}
+    started = time.process_time()
+    with pytest.raises(ConfigError):
+        parse_config(table | {"sweep": {"axes": axes}})
+    assert time.process_time() - started < 10  # 150 s if each pair is looked at

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import time
 import tomllib
 import typing
 from dataclasses import fields
@@ -10,7 +11,7 @@ from dataclasses import fields
 import pytest
 
 from gradxform.lab import config as lab_config
-from gradxform.lab import optimizers
+from gradxform.lab import optimizers, toml
 from gradxform.lab.config import (
     ConfigError,
     find_config,
@@ -799,3 +800,36 @@ def test_mistakes_in_a_sweep_come_with_the_others():
     )
     paths = {problem.partition(":")[0] for problem in found}
     assert {"optimizers.sgd.learning_rate", "training.epochs", "sweep.kep"} <= paths
+
+
+DOTTED = "a." * 100_000 + "a = 1"
+SAFE = (
+    *("x = 1.5", "x = [" + "1.5, " * 9999 + "2]", 'x = "' + "a." * 9999 + '"', "# " + DOTTED),
+    *(f'x = """\n{DOTTED}\n"""', f"x = '''\n{DOTTED}\n'''", 'x = """a"b""""\ny = "c"'),
+)
+
+
+@pytest.mark.parametrize("text", SAFE)
+def test_dots_that_are_in_no_key_do_no_harm(text):
+    assert toml.parse(text) == tomllib.loads(text)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *("", "[", "x = {", "# it's\n", 'x = """a"b""""\n', "x = '''a'b'''\n", 'x = "\\""\n'),
+        *('x = """\\""""\n', "x = '\\'\n", 'x = ["""\n"""]\n', 'x = [1,\n2] # """\n'),
+    ],
+)
+@pytest.mark.parametrize("part", ["a.", '"=".', "'#' . ", '"\\"".'])
+def test_a_key_of_many_parts_is_refused_at_once(before, part):
+    started = time.process_time()
+    with pytest.raises(tomllib.TOMLDecodeError, match="a dotted key of more than 1000 parts"):
+        toml.parse(before + part * 50_000 + "a = 1")
+    assert time.process_time() - started < 5
+
+
+def test_of_many_problems_some_are_shown():
+    found = ConfigError("x", [f"problem {i}" for i in range(1000)])
+    assert len(found.problems) == 1000
+    assert str(found).splitlines()[-1] == "  and 900 more"

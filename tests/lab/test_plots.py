@@ -1,11 +1,13 @@
 """Figures: what they show, that they need no colour, and that nothing is left open."""
 
 import io
+import itertools
 import math
 
 import numpy as np
 import pytest
 
+from gradxform.lab.config import load_config
 from gradxform.lab.grid import Member
 from gradxform.lab.plots import (
     plot_batch_sizes,
@@ -18,7 +20,7 @@ from gradxform.lab.plots import (
     styles,
 )
 from gradxform.lab.surfaces import SURFACES
-from gradxform.lab.sweep import SweepResult, sweep_on_surface
+from gradxform.lab.sweep import SweepResult, best_points, points_of, sweep, sweep_on_surface
 from gradxform.lab.train import History, RaceResult
 
 
@@ -337,3 +339,74 @@ def test_a_sweep_in_which_all_diverged_can_be_drawn():
     png(plot_sensitivity(result))
     png(plot_heatmaps(result))
     png(plot_batch_sizes(result, {"m": 8}))
+
+
+@pytest.fixture(scope="module")
+def from_starts():
+    """A sweep in which the point that solves most starts is not the one of the least work."""
+    settings = ["sweep.starts={points=5}", "training.steps=1000", LONG]
+    config = load_config("surfaces", settings)
+    chosen = {"momentum": config.optimizers["momentum"], "BFGS": config.optimizers["BFGS"]}
+    overrides = {"momentum": config.sweep.overrides["momentum"]}
+    update = {
+        "optimizers": chosen,
+        "sweep": config.sweep.model_copy(update={"overrides": overrides}),
+    }
+    return sweep(config.model_copy(update=update)), config.title
+
+
+LONG = "title=Beale's function from a grid of starts, each method at its best point, and more"
+
+
+def test_the_heat_map_tells_what_the_table_tells(from_starts):
+    result, title = from_starts
+    figure = plot_heatmaps(result, title)
+    figure.canvas.draw()
+    (best,) = (point for point in best_points(result) if point.label == "momentum")
+    least = min(points_of(result)["momentum"], key=lambda point: point.mean)
+    assert best != least
+    axes = figure.axes[0]
+    (star,) = (line for line in axes.lines if line.get_marker() == "*")
+    (column,), (row,) = star.get_data()
+    xs, ys = (sorted({m.values[k] for m in result.members if k in m.values}) for k in best.values)
+    assert (xs[column], ys[row]) == tuple(best.values.values())
+    shares = {text.get_position()[0]: text.get_text() for text in axes.texts}
+    assert shares[column] == f"{100 * (1 - best.failures / 25):.0f} %"
+
+
+@pytest.mark.parametrize("plot", ["heatmaps", "starts", "sensitivity"])
+def test_titles_are_whole_and_ticks_apart(plot, from_starts):
+    result, title = from_starts
+    figure = {
+        "heatmaps": lambda: plot_heatmaps(result, title),
+        "starts": lambda: plot_starts("beale", result, title),
+        "sensitivity": lambda: plot_sensitivity(result, title),
+    }[plot]()
+    figure.canvas.draw()
+    shown = figure.get_suptitle()
+    assert " ".join(shown.split()) == title
+    (heading,) = (text for text in figure.texts if text.get_text() == shown)
+    box = heading.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    for axes in figure.axes:
+        labels = [x for x in axes.get_xticklabels() if x.get_text() and x.get_visible()]
+        if len(labels) > 1 and labels[0].get_rotation() == 0:
+            boxes = sorted((label.get_window_extent() for label in labels), key=lambda b: b.x0)
+            assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("plot", ["heatmaps", "starts"])
+def test_marks_are_explained(plot, from_starts):
+    result, title = from_starts
+    if plot == "heatmaps":
+        figure = plot_heatmaps(result, title)
+        expected = {"best point: most starts solved (%)", "no start solved"}
+    else:
+        figure = plot_starts("beale", result, title)
+        dots = "solved from here, the darker the more work"
+        expected = {dots, "not solved from here", "minimum"}
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == expected
+    if plot == "starts":  # the lightest dots have an edge
+        assert all(dots.get_linewidth()[0] > 0 for dots in figure.axes[0].collections[-1:])

@@ -420,4 +420,4 @@ def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert newest(tmp_path / "c", told.append) is None
     assert "../../secret is missing" in told[0]
-    assert checkpoints._checkpoints(tmp_path / "c")
+    assert checkpoints.numbered(tmp_path / "c")

@@ -297,3 +297,13 @@ def test_a_config_without_a_sweep_is_told():
 def test_a_sweep_does_not_end_by_time(training, key):
     with pytest.raises(ConfigError, match=f"{key}: members train together"):
         sweep(experiment(training=training), load("digits"))
+
+
+def test_a_member_that_ran_away_is_marked(task):
+    tables = {"sgd": {"method": "sgd", "learning_rate": 0.1}}
+    runs = members(tables, {"learning_rate": Axis((0.1, 1e6))}, {}, seeds=2)
+    result = sweep_on_task(task, tables, runs, epochs=2, batch_size=16)
+    assert [row["diverged"] for row in result.rows] == [False, False, True, True]
+    assert all(math.isfinite(row["train_loss"]) for row in result.rows)
+    (best,) = best_points(result)
+    assert best.values == {"learning_rate": 0.1}

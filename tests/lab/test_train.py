@@ -524,3 +524,49 @@ def test_an_online_batch_is_no_larger_than_the_set(task):
         return race_on_task(task, {"a": gx.sgd(0.1)}, **options).histories[0].rows[0]["cost"]
 
     assert run(10**6) == run("full")
+
+
+def test_a_loss_that_ran_away_has_diverged(task):
+    """At any scale: what counts is the loss at the start, which all optimisers share."""
+    options = {"epochs": 3, "batch_size": 16}
+    for scale in (1.0, 1e-6, 1e6):
+        scaled = task._replace(
+            metrics=lambda *args, scale=scale: {
+                name: scale * x for name, x in task.metrics(*args).items()
+            },
+        )
+        wild = {"good": gx.sgd(0.1), "wild": optax.sgd(-1e4)}  # which climbs
+        good, wild = race_on_task(scaled, wild, **options).histories
+        assert not good.diverged
+        assert math.isfinite(wild.rows[-1]["train_loss"])
+        assert wild.diverged
+        assert len(wild.rows) == 3  # it may come back
+    result = lab_train.RaceResult("x", "train_loss", (wild, good), "nats")
+    assert ranked(result) == (good, wild)
+
+
+def test_a_value_that_ran_away_has_diverged():
+    methods = {"good": gx.sgd(1e-3), "wild": gx.sgd(0.05)}
+    surface = SURFACES["quadratic"]
+    good, wild = race_on_surface(surface, methods, start=(-4.6, -2.2), steps=20).histories
+    assert not good.diverged
+    assert math.isfinite(wild.rows[-1]["value"])
+    assert wild.rows[-1]["value"] > 100 * wild.rows[0]["value"]
+    assert wild.diverged
+
+
+def test_no_clock_counts_the_first_run_of_a_quick_program(task, monkeypatch):
+    """A quick first epoch is run twice and timed the second time, to the same numbers."""
+
+    def raced(*elapsed):
+        times = iter(elapsed)
+        monkeypatch.setattr(lab_train, "of_first", lambda *_: next(times))
+        (history,) = race_on_task(task, {"a": gx.adam(0.1)}, epochs=2, batch_size=16).histories
+        assert next(times, None) is None
+        return history.rows
+
+    quick, dear = raced(0.1, 0.01, 0.02), raced(0.3, 0.02)
+    assert [row["seconds"] for row in quick] == pytest.approx([0.01, 0.03])
+    assert [row["seconds"] for row in dear] == pytest.approx([0.3, 0.32])
+    for name in ("cost", "train_loss", "gradients", "step"):
+        assert [row[name] for row in quick] == [row[name] for row in dear]
