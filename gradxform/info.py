@@ -71,7 +71,7 @@ def reported(state: PyTree, name: str) -> list[jax.Array]:
 
 def total(state: PyTree, name: str) -> jax.Array:
     """The sum of what is reported by this name; 0 where nothing is."""
-    counts = (jnp.sum(jnp.asarray(x, jnp.int32)) for x in reported(state, name))
+    counts = (jnp.sum(jnp.asarray(x, jnp.int32), dtype=jnp.int32) for x in reported(state, name))
     return sum(counts, start=jnp.zeros((), jnp.int32))
 
 

@@ -79,9 +79,6 @@ TABLE = {
     ),
     "hessian_free_nystrom": Invariance(lambda: hessian_free(gx.nystrom(2))),
 }
-# the tally of products that newton_cg carries through JAX's CG enters its inner products
-_TALLY = pytest.mark.xfail(reason="the tally in newton_cg's vectors has a unit", strict=False)
-MARKED = {"newton_cg_diagonal": _TALLY, "newton_cg_nystrom": _TALLY}
 UNITS = [(c, 0) for c in (-66, 66)] + [(0, s) for s in (-33, 33)] + [(66, -33), (-66, 33)]
 UPDATES = 8
 
@@ -105,7 +102,7 @@ def paths(tx: optax.GradientTransformation, units: list[tuple[int, int]]) -> jax
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKED.get(n, ())) for n in TABLE])
+@pytest.mark.parametrize("name", TABLE)
 def test_paths_do_not_depend_on_units(name: str) -> None:
     row = TABLE[name]
     units = [(c, s) for c, s in UNITS if (row.objective or c == 0) and (row.parameters or s == 0)]

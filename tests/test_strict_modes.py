@@ -1,10 +1,11 @@
-"""Every method under JAX's strict modes.
+"""Every method under JAX's strict modes; ``GRADXFORM_LONG=1`` looks for leaks in every way.
 
 ``GRADXFORM_STRICT=rank_promotion`` (or ``dtype_promotion``, ``leaks``, ``nans``; see conftest.py)
 runs any other test file in one of them.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,13 +21,17 @@ from tests.methods import METHODS, Method, nested_params, objective, run, step
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
+LONG = bool(os.environ.get("GRADXFORM_LONG"))
+LEAKS = tuple(METHODS) if LONG else ("adam", "lbfgs", "newton_cg", "trust_region_steihaug")
+
+
 @contextlib.contextmanager
-def strict() -> Iterator[None]:
-    """No ranks or dtypes are promoted unsaid, and no tracer outlives its trace."""
+def strict(leaks: bool = LONG) -> Iterator[None]:
+    """No ranks or dtypes are promoted unsaid; with ``leaks`` no tracer outlives its trace."""
     with (
         jax.numpy_rank_promotion("raise"),
         jax.numpy_dtype_promotion("strict"),
-        jax.checking_leaks(),
+        jax.checking_leaks() if leaks else contextlib.nullcontext(),
     ):
         yield
 
@@ -47,7 +52,7 @@ def stacked(params: Any) -> Any:
 
 @every_method
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_traces_without_promotion_or_leaks(method: Method, dtype: str) -> None:
+def test_traces_without_promotion(method: Method, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         tx, params = method.build(), nested_params(jnp.dtype(dtype))
 
@@ -57,6 +62,18 @@ def test_traces_without_promotion_or_leaks(method: Method, dtype: str) -> None:
 
         with strict():
             jax.eval_shape(all_ways, params)
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_an_update_leaks_no_tracer(name: str) -> None:
+    tx, params = METHODS[name].build(), nested_params()
+    with strict(leaks=True):
+        jax.eval_shape(lambda p: step(tx, p, tx.init(p)), params)
+
+
+def test_minimize_leaks_no_tracer() -> None:
+    with strict(leaks=True):
+        jax.eval_shape(lambda p: gx.minimize(objective, p, gx.sgd(0.1)), nested_params())
 
 
 X, Y = jnp.ones((8, 3)), jnp.ones((8, 2))
@@ -100,7 +117,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_others_trace_without_promotion_or_leaks(name: str, chunks: int) -> None:
+def test_others_trace_without_promotion(name: str, chunks: int) -> None:
     value_fn = gx.compose(loss, net, chunks=chunks, x=X, y=Y)
 
     def two_steps(params: Any) -> Any:
@@ -137,7 +154,7 @@ def test_traces_inside_shard_map(method: Method) -> None:
     ]
     for way in ways:
         jax.eval_shape(on_each_device(way), stacked(params))
-    # JAX itself cannot batch the mark of a constant leaf, such as one without entries
+    # a leaf without entries is left out: inside vmap, JAX refuses to mark the constant it becomes
     full = {**params, "pair": params["pair"][0]}
     lanes = lambda p: jax.vmap(lambda p: run(tx, p, 2)[0])(stacked(p))
     jax.eval_shape(on_each_device(lanes), stacked(full))

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.scipy.sparse.linalg import cg
 
 from gradxform import tree
@@ -42,6 +43,63 @@ class CgSolution(NamedTuple):
     negative: jax.Array  #: whether CG ended at a direction of negative curvature
     first_step: jax.Array  #: length of the first step if the curvature there were ‖Ap‖/‖p‖
     usable: jax.Array  #: whether the first product was finite and not 0
+
+
+def of_constants(
+    product: Product, like: tree.PyTree
+) -> tuple[Callable[..., tree.PyTree], list[jax.Array]]:
+    """``product`` as a function of a vector like ``like`` and of all that it reads, and the latter.
+
+    ``jax.closure_convert`` leaves integers and booleans inside.
+    """
+    closed, shape = jax.make_jaxpr(product, return_shape=True)(like)
+    jaxpr, structure = closed.jaxpr, jax.tree.structure(shape)
+
+    def converted(v: tree.PyTree, *consts: jax.Array) -> tree.PyTree:
+        flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(v))
+        return jax.tree.unflatten(structure, flat)
+
+    return converted, closed.consts
+
+
+def as_solution(
+    product: Callable[..., tree.PyTree], consts: list[jax.Array], b: tree.PyTree, x: tree.PyTree
+) -> tree.PyTree:
+    """``x``, with the derivatives of the exact solution of Ax = b.
+
+    They solve A dx = db − dA x, by conjugate gradients to rounding.
+
+    Args:
+      product: (v, *consts) ↦ Av, symmetric.
+      consts: what A depends on.
+      b: the right-hand side.
+      x: near A⁻¹b; its own derivatives are left out.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(b))
+    steps = _most(b)
+
+    @jax.custom_jvp
+    def solution(b: tree.PyTree, consts: list[jax.Array], x: tree.PyTree) -> tree.PyTree:
+        return x
+
+    def solve(operator: Callable[[tree.PyTree], tree.PyTree], b: tree.PyTree) -> tree.PyTree:
+        return cg(operator, b, tol=float(jnp.finfo(dtype).eps), maxiter=steps)[0]
+
+    @solution.defjvp
+    def _(primals: Any, tangents: Any) -> tuple[tree.PyTree, tree.PyTree]:
+        (b, consts, x), (db, d_consts, _) = primals, tangents
+        _, change = jax.jvp(lambda consts: product(x, *consts), (consts,), (d_consts,))
+        rest = jax.tree.map(lambda db, ax: (db - ax).astype(dtype), db, change)
+
+        def operator(v: tree.PyTree) -> tree.PyTree:
+            av = product(tree.cast_like(v, b), *consts)
+            return jax.tree.map(lambda x: x.astype(dtype), av)
+
+        # cg alone would not let reverse mode through, as it ties its start to the tangents
+        dx: Any = jax.lax.custom_linear_solve(operator, rest, solve, solve, symmetric=True)
+        return x, tree.cast_like(dx, x)
+
+    return solution(b, consts, x)
 
 
 class _Start(NamedTuple):
@@ -87,7 +145,7 @@ def counted_cg(
         Algorithm 7.1. Otherwise it takes the absolute curvature there, and goes on.
     """
     dtype = jnp.result_type(*jax.tree.leaves(b))  # CG wants one for all leaves
-    most = min(2 * sum(leaf.size for leaf in jax.tree.leaves(b)), _MOST_ITERATIONS)
+    most = _most(b)
     if isinstance(maxiter, int | float | np.number):
         most = min(most, int(maxiter))
 
@@ -97,6 +155,7 @@ def counted_cg(
     negative = bend < 0
     alone = flat | (negative & stop)  # the first direction is the last
     limit = jnp.where(wanted & begin.usable & ~alone, jnp.minimum(scalar(maxiter), most), 0)
+    limit = limit.astype(jnp.int32)
 
     def scaled_inverse(marked: _Marked) -> _Marked:
         r, marks = marked
@@ -115,7 +174,7 @@ def counted_cg(
     made = jnp.sum(marks[:-3] != 0, dtype=jnp.int32)
     ended = marks[_ENDED] != 0
     # without word of its end, the last product of CG is not yet in the solution
-    products = jnp.where(ended, made, jnp.minimum(made + 1, limit.astype(jnp.int32)))
+    products = jnp.where(ended, made, jnp.minimum(made + 1, limit))
     length = norm(begin.p)
     single = tree.scale(tree.divide(scalar(1), length**2), begin.p)
     x = tree.select(alone & begin.usable, single, tree.cast_like(x, b))
@@ -126,6 +185,10 @@ def counted_cg(
         first_step=tree.divide(begin.size / begin.kappa, length),
         usable=begin.usable,
     )
+
+
+def _most(b: tree.PyTree) -> int:
+    return min(2 * tree.count(b), _MOST_ITERATIONS)
 
 
 def _start(product: Product, b: tree.PyTree, inverse: Product | None, wanted: jax.Array) -> _Start:
@@ -186,7 +249,7 @@ def _operator(
             curved = jnp.where(bend < 0, -av, av)
             return jnp.where(carried, infinite, jnp.where(short, huge * v, curved)).astype(v.dtype)
 
-        place = jnp.arange(-len(marks), 0)
+        place = jnp.arange(-len(marks), 0, dtype=jnp.int32)
         sent = (place + len(marks) == made) & ~idle
         sent |= (place == _ENDED) & ending
         sent |= (place == _NEGATIVE) & ending & negative
@@ -211,10 +274,12 @@ def _jax_cg(
     it is.
     """
 
-    # as one program, so that jax_debug_nans does not stop at the NaN that ends it
-    @functools.partial(jax.jit, static_argnums=(0, 1))
     def solve(a: Any, m: Any, b: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
-        return cg(a, b, tol=tol, maxiter=maxiter, M=m)[0]
+        def found(b: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
+            return cg(a, b, tol=tol, maxiter=maxiter, M=m)[0]
+
+        # as one program, so that jax_debug_nans does not stop at the NaN that ends it
+        return jax.jit(found)(b, tol, maxiter)
 
     divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if tree.is_explicit(x)]
     if not divided:

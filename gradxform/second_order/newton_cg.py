@@ -1,5 +1,6 @@
 """Newton's method with its step from conjugate gradients: products with the Hessian alone."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,7 +25,12 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
-from gradxform.second_order.conjugate_gradients import counted_cg, norm
+from gradxform.second_order.conjugate_gradients import (
+    as_solution,
+    counted_cg,
+    norm,
+    of_constants,
+)
 
 Forcing = Literal["eisenstat_walker", "fixed"]
 
@@ -97,6 +103,15 @@ def scale_by_newton_cg(
     )
 
 
+class _Found(NamedTuple):
+    """What a solve tells beside d."""
+
+    grad_norm: jax.Array
+    tol: jax.Array
+    products: jax.Array
+    descends: jax.Array  # whether −d leads downhill
+
+
 def _direction(
     method: str,
     damping: Scalar,
@@ -120,27 +135,16 @@ def _direction(
         info = NewtonCgInfo(count(), count(), count(), number())
         return ScaleByNewtonCgState(count(), number(), number(), tree.zeros_like(params), info)
 
-    def update(
-        grads: tree.PyTree,
+    def solve(
+        consts: list[jax.Array],
+        g: tree.PyTree,
         state: ScaleByNewtonCgState,
-        params: tree.PyTree | None = None,
-        *,
-        value_fn: Any = None,
-        **extra_args: Any,
-    ) -> tuple[tree.PyTree, ScaleByNewtonCgState]:
-        params = protocol.require_params(method, params, grads)
-        value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
-        protocol.check_unmasked(method, params)
-        if tree.count(grads) == 0:
-            return grads, state
-        g = jax.tree.map(tree.promote, grads)
-        finite = jnp.isfinite(tree.max_abs(g))
-        g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
-        undamped = (curvature or hessian())(value_fn, params)
-        alpha = tree.varying_like(scalar(damping), g)
+        of_consts: Callable[..., tree.PyTree],
+    ) -> tuple[tree.PyTree, _Found]:
+        """d, and what was found on the way."""
 
         def product(v: tree.PyTree) -> tree.PyTree:
-            return tree.map(lambda v, hv: hv + alpha * v, v, undamped(v))
+            return of_consts(v, *consts)
 
         inverse, made = checked_inverse(method, preconditioner, product, g, state.count)
         grad_norm = norm(g)
@@ -167,19 +171,47 @@ def _direction(
             step = tree.scale(jnp.where(solution.negative, jnp.minimum(within, 1), 1), step)
         d = jax.tree.map(jnp.add, start, step)
         products = solution.products + warm.astype(jnp.int32) + made
-
         slope = tree.vdot(d, g)
         descends = (slope > 0) & jnp.isfinite(slope) & jnp.isfinite(tree.max_abs(d))
-        d = tree.select(descends, d, g)
+        return d, _Found(grad_norm, eta, products, descends)
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByNewtonCgState,
+        params: tree.PyTree | None = None,
+        *,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByNewtonCgState]:
+        params = protocol.require_params(method, params, grads)
+        value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
+        protocol.check_unmasked(method, params)
+        if tree.count(grads) == 0:
+            return grads, state
+        g = jax.tree.map(tree.promote, grads)
+        finite = jnp.isfinite(tree.max_abs(g))
+        g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
+        undamped = (curvature or hessian())(value_fn, params)
+        alpha = tree.varying_like(scalar(damping), g)
+
+        # d is found by loops without a derivative, and is then given that of the exact solution
+        product, consts = of_constants(
+            lambda v: tree.map(lambda v, hv: hv + alpha * v, v, undamped(v)), g
+        )
+        d, found = solve(*jax.lax.stop_gradient((consts, g, state)), product)
+        d = as_solution(product, consts, g, jax.lax.stop_gradient(d))
+        d = tree.select(found.descends, d, g)
         info = NewtonCgInfo(
-            tree.add_count(state.info.curvature_products, products),
-            tree.add_count(state.info.fallbacks, (~descends & (grad_norm > 0)).astype(jnp.int32)),
+            tree.add_count(state.info.curvature_products, found.products),
+            tree.add_count(
+                state.info.fallbacks, (~found.descends & (found.grad_norm > 0)).astype(jnp.int32)
+            ),
             tree.add_count(state.info.skipped, (~finite).astype(jnp.int32)),
-            jnp.where(finite, eta, state.tol),
+            jnp.where(finite, found.tol, state.tol),
         )
         new_state = ScaleByNewtonCgState(
             tree.add_count(state.count, 1),
-            jnp.where(finite, grad_norm, state.grad_norm),
+            jnp.where(finite, found.grad_norm, state.grad_norm),
             info.tol,
             tree.select(finite, d, state.direction),
             info,
@@ -233,7 +265,7 @@ def newton_cg(
 
     CG also ends before a direction without curvature, and where products are not finite. If nothing
     is left then, or if a warm start has led to an ascent, d = g. If g is not finite, the step is
-    zero.
+    zero. Derivatives through d are those of the exact solution of :math:`(H + \alpha I)\, d = g`.
 
     Far from a minimum a full step may still climb: there use
     ``gx.with_line_search(gx.scale_by_newton_cg())``, a smaller ε or a larger α.

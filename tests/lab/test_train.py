@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import gradxform as gx
+from gradxform.info import diagnostics
 from gradxform.lab import epoch as lab_epoch
 from gradxform.lab import optimizers
 from gradxform.lab import train as lab_train
@@ -247,6 +248,7 @@ def test_gradients_are_of_the_whole_training_part(task):
     assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
+@diagnostics
 class _Info(NamedTuple):
     curvature_products: jax.Array
     gradient_equivalents: jax.Array
