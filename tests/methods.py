@@ -117,6 +117,7 @@ METHODS = {
             "tol": (0.3, 1e-3),
             "maxiter": (20, 1),
             "warm_start": (0.0, 0.5),
+            "bound": (10.0, 1.0),
         },
         {"curvature": None, "forcing": "fixed", "preconditioner": None},
         needs=("value_fn",),

@@ -33,6 +33,7 @@ from gradxform.hyperparameters import Scalar, scalar
 _MOST_ITERATIONS = 1000
 _ENDED, _CARRIED, _NEGATIVE = -1, -2, -3  # the marks behind those of the products
 _Marked: TypeAlias = tuple[tree.PyTree, jax.Array]
+_Leaves: TypeAlias = list[jax.Array]
 
 
 class CgSolution(NamedTuple):
@@ -52,12 +53,18 @@ def of_constants(
 
     ``jax.closure_convert`` leaves integers and booleans inside.
     """
-    closed, shape = jax.make_jaxpr(product, return_shape=True)(like)
-    jaxpr, structure = closed.jaxpr, jax.tree.structure(shape)
+    leaves, structure = jax.tree.flatten(like)
+
+    def flat(*leaves: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(product(jax.tree.unflatten(structure, leaves)))
+
+    # flat, as JAX refuses nodes that hold arrays as metadata
+    closed = jax.make_jaxpr(flat)(*leaves)
+    jaxpr = closed.jaxpr
 
     def converted(v: tree.PyTree, *consts: jax.Array) -> tree.PyTree:
-        flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(v))
-        return jax.tree.unflatten(structure, flat)
+        found = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(v))
+        return jax.tree.unflatten(structure, found)
 
     return converted, closed.consts
 
@@ -75,31 +82,32 @@ def as_solution(
       b: the right-hand side.
       x: near A⁻¹b; its own derivatives are left out.
     """
-    dtype = jnp.result_type(*jax.tree.leaves(b))
-    steps = _most(b)
+    structure, dtype, steps = jax.tree.structure(b), jnp.result_type(*jax.tree.leaves(b)), _most(b)
 
     @jax.custom_jvp
-    def solution(b: tree.PyTree, consts: list[jax.Array], x: tree.PyTree) -> tree.PyTree:
+    def solution(b: _Leaves, consts: list[jax.Array], x: _Leaves) -> _Leaves:
         return x
 
-    def solve(operator: Callable[[tree.PyTree], tree.PyTree], b: tree.PyTree) -> tree.PyTree:
+    def solve(operator: Callable[[_Leaves], _Leaves], b: _Leaves) -> _Leaves:
         return cg(operator, b, tol=float(jnp.finfo(dtype).eps), maxiter=steps)[0]
 
     @solution.defjvp
-    def _(primals: Any, tangents: Any) -> tuple[tree.PyTree, tree.PyTree]:
+    def _(primals: Any, tangents: Any) -> tuple[_Leaves, _Leaves]:
         (b, consts, x), (db, d_consts, _) = primals, tangents
-        _, change = jax.jvp(lambda consts: product(x, *consts), (consts,), (d_consts,))
-        rest = jax.tree.map(lambda db, ax: (db - ax).astype(dtype), db, change)
 
-        def operator(v: tree.PyTree) -> tree.PyTree:
-            av = product(tree.cast_like(v, b), *consts)
-            return jax.tree.map(lambda x: x.astype(dtype), av)
+        def flat_product(v: _Leaves, consts: list[jax.Array]) -> _Leaves:
+            cast = jax.tree.unflatten(structure, tree.cast_like(v, b))
+            return [av.astype(dtype) for av in jax.tree.leaves(product(cast, *consts))]
 
+        _, change = jax.jvp(lambda consts: flat_product(x, consts), (consts,), (d_consts,))
+        rest = [d.astype(dtype) - c for d, c in zip(db, change, strict=True)]
         # cg alone would not let reverse mode through, as it ties its start to the tangents
-        dx: Any = jax.lax.custom_linear_solve(operator, rest, solve, solve, symmetric=True)
+        dx: Any = jax.lax.custom_linear_solve(
+            lambda v: flat_product(v, consts), rest, solve, solve, symmetric=True
+        )
         return x, tree.cast_like(dx, x)
 
-    return solution(b, consts, x)
+    return jax.tree.unflatten(structure, solution(jax.tree.leaves(b), consts, jax.tree.leaves(x)))
 
 
 class _Start(NamedTuple):
