@@ -283,11 +283,15 @@ def _jax_cg(
     """
 
     def solve(a: Any, m: Any, b: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
-        def found(b: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
-            return cg(a, b, tol=tol, maxiter=maxiter, M=m)[0]
+        leaves, structure = jax.tree.flatten(b)
 
-        # as one program, so that jax_debug_nans does not stop at the NaN that ends it
-        return jax.jit(found)(b, tol, maxiter)
+        def found(leaves: _Leaves, tol: Any, maxiter: jax.Array) -> _Leaves:
+            b = jax.tree.unflatten(structure, leaves)
+            return jax.tree.leaves(cg(a, b, tol=tol, maxiter=maxiter, M=m)[0])
+
+        # as one program, so that jax_debug_nans does not stop at the NaN that ends it; of leaves,
+        # as JAX does not look programs up by nodes that hold arrays as metadata
+        return jax.tree.unflatten(structure, jax.jit(found)(leaves, tol, maxiter))
 
     divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if tree.is_explicit(x)]
     if not divided:
