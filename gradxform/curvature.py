@@ -23,7 +23,7 @@ Curvature: TypeAlias = Annotated[
 def hessian() -> Curvature:
     r"""The Hessian, :math:`v \mapsto \nabla^2 J(\theta)\, v`.
 
-    Calling the result with a function and parameters linearises the gradient there, once. Of a
+    Calling the result with a function and parameters linearises the gradient there, once. For a
     multilayer net every product after that costs 1 to 2 gradients: 1 for the layer that reads the
     data, 2 for those behind it, 1.4 for 784-500-300-10. Functions and products are computed in at
     least float32, whatever the dtype of the parameters.
@@ -62,7 +62,7 @@ def gauss_newton() -> Curvature:
     cross-entropy of logits by softmax or sigmoid. It is not the "empirical Fisher" of the gradients
     of the labels in the data.
 
-    Model and loss are linearised once. Of a multilayer net every product after that costs 1 to 4/3
+    Model and loss are linearised once. For a multilayer net every product after that costs 1 to 4/3
     gradients, 1.1 for 784-500-300-10. They are computed in at least float32, whatever the dtype of
     the parameters.
 
@@ -313,8 +313,8 @@ def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, 
 
 # -- preconditioners
 
-#: Of a damped product, the gradient and the update count: a map near the inverse, and the products
-#: that making it took.
+#: From a damped product, the gradient and the update count to a map near the inverse, and to the
+#: number of products that it took.
 Preconditioner: TypeAlias = Annotated[
     Callable[[Product, tree.PyTree, jax.Array], tuple[Product, int]],
     "a function of the damped product, the gradient and the update count, for instance "

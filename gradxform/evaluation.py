@@ -17,7 +17,7 @@ def eval_params(state: optax.OptState, /, params: PyTree) -> PyTree:
     \alpha v` and this returns θ; with :func:`gradxform.polyak_average` it returns the average. The
     state may be nested in any way: ``optax.chain``, ``masked``, ``partition``,
     ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, or any pytree of your own, such as
-    a whole Flax ``TrainState``. Of a Flax NNX optimizer pass ``nnx.as_pure(optimizer.opt_state)``
+    a whole Flax ``TrainState``. For a Flax NNX optimizer pass ``nnx.as_pure(optimizer.opt_state)``
     and ``nnx.as_pure(nnx.state(model, nnx.Param))``.
 
     A method of yours joins in by ``@gx.eval_params.register(MyState)`` on a function

@@ -44,9 +44,12 @@ def minimize(
     Some links of a chain change what is minimised: weight decay, or an L1 penalty. ``fn`` does not
     know the penalty, so it can tell neither the best point nor the end. ``minimize`` notices such
     a link, since it moves parameters of zero gradient towards zero. Then it returns the last point,
-    and the run has converged when the parameters no longer move. Leaves that the method never
-    moves (``optax.set_to_zero`` in a partition) do not count towards the gradient's size. While a
-    method waits, as ``accumulate`` does or a learning rate of 0, the run goes on.
+    and the run has converged when the parameters no longer move. Methods that search by values
+    (line searches, trust regions) are not looked at: put penalties into ``fn`` for them.
+
+    Leaves that the method never moves (``optax.set_to_zero`` in a partition) do not count towards
+    the gradient's size. While a method waits, as ``accumulate`` does or a learning rate of 0, the
+    run goes on.
 
     Called from Python, the loop is compiled once for each ``fn``, shapes of ``params`` and method.
     Building ``tx`` again with the same numbers does not compile again. A change in what ``fn`` or

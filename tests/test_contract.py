@@ -52,7 +52,12 @@ def determined(tree: Any) -> Any:
             return node
         rows = [x.reshape(-1, x.shape[-1]) for x in jax.tree.leaves(node.axes)]
         q = jnp.concatenate(rows)
-        return (q * node.values[None, :]) @ q.T, q @ node.slopes, node.grad_size, node.curvature_size
+        return (
+            (q * node.values[None, :]) @ q.T,
+            q @ node.slopes,
+            node.grad_size,
+            node.curvature_size,
+        )
 
     return jax.tree.map(matrix, tree, is_leaf=is_model)
 

@@ -373,7 +373,7 @@ def _check_sweep(config: Config) -> Iterator[Problem]:
 
 
 def _axes(sweep: Sweep | SurfaceSweep) -> tuple[grid.Axes, Mapping[str, grid.Axes]]:
-    """Of all optimisers, and by label of one."""
+    """The axes of all optimisers, and those of one by its label."""
     overrides = {label: grid.read_axes(own, "")[0] for label, own in sweep.overrides.items()}
     return grid.read_axes(sweep.axes, "")[0], overrides
 

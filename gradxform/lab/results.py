@@ -346,7 +346,7 @@ def _summary(config: Config, task: str, found: Mapping[str, Any]) -> str:
 
 
 def _mean(key: str, point: "Point", with_range: bool) -> str:
-    """Of the members that did not fail."""
+    """The mean of the members that did not fail, as text."""
     rows = [row for row in point.rows if row.get("solved", True) and key in row]
     values = [row[key] for row in rows]
     if not values:
