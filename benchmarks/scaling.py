@@ -35,7 +35,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import gradxform as gx
-from gradxform.protocol import bind
+from gradxform.objective import bind
 
 COUNTS, QUICK_COUNTS = (1, 2, 8, 64, 256), (1, 8)
 LARGE, DENSE, QUICK = (1024, 1024, 1024), (256, 4, 256), (16, 16)

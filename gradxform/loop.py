@@ -9,10 +9,9 @@ import optax
 from jax.extend.core import Literal as Constant
 
 from gradxform import tree
-from gradxform.curvature import Composed
 from gradxform.hyperparameters import scalar, shown
 from gradxform.info import reported, total
-from gradxform.protocol import bind
+from gradxform.objective import Composed, bind
 from gradxform.solution import Solution, Status
 
 _RUNNING = -1
