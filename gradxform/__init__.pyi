@@ -16,6 +16,7 @@ from gradxform.first_order.momentum import momentum as momentum
 from gradxform.first_order.nesterov import nesterov as nesterov
 from gradxform.first_order.rmsprop import rmsprop as rmsprop
 from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
+from gradxform.first_order.rprop import rprop as rprop
 from gradxform.first_order.sgd import sgd as sgd
 from gradxform.line_search import with_line_search as with_line_search
 from gradxform.minimization import minimize as minimize

@@ -76,6 +76,16 @@ METHODS = {
         gx.delta_bar_delta,
         {**RATE, "kappa": (0.01, 0.02), "phi": (0.1, 0.5), "theta": (0.7, 0.3)},
     ),
+    "rprop": Method(
+        gx.rprop,
+        {
+            **RATE,
+            "eta_minus": (0.5, 0.8),
+            "eta_plus": (1.2, 1.5),
+            "min_step_size": (1e-6, 0.2),
+            "max_step_size": (50.0, 0.055),
+        },
+    ),
     "adagrad": Method(gx.adagrad, {**RATE, "eps": (1e-7, 1e-1)}),
     "rmsprop": Method(gx.rmsprop, RMSPROP),
     "rmsprop_momentum": Method(gx.rmsprop, {**RMSPROP, **MOMENTUM}),

@@ -71,6 +71,24 @@ def test_equal(ours: optax.GradientTransformation, theirs: optax.GradientTransfo
     assert difference(ours, theirs) < 1e-10
 
 
+def test_rprop_makes_the_steps_that_optax_computes() -> None:
+    """Optax 0.2.8 keeps each step in its state and returns it one update late."""
+    ours, theirs = gx.rprop(0.1), optax.rprop(0.1)
+    params = unflatten(START)
+    state, their_state = ours.init(params), theirs.init(params)
+    turned, largest = 0, 0.0
+    for k in range(STEPS):
+        grads = unflatten(gradient(k, flatten(params)))
+        updates, state = ours.update(grads, state, params)
+        _, their_state = theirs.update(grads, their_state, params)
+        step = their_state[0].prev_updates
+        largest = max(largest, np.max(np.abs(flatten(updates) + flatten(step))))
+        turned += np.sum(flatten(updates) == 0)
+        params = optax.apply_updates(params, updates)
+    assert turned > 100
+    assert largest < 1e-10
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

@@ -165,6 +165,31 @@ def adam(
     return path
 
 
+def rprop(
+    gradient: Gradient,
+    theta: np.ndarray,
+    steps: int,
+    rate: Rate,
+    eta_minus: float,
+    eta_plus: float,
+    min_step: float,
+    max_step: float,
+) -> list[np.ndarray]:
+    """iRprop−; a changing rate scales all step sizes."""
+    size, before, path = np.full_like(theta, rate(0)), np.zeros_like(theta), []
+    for k in range(steps):
+        g = gradient(k, theta)
+        size = size * rate(k) / rate(max(k - 1, 0))
+        agreement = before * np.sign(g)
+        grown = np.clip(eta_plus * size, min_step, max_step)
+        shrunk = np.clip(eta_minus * size, min_step, max_step)
+        size = np.where(agreement > 0, grown, np.where(agreement < 0, shrunk, size))
+        before = np.where(agreement < 0, 0, np.sign(g))
+        theta = theta - size * before
+        path.append(theta)
+    return path
+
+
 def coordinate_descent(
     hessian: np.ndarray, linear: np.ndarray, x: np.ndarray, coordinates: list[int]
 ) -> list[np.ndarray]:

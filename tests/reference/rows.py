@@ -85,6 +85,9 @@ ROWS = {
         (0.02, 0.2, 0.7),
         0.1,
     ),
+    "rprop": Row(
+        "Resilient propagation (iRprop−)", gx.rprop, slides.rprop, (0.5, 1.2, 1e-6, 50.0), 0.1
+    ),
     "adagrad": Row("AdaGrad", gx.adagrad, slides.adagrad, (1e-7,), 0.3),
     "rmsprop": Row("RMSProp", lambda e: gx.rmsprop(e, 0.9), slides.rmsprop, (0.9, 1e-6), 0.02),
     "rmsprop_momentum": Row(

@@ -1,0 +1,119 @@
+"""Resilient propagation: a step size for each parameter, from the signs of its gradients alone."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.hyperparameters import (
+    Fraction,
+    Interval,
+    LearningRate,
+    NonNegative,
+    Scalar,
+    checked,
+    rate,
+    scalar,
+)
+from gradxform.protocol import transformation
+from gradxform.sharding import sharded_like
+
+
+class RpropState(NamedTuple):
+    """State of :func:`rprop`; the trees are in at least float32."""
+
+    count: jax.Array  #: k, updates made so far
+    gains: tree.PyTree  #: the step size of each parameter over the learning rate, Δ / ε
+    signs: tree.PyTree  #: s, the signs of the last gradients, 0 where the sign had turned
+
+
+@checked
+def rprop(
+    learning_rate: LearningRate = 0.1,
+    eta_minus: Fraction = 0.5,
+    eta_plus: Annotated[Scalar, Interval(1)] = 1.2,
+    min_step_size: NonNegative = 1e-6,
+    max_step_size: NonNegative = 50.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RPROP: a step size grows while its gradient keeps its sign, and shrinks when it turns.
+
+    With one step size Δ for each parameter, which starts at ``learning_rate``, and s = 0 at first:
+
+    .. math::
+        \Delta &\leftarrow \begin{cases}
+            \min(\eta_+ \Delta,\, \Delta_{max}) & s\, g > 0 \\
+            \max(\eta_- \Delta,\, \Delta_{min}) & s\, g < 0 \\
+            \Delta & \text{otherwise}
+        \end{cases} \\
+        s &\leftarrow \begin{cases}
+            0 & s\, g < 0 \\
+            \text{sign}(g) & \text{otherwise}
+        \end{cases} \\
+        \theta &\leftarrow \theta - \Delta \odot s
+
+    The size of the gradient has no influence. This is the form iRprop−: a parameter whose gradient
+    turns waits for one update, where the first paper takes its last step back. It is meant for
+    full-batch gradients: the noise of a minibatch turns signs by itself and shrinks the steps.
+
+    ``optax.rprop`` (0.2.8) has the same Δ and s, but returns each step one update late.
+
+    Args:
+      learning_rate: Δ₀, the step size that every parameter starts with. A schedule scales all step
+        sizes: the state holds their ratio to the schedule's value.
+      eta_minus: η₋ in [0, 1), the factor where a gradient turns.
+      eta_plus: η₊ ≥ 1, the factor where it keeps its sign.
+      min_step_size: Δ_min ≥ 0.
+      max_step_size: Δ_max ≥ Δ_min.
+
+    Returns:
+      The transformation; ``update`` needs the gradient alone.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    References:
+      Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning: the RPROP
+      algorithm", ICNN 1993, for Δ and the constants. Igel & Hüsken, "Empirical evaluation of the
+      improved Rprop learning algorithms", Neurocomputing 50:105 (2003), for iRprop−.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx = gx.rprop(0.1)
+    >>> state = tx.init(jnp.zeros(2))
+    >>> _, state = tx.update(jnp.asarray([3.0, 3.0]), state)
+    >>> updates, _ = tx.update(jnp.asarray([0.01, -5.0]), state)
+    >>> updates.round(3)
+    Array([-0.12, -0.  ], dtype=float32)
+    """
+
+    def init(params: tree.PyTree) -> RpropState:
+        zeros = tree.zeros_like(params)
+        gains = sharded_like(jax.tree.map(lambda z: z + 1, zeros), params)
+        return RpropState(jnp.zeros((), jnp.int32), gains, zeros)
+
+    def update(
+        grads: tree.PyTree,
+        state: RpropState,
+        params: tree.PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, RpropState]:
+        del params, extra_args
+        eps, shrink, grow = rate(learning_rate, state.count), scalar(eta_minus), scalar(eta_plus)
+        low, high = (tree.divide(scalar(size), eps) for size in (min_step_size, max_step_size))
+
+        def adapt(gain: jax.Array, s: jax.Array, g: jax.Array) -> jax.Array:
+            agreement = s * jnp.sign(g)
+            adapted = jnp.clip(gain * jnp.where(agreement > 0, grow, shrink), low, high)
+            # a schedule that is at 0 leaves the ratio as it is
+            return jnp.where((jnp.abs(agreement) > 0) & (eps > 0), adapted, gain)
+
+        def remember(s: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.where(s * jnp.sign(g) < 0, 0, jnp.sign(g))
+
+        gains = tree.map(adapt, state.gains, state.signs, grads)
+        signs = tree.map(remember, state.signs, grads)
+        updates = tree.map(lambda _, gain, s: -eps * gain * s, grads, gains, signs)
+        return updates, RpropState(tree.add_count(state.count, 1), gains, signs)
+
+    return transformation(init, update)
