@@ -24,6 +24,7 @@ how many solves found the minimum.
 """
 
 import argparse
+import functools
 import gc
 import os
 import sys
@@ -38,24 +39,19 @@ import optax
 
 import gradxform as gx
 from benchmarks.common import resident_mebibytes, stopwatch, table
+from gradxform.lab.optimizers import methods
 
 CHUNKS, JUMP = 10, 1000
 RATE = 0.05
-METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
-    "sgd": lambda: gx.sgd(RATE),
-    "momentum": lambda: gx.momentum(RATE),
-    "nesterov": lambda: gx.nesterov(RATE),
+#: with other arguments than the defaults, or several times
+CHOSEN: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "delta_bar_delta": lambda: gx.delta_bar_delta(RATE, kappa=0.01, phi=0.1, theta=0.7),
-    "adagrad": lambda: gx.adagrad(RATE),
-    "rmsprop": lambda: gx.rmsprop(RATE),
     "rmsprop_momentum": lambda: gx.rmsprop(RATE, momentum=0.9),
     "rmsprop_nesterov": lambda: gx.rmsprop(RATE, momentum=0.9, nesterov=True),
     "adadelta": lambda: gx.adadelta(eps=1e-2),
     "adam": lambda: gx.adam(RATE),
-    "coordinate_descent": gx.coordinate_descent,
     "coordinate_descent_random": lambda: gx.coordinate_descent("random"),
     "coordinate_descent_greedy_leaf": lambda: gx.coordinate_descent("greedy", "leaf"),
-    "bfgs": gx.bfgs,
     "lbfgs": lambda: gx.lbfgs(2, ravel=False),
     "nonlinear_cg": lambda: gx.nonlinear_cg("hager_zhang", ravel=False),
     "newton": lambda: gx.newton(0.5),
@@ -65,6 +61,20 @@ METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "hessian_free": lambda: gx.hessian_free(curvature=gx.hessian(), damping=1.0, iterates=3),
     "polyak_average": lambda: gx.polyak_average(gx.nesterov(RATE), decay=0.9, start=1),
 }
+
+
+def every_method() -> dict[str, Callable[[], optax.GradientTransformationExtraArgs]]:
+    """The public methods, by name: with the arguments chosen above, or the defaults and RATE."""
+    found = {}
+    for signature in methods("gradxform"):
+        name = signature.name.removeprefix("gradxform.")
+        required = {key for key, argument in signature.arguments.items() if argument.required}
+        if required <= {"learning_rate"} and not name.startswith("scale_by_"):
+            found[name] = functools.partial(getattr(gx, name), **dict.fromkeys(required, RATE))
+    return found | CHOSEN
+
+
+METHODS = every_method()
 WEIGHTS = {"w": jnp.asarray([1.0, 4.0]), "b": jnp.asarray(2.0)}
 PHASES = {"w": jnp.asarray([0.3, 1.1]), "b": jnp.asarray(2.0)}
 

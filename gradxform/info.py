@@ -8,6 +8,8 @@ Integers are totals over all updates, and survive when a search begins again wit
 Booleans and floating-point numbers describe the last update. These names mean the same everywhere:
 
 =======================  ==========================================================================
+``value``                value at the accepted point
+``grad_norm``            largest absolute entry of the gradient at the accepted point
 ``evaluations``          evaluations of ``value_fn`` made inside ``update``
 ``curvature_products``   products with the curvature; a dense matrix of n columns counts n
 ``gradient_equivalents`` the cost of both in gradients of ``value_fn``, where a method knows it
