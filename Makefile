@@ -27,8 +27,8 @@ lint: check
 	$(BIN)/python tests/audit.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/lab.py
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.minimize
 	$(BIN)/python -m benchmarks.curvature

@@ -28,7 +28,6 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +39,8 @@ import optax
 
 import gradxform as gx
 from benchmarks import sweep
-from benchmarks.curvature import cost_of, dot_operations, table
+from benchmarks.common import repeated, table, timed, turns
+from benchmarks.curvature import cost_of, dot_operations
 from gradxform.lab import models, optimizers
 from gradxform.lab.data import load
 from gradxform.lab.grid import Axis, members
@@ -125,22 +125,10 @@ def bytes_of(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def bandwidth(floats: int) -> Iterator[float]:
-    """Bytes a second, read and written, of adding 1 in place, turn by turn."""
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    x = jax.block_until_ready(add(jnp.zeros(4 * floats)))
-    while True:
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            x = add(x)
-        jax.block_until_ready(x)
-        yield 2 * STEPS * x.nbytes / (time.perf_counter() - began)
-
-
 def stepping(
     tx: optax.GradientTransformation, floats: int, leaves: int
-) -> tuple[float, int, Iterator[float]]:
-    """Seconds of compiling a step, the bytes it moves, and seconds of a step turn by turn."""
+) -> tuple[float, int, Callable[[], Any]]:
+    """Seconds of compiling a step, the bytes it moves, and a call that makes :data:`STEPS`."""
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
@@ -148,38 +136,32 @@ def stepping(
 
     params, grads = cut(floats, leaves), cut(floats, leaves)
     state = jax.jit(tx.init)(params)
-    began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
-    compiling = time.perf_counter() - began
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower
+    compiling, compiled = timed(lambda: lowered(params, state, grads).compile())
     moved = bytes_of(grads) + 2 * bytes_of((params, state))
-
-    def turns(params: Any, state: Any) -> Iterator[float]:
-        while True:
-            began = time.perf_counter()
-            for _ in range(STEPS):
-                params, state = compiled(params, state, grads)
-            jax.block_until_ready((params, state))
-            yield (time.perf_counter() - began) / STEPS
-
-    return compiling, moved, turns(params, state)
+    return compiling, moved, repeated(lambda carry: compiled(*carry, grads), (params, state), STEPS)
 
 
 def updates_table(sizes: Sizes) -> str:
-    rows, speeds = [], bandwidth(sizes.floats)
+    rows = []
+    x = jnp.zeros(4 * sizes.floats)
+    copied = 2 * STEPS * x.nbytes  # read and written by adding 1 in place
+    copy = repeated(jax.jit(lambda x: x + 1, donate_argnums=0), x, STEPS)
     for leaves in (1, sizes.leaves):
         for name, pair in UPDATES.items():
             (compiling, moved, ours), (compiling_optax, _, theirs) = (
                 stepping(tx, sizes.floats, leaves) for tx in pair
             )
-            # the first turn warms up
-            turns = [(next(ours), next(theirs), next(speeds)) for _ in range(1 + TURNS)][1:]
-            time_ours, time_optax, speed = map(statistics.median, zip(*turns, strict=True))
+            times = turns({"ours": ours, "Optax": theirs, "copy": copy}, TURNS)
+            time_ours, time_optax, time_copy = map(statistics.median, times.values())
+            time_ours, time_optax, speed = time_ours / STEPS, time_optax / STEPS, copied / time_copy
+            ratios = (a / b for a, b in zip(times["ours"], times["Optax"], strict=True))
             floor = moved / speed
             rows.append(
                 [
                     f"{name}, {leaves} {'leaf' if leaves == 1 else 'leaves'}",
                     *(f"{1e3 * seconds:.2f}" for seconds in (time_ours, time_optax, floor)),
-                    f"{statistics.median(a / b for a, b, _ in turns):.2f}",
+                    f"{statistics.median(ratios):.2f}",
                     f"{time_ours / floor:.2f}",
                     f"{speed / 1e9:.1f}",
                     f"{compiling:.1f}",

@@ -44,7 +44,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +51,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from benchmarks.common import peak_mebibytes, stopwatch, table, timed, turns
 
 HIDDEN, QUICK_HIDDEN = (250, 100, 30, 100, 250), (10,)
 CONNECTIONS = 15  #: of a unit at the start
@@ -252,36 +253,21 @@ def batches(x: np.ndarray, size: int, seed: int) -> Iterator[jax.Array]:
             yield jnp.asarray(x[order[at : at + size]])
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - began
-
-
-def peak_megabytes() -> float:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return math.nan
-    lines = (line.split() for line in status.splitlines())
-    return next((int(line[1]) / 1024 for line in lines if line[:1] == ["VmHWM:"]), math.nan)
-
-
 def run_method(task: Mapping[str, Any], x: np.ndarray, params: Params) -> dict[str, Any]:
     (method,) = (m for m in METHODS if m.name == task["method"])
     importlib.import_module(method.library)
     feed = lambda: batches(x, task["batch_size"], task["seed"])
     start_batch = next(feed())
     gradient = jax.jit(jax.value_and_grad(objective))
-    seconds_of(lambda: gradient(params, start_batch))
-    memory = peak_megabytes()
+    timed(lambda: gradient(params, start_batch))
+    memory = peak_mebibytes()
 
-    began = time.perf_counter()
+    seconds = stopwatch()
     running = method.prepare(task["batch_size"], task["settings"])
     carry, first = running.start(params, start_batch), []
     for batch in itertools.islice(feed(), FIRST):
         carry = jax.block_until_ready(running.step(carry, batch))
-        first.append(time.perf_counter() - began)
+        first.append(seconds())
 
     loss, evaluated = jax.jit(objective), jnp.asarray(x[:EVALUATED])
     marks = sorted({*np.geomspace(*task["marks"]).tolist(), *task["seconds"]})
@@ -289,12 +275,11 @@ def run_method(task: Mapping[str, Any], x: np.ndarray, params: Params) -> dict[s
     carry = running.start(params, start_batch)
     for batch in feed():
         kept = jax.tree.map(jnp.copy, running.params(carry))
-        began = time.perf_counter()
-        carry = jax.block_until_ready(running.step(carry, batch))
-        steps.append(time.perf_counter() - began)
-        clock += steps[-1]
+        took, carry = timed(functools.partial(running.step, carry, batch))
+        steps.append(took)
+        clock += took
         if len(gradients) < TURNS:
-            gradients.append(seconds_of(functools.partial(gradient, kept, batch)))
+            gradients.append(timed(functools.partial(gradient, kept, batch))[0])
         passed = sum(mark < clock for mark in marks) - len(curve) + 1
         if passed > 0:
             curve += passed * [float(loss(kept, evaluated))]
@@ -306,7 +291,7 @@ def run_method(task: Mapping[str, Any], x: np.ndarray, params: Params) -> dict[s
         "step": statistics.median(steps[:TURNS]),
         "gradient": statistics.median(gradients),
         "products": int(running.products(carry)) / len(steps),
-        "memory": peak_megabytes() - memory,
+        "memory": peak_mebibytes() - memory,
         "times": [0.0, *marks],
         "curve": curve,
     }
@@ -429,14 +414,19 @@ def cost_of(
         dot_operations(jax.make_jaxpr(program)(params, x, start).jaxpr) for program in (once, many)
     )
 
-    def turn() -> tuple[float, float]:
-        first, rest = (seconds_of(lambda p=p: p(params, x, start)) for p in (once, many))
-        return (rest - first) / PRODUCTS, seconds_of(lambda: gradient(params, x))
-
-    times = [turn() for _ in range(REPEATS + 1)][1:]  # the first one compiles
+    times = turns(
+        {
+            "once": lambda: once(params, x, start),
+            "many": lambda: many(params, x, start),
+            "gradient": lambda: gradient(params, x),
+        },
+        REPEATS,
+    )
+    products = [(b - a) / PRODUCTS for a, b in zip(times["once"], times["many"], strict=True)]
+    ratios = (one / alone for one, alone in zip(products, times["gradient"], strict=True))
     return {
-        "seconds": statistics.median(one for one, _ in times),
-        "time": statistics.median(one / alone for one, alone in times),
+        "seconds": statistics.median(products),
+        "time": statistics.median(ratios),
         "operations": (all_ - few) / PRODUCTS,
     }
 
@@ -555,11 +545,6 @@ def compare(
     answers = [run(chosen, seed, seconds) for seed in range(1, runs + 1)]
     versions = f"{method.library} {answers[0]['version']}, jax {answers[0]['jax']}"
     return Outcome(method, chosen, tuned, [a["found"] for a in answers], versions)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
 
 
 def cost_table(outcomes: Iterable[Outcome]) -> str:

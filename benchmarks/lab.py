@@ -1,6 +1,6 @@
 """An MNIST epoch through the lab against a bare hand-written scan of the same steps.
 
-    python benchmarks/lab.py [DATA_DIR]
+    python -m benchmarks.lab [DATA_DIR]
 
 Without a folder that holds MNIST the images are noise of MNIST's size, which takes as long. Both
 programs draw a new permutation, gather each batch from the bytes on the device and make an SGD step
@@ -10,8 +10,7 @@ be at most 1.2.
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 import optax
 
 import gradxform as gx
+from benchmarks.common import timed
 from gradxform.lab.data import Dataset, Split, load
 from gradxform.lab.epoch import TrainState, evaluate, init_state, make_epoch, to_device
 from gradxform.lab.tasks import make_task
@@ -57,12 +57,6 @@ def bare_epoch(params: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple
     return params, jnp.mean(values)
 
 
-def seconds(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return time.perf_counter() - started, result
-
-
 def main() -> int:
     data = load("mnist", sys.argv[1]) if len(sys.argv) > 1 else noise()
     task = make_task(data, "keras_mlp")
@@ -76,9 +70,11 @@ def main() -> int:
     mine = jax.tree.map(jnp.copy, params)
     times: dict[str, list[float]] = {"lab": [], "bare": [], "evaluation": []}
     for run in range(RUNS + 1):
-        lab_time, (state, epoch) = seconds(lab, state, train)
-        bare_time, (mine, _) = seconds(bare, mine, jax.random.key(run), train.x, train.y)
-        evaluation = sum(seconds(measure, epoch.params, part)[0] for part in (train, test))
+        key = jax.random.key(run)
+        lab_time, (state, epoch) = timed(partial(lab, state, train))
+        bare_time, (mine, _) = timed(partial(bare, mine, key, train.x, train.y))
+        evaluations = (timed(partial(measure, epoch.params, part)) for part in (train, test))
+        evaluation = sum(seconds for seconds, _ in evaluations)
         if run:  # the first compiles
             for name, value in zip(times, (lab_time, bare_time, evaluation), strict=True):
                 times[name].append(value)

@@ -16,7 +16,6 @@ import importlib.util
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -28,6 +27,7 @@ import scipy.optimize
 import sklearn.datasets
 
 import gradxform as gx
+from benchmarks.common import repeated, table, timed, turns
 from gradxform.lab.surfaces import rosenbrock
 from gradxform.second_order.nonlinear_cg import Beta
 
@@ -72,21 +72,14 @@ def optimistix(fn: Objective, names: Sequence[str]) -> dict[str, Solve]:
 
 
 def warm_seconds(calls: Mapping[str, Callable[[], Any]], repeat: int = 1) -> dict[str, float]:
-    """The median time of each call; they take turns, the first of which compiles."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(RUNS + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            for _ in range(repeat):
-                jax.block_until_ready(call())
-            times[name].append((time.perf_counter() - began) / repeat)
-    return {name: statistics.median(some[1:]) for name, some in times.items()}
+    """The median time of each call; they take turns."""
+    many = {name: repeated(lambda _, f=f: f(), None, repeat) for name, f in calls.items()}
+    times = turns(many, RUNS)
+    return {name: statistics.median(some) / repeat for name, some in times.items()}
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    lines = ("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
-    print(f"\n## {title}\n", *lines, sep="\n", flush=True)
+    print(f"\n## {title}\n\n{table(head, rows)}", flush=True)
 
 
 def standard_start(n: int) -> np.ndarray:
@@ -150,9 +143,7 @@ def leaves(count: int, size: int, steps: int, methods: Mapping[str, Any]) -> Non
             return optax.apply_updates(params, updates), state
 
         state = jax.jit(tx.init)(start)
-        began = time.perf_counter()
-        compiled = jax.jit(step).lower(start, state).compile()
-        compile_seconds = time.perf_counter() - began
+        compile_seconds, compiled = timed(lambda: jax.jit(step).lower(start, state).compile())
 
         def run() -> Any:
             carry = start, state

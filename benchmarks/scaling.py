@@ -20,27 +20,28 @@ its part: gradients and products count once whole, where an accelerator sends as
 """
 
 import argparse
-import itertools
-import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import gradxform as gx
-from gradxform.protocol import bind
+from benchmarks.common import stopwatch, table
+from testbed.collectives import always, busiest_loop, collectives, is_small
+from testbed.sharded import (
+    abstract,
+    bytes_on_a_device,
+    compiled_gradient,
+    compiled_products,
+    compiled_step,
+    mesh_of,
+)
 
 COUNTS, QUICK_COUNTS = (1, 2, 8, 64, 256), (1, 8)
 LARGE, DENSE, QUICK = (1024, 1024, 1024), (256, 4, 256), (16, 16)
-EXAMPLES = 1024
-SMALL = 1024  #: bytes up to which a collective carries inner products alone
 
 METHODS: dict[str, Callable[[], Any]] = {
     "sgd": lambda: gx.sgd(0.1),
@@ -57,185 +58,6 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 DENSE_METHODS = ("bfgs", "trust_region", "newton")
 LOOPS = {"newton_cg": "hessian", "trust_region steihaug": "hessian", "hessian_free": "gauss_newton"}
-
-
-# -- the problem
-
-
-def net(params: Any, x: jax.Array) -> jax.Array:
-    for layer in params:
-        w, b = jax.tree.map(_gathered, layer)
-        x = jnp.tanh(x @ w + b)
-    return x
-
-
-def _gathered(x: jax.Array) -> jax.Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    if AxisType.Explicit in mesh.axis_types:
-        return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec())
-
-
-def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.mean((outputs - y) ** 2)
-
-
-OBJECTIVE = gx.compose(squared_error, net)
-
-
-def parameters(sizes: Sequence[int], seed: int = 0) -> Any:
-    rng = np.random.default_rng(seed)
-    return [(rng.normal(size=(n, m)) / n**0.5, np.zeros(m)) for n, m in itertools.pairwise(sizes)]
-
-
-def mesh_of(count: int, kind: AxisType = AxisType.Auto) -> Mesh:
-    return jax.make_mesh((count,), ("data",), (kind,), devices=jax.devices()[:count])
-
-
-def fully_sharded(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """Along the first axis that the devices divide; whole on each where there is none."""
-    spec: list[str | None] = [None] * len(shape)
-    for axis, size in enumerate(shape):
-        if size and size % mesh.size == 0:
-            spec[axis] = "data"
-            break
-    return NamedSharding(mesh, PartitionSpec(*spec))
-
-
-def step(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
-    """One turn of a stock training loop."""
-
-    def turn(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
-        value, grads = jax.value_and_grad(OBJECTIVE)(params, x=x, y=y)
-        updates, state = tx.update(
-            grads, state, params, value=value, grad=grads, value_fn=OBJECTIVE, x=x, y=y
-        )
-        return optax.apply_updates(params, updates), state
-
-    return turn
-
-
-# -- compiled programs
-
-
-class Abstract(NamedTuple):
-    """The arguments of a step, as shapes with shardings."""
-
-    params: Any
-    state: Any
-    x: Any
-    y: Any
-
-
-def abstract(tx: Any, mesh: Mesh, sizes: Sequence[int], examples: int = EXAMPLES) -> Abstract:
-    """What ``init`` makes under ``jax.jit`` of parameters that are only described."""
-
-    def described(shape: Sequence[int], sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(shape), jnp.float32, sharding=sharding)
-
-    params = jax.tree.map(
-        lambda p: described(p.shape, fully_sharded(mesh, p.shape)), parameters(sizes)
-    )
-    program = jax.jit(tx.init).lower(params).compile()
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(tx.init, params),
-        program.output_shardings,
-    )
-    by_example = NamedSharding(mesh, PartitionSpec("data"))
-    x, y = (described((examples, size), by_example) for size in (sizes[0], sizes[-1]))
-    return Abstract(params, state, x, y)
-
-
-def compiled_step(tx: Any, given: Abstract) -> Any:
-    return jax.jit(step(tx), donate_argnums=(0, 1)).lower(*given).compile()
-
-
-def compiled_gradient(given: Abstract) -> Any:
-    shardings = jax.tree.map(lambda p: p.sharding, given.params)
-    gradient = lambda params, x, y: jax.grad(OBJECTIVE)(params, x=x, y=y)
-    compiled = jax.jit(gradient, out_shardings=shardings)
-    return compiled.lower(given.params, given.x, given.y).compile()
-
-
-def compiled_products(curvature: Any, given: Abstract) -> Any:
-    """A loop of products and nothing else."""
-
-    def loop(params: Any, v: Any, x: jax.Array, y: jax.Array) -> Any:
-        product = curvature(bind(OBJECTIVE, {"x": x, "y": y}), params)
-        return jax.lax.fori_loop(0, 5, lambda _, v: product(v), v)
-
-    return jax.jit(loop).lower(given.params, given.params, given.x, given.y).compile()
-
-
-def bytes_on_a_device(tree: Any) -> int:
-    """Of arrays, or of shapes with shardings."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
-# -- what a program sends
-
-
-class Collective(NamedTuple):
-    kind: str
-    size: int  #: bytes of the result
-    loop: str  #: the innermost loop's body, "" outside
-    conditional: bool
-
-
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$", re.MULTILINE)
-_CALLED = re.compile(r" (while|conditional|call)\(.*")
-_WIDTHS = {"pred": 1, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "f32": 4, "f64": 8}
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """All that a compiled program's text has, each once for each way it is called."""
-    parts = list(_COMPUTATION.finditer(hlo))
-    ends = [part.start() for part in parts[1:]] + [len(hlo)]
-    bodies = {m[2]: hlo[m.end() : end] for m, end in zip(parts, ends, strict=True)}
-    entry = next(m[2] for m in parts if m[1])
-
-    def walk(name: str, loop: str, conditional: bool) -> Iterator[Collective]:
-        for line in bodies[name].splitlines():
-            if found := _COLLECTIVE.search(line):
-                yield Collective(found[2], _bytes(found[1]), loop, conditional)
-            elif called := _CALLED.search(line):
-                names = [n for n in re.findall(r"%([\w.\-]+)", called[0]) if n in bodies]
-                body = re.search(r"body=%([\w.\-]+)", line)
-                for inner in names:
-                    deeper = inner if body and inner == body[1] else loop
-                    yield from walk(inner, deeper, conditional or called[1] == "conditional")
-
-    return list(walk(entry, "", False))
-
-
-def _bytes(result: str) -> int:
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
-    shapes = ((dtype, [int(n) for n in dims.split(",") if n]) for dtype, dims in arrays)
-    return sum(_WIDTHS[dtype] * int(np.prod(shape)) for dtype, shape in shapes)
-
-
-def busiest_loop(found: Sequence[Collective]) -> list[Collective]:
-    """The collectives of the loop that sends most, of one iteration: that of CG."""
-    loops = {c.loop for c in found if c.loop}
-    sent = {loop: sum(c.size for c in found if c.loop == loop) for loop in loops}
-    return [c for c in found if c.loop == max(sent, key=lambda name: sent[name])] if sent else []
-
-
-def is_small(collective: Collective) -> bool:
-    return collective.size <= SMALL
-
-
-def always(found: Sequence[Collective]) -> list[Collective]:
-    return [c for c in found if not c.conditional]
 
 
 # -- the tables
@@ -255,7 +77,7 @@ class Row(NamedTuple):
 
 
 def measure(name: str, count: int, sizes: Sequence[int]) -> Row:
-    began = time.perf_counter()
+    seconds = stopwatch()
     mesh, tx = mesh_of(count), METHODS[name]() if name in METHODS else gx.sgd(0.1)
     with jax.set_mesh(mesh):
         given = abstract(tx, mesh, sizes)
@@ -276,7 +98,7 @@ def measure(name: str, count: int, sizes: Sequence[int]) -> Row:
         sum(c.size for c in loop) if name in LOOPS else None,
         sum(is_small(c) for c in always(loop)),
         own,
-        time.perf_counter() - began,
+        seconds(),
     )
 
 
@@ -322,40 +144,32 @@ def _size(count: int | None) -> str:
 
 
 def report(rows: Sequence[Row], seconds: float) -> str:
-    lines = [
+    head = ["method", "devices", "parameters", "state", "state / parameters", "memory"]
+    head += ["sent a step", "a CG iteration", "the product's own", "small collectives in it"]
+    ratios = ([name, f"{a:.4g}", f"{b:.4g}"] for name, (a, b) in state_ratios().items())
+    parts = [
         "# Fully sharded parameters on 1 to 256 devices",
-        "",
         f"jax {jax.__version__}, compiled for virtual CPU devices in {seconds:.0f} s and not run. "
         "What the columns mean is told at the head of `benchmarks/scaling.py`.",
-        "",
-        "| method | devices | parameters | state | state / parameters | memory | sent a step "
-        "| a CG iteration | the product's own | small collectives in it |",
-        "| --- |" + " ---: |" * 9,
-    ]
-    for row in rows:
-        small = "" if row.iteration is None else f"{row.small}"
-        cells = [
-            row.method,
-            f"{row.devices}",
-            _size(row.params),
-            _size(row.state),
-            f"{row.state / row.params:.3g}",
-            *map(_size, (row.memory, row.sent, row.iteration, row.own)),
-            small,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
+        table(head, map(_cells, rows)),
         "Another small collective of `trust_region` by Steihaug and `hessian_free` is conditional: "
         "for a residual that falls so far in one iteration that digits would be lost.",
-        "",
         "## Bytes of the state for each byte of float32 parameters",
-        "",
-        "| method | 100 parameters | 1,000 |",
-        "| --- | ---: | ---: |",
+        table(["method", "100 parameters", "1,000"], ratios),
     ]
-    lines += [f"| {name} | {a:.4g} | {b:.4g} |" for name, (a, b) in state_ratios().items()]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.method,
+        f"{row.devices}",
+        _size(row.params),
+        _size(row.state),
+        f"{row.state / row.params:.3g}",
+        *map(_size, (row.memory, row.sent, row.iteration, row.own)),
+        "" if row.iteration is None else f"{row.small}",
+    ]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -389,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(counts))
 
-    began = time.perf_counter()
+    seconds = stopwatch()
     rows: list[Row] = []
     for name in ("the gradient alone", *METHODS):
         sizes = DENSE if name in DENSE_METHODS else LARGE
@@ -397,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(measure(name, count, QUICK if options.quick else sizes))
             print(f"{rows[-1].seconds:6.1f} s  {count:3} {name}", file=sys.stderr, flush=True)
         jax.clear_caches()
-    text = report(rows, time.perf_counter() - began)
+    text = report(rows, seconds())
     print(text)
     if not options.quick:
         options.out.mkdir(parents=True, exist_ok=True)

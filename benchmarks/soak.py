@@ -3,14 +3,14 @@
     python -m benchmarks.soak [--quick] [--only updates|solves] [--steps 1000000] [--solves 1000]
                               [--out benchmarks/results]
 
-**Updates** (``soak.md``). The methods are those of the tests' table. The objective has three
+**Updates** (``soak.md``). The objective has three
 parameters and a minimum that jumps every thousand updates, so that no method comes to rest, and
 memories, brackets and radii are of an objective that is no more. The updates run in compiled scans,
 ten in a row, parameters and state donated from one to the next.
 
 *Finite*: all parameters after all updates, and at the end the parameters to evaluate. *Mean value*:
-of the objective over the last scan; its minimum is 0, and a jump costs about 5. AdaDelta with the
-table's large ε runs away here, as Optax's does: its steps follow the gradients that they enlarge.
+of the objective over the last scan; its minimum is 0, and a jump costs about 5. AdaDelta with so
+large an ε runs away here, as Optax's does: its steps follow the gradients that they enlarge.
 *Memory*: by how much the process grew between the end of the second scan and the end of the last.
 *Counters*: those of the state at the end; one called ``count`` must be the number of updates. The
 searches meet few points as good as those before a jump, and begin anew again and again: what they
@@ -27,7 +27,6 @@ import argparse
 import gc
 import os
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,12 +34,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import gradxform as gx
-from benchmarks.curvature import table
-from tests.methods import METHODS, Method
+from benchmarks.common import resident_mebibytes, stopwatch, table
 
 CHUNKS, JUMP = 10, 1000
+RATE = 0.05
+METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
+    "sgd": lambda: gx.sgd(RATE),
+    "momentum": lambda: gx.momentum(RATE),
+    "nesterov": lambda: gx.nesterov(RATE),
+    "delta_bar_delta": lambda: gx.delta_bar_delta(RATE, kappa=0.01, phi=0.1, theta=0.7),
+    "adagrad": lambda: gx.adagrad(RATE),
+    "rmsprop": lambda: gx.rmsprop(RATE),
+    "rmsprop_momentum": lambda: gx.rmsprop(RATE, momentum=0.9),
+    "rmsprop_nesterov": lambda: gx.rmsprop(RATE, momentum=0.9, nesterov=True),
+    "adadelta": lambda: gx.adadelta(eps=1e-2),
+    "adam": lambda: gx.adam(RATE),
+    "coordinate_descent": gx.coordinate_descent,
+    "coordinate_descent_random": lambda: gx.coordinate_descent("random"),
+    "coordinate_descent_greedy_leaf": lambda: gx.coordinate_descent("greedy", "leaf"),
+    "bfgs": gx.bfgs,
+    "lbfgs": lambda: gx.lbfgs(2, ravel=False),
+    "nonlinear_cg": lambda: gx.nonlinear_cg("hager_zhang", ravel=False),
+    "newton": lambda: gx.newton(0.5),
+    "newton_cg": lambda: gx.newton_cg(0.5, forcing="fixed", tol=0.3),
+    "trust_region": lambda: gx.trust_region(max_radius=5.0),
+    "trust_region_steihaug": lambda: gx.trust_region("steihaug", tol=0.1),
+    "hessian_free": lambda: gx.hessian_free(curvature=gx.hessian(), damping=1.0, iterates=3),
+    "polyak_average": lambda: gx.polyak_average(gx.nesterov(RATE), decay=0.9, start=1),
+}
 WEIGHTS = {"w": jnp.asarray([1.0, 4.0]), "b": jnp.asarray(2.0)}
 PHASES = {"w": jnp.asarray([0.3, 1.1]), "b": jnp.asarray(2.0)}
 
@@ -69,9 +93,10 @@ def all_finite(params: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
-def scan_of(method: Method, steps: int) -> tuple[Run, Callable[[Run], tuple[Run, jax.Array]]]:
+def scan_of(
+    tx: optax.GradientTransformationExtraArgs, steps: int
+) -> tuple[Run, Callable[[Run], tuple[Run, jax.Array]]]:
     """The first state, and the function that goes on by so many updates."""
-    tx = method.build()
 
     def body(run: Run, _: None) -> tuple[Run, jax.Array]:
         def value_fn(params: Any) -> jax.Array:
@@ -94,15 +119,6 @@ def scan_of(method: Method, steps: int) -> tuple[Run, Callable[[Run], tuple[Run,
     return start, jax.jit(scan, donate_argnums=0)
 
 
-def resident() -> float:
-    """MiB that the process holds in memory; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def counters(state: Any) -> dict[str, int]:
     """The counts of the state, and those of its diagnostics, by name."""
     found = {}
@@ -115,13 +131,13 @@ def counters(state: Any) -> dict[str, int]:
 
 def soak(name: str, steps: int) -> list[str]:
     """One row of the table."""
-    run, scan = scan_of(METHODS[name], steps // CHUNKS)
-    memory, value, started = 0.0, jnp.nan, time.perf_counter()
+    run, scan = scan_of(METHODS[name](), steps // CHUNKS)
+    memory, value, clock = 0.0, jnp.nan, stopwatch()
     for chunk in range(CHUNKS):
         run, value = jax.block_until_ready(scan(run))
         if chunk == 1:
-            memory = resident()
-    grown, seconds = resident() - memory, time.perf_counter() - started
+            memory = resident_mebibytes()
+    grown, seconds = resident_mebibytes() - memory, clock()
     counts = counters(run.state)
     made = steps // CHUNKS * CHUNKS
     assert counts.get("count", made) == made
@@ -162,7 +178,7 @@ SOLVES = {
 def fresh_solves(name: str, solves: int) -> list[str]:
     """One row of the table of solves."""
     build, method = SOLVES[name]
-    objectives, converged, memory, started = [], 0, 0.0, time.perf_counter()
+    objectives, converged, memory, clock = [], 0, 0.0, stopwatch()
     for i in range(solves):
         fn = build(i)
         objectives.append(weakref.ref(fn))
@@ -170,8 +186,8 @@ def fresh_solves(name: str, solves: int) -> list[str]:
         converged += int(solution.status) == gx.Status.converged
         del fn, solution
         if i == 0:
-            memory = resident()
-    seconds, grown = time.perf_counter() - started, resident() - memory
+            memory = resident_mebibytes()
+    seconds, grown = clock(), resident_mebibytes() - memory
     gc.collect()
     alive = sum(objective() is not None for objective in objectives)
     return [

@@ -37,12 +37,12 @@ the first one of its class.
 
 import argparse
 import collections
+import functools
 import importlib
 import importlib.util
 import math
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +56,8 @@ import optax
 import scipy.optimize
 
 import gradxform as gx
-from benchmarks.problems import PROBLEMS, Problem, starts
+from benchmarks.common import stopwatch, table, timed, turns
+from testbed.problems import PROBLEMS, Problem, starts
 
 MAX_EVALUATIONS, MAX_ITERATIONS = 10_000, 2_000
 QUICK = (1, 8, 13)  #: numbers of the problems of ``--quick``
@@ -377,16 +378,12 @@ def usable_starts(problem: Problem, settings: Settings) -> list[tuple[int, np.nd
 
 
 def measure(prepared: Prepared, start: np.ndarray) -> tuple[Answer, float]:
-    def once() -> tuple[float, Any]:
-        began = time.perf_counter()
-        raw = jax.block_until_ready(prepared.run(start))
-        return time.perf_counter() - began, raw
-
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        seconds, raw = once()
-        repeats = 2 if seconds < 0.5 else 0
-        seconds = min([seconds, *(once()[0] for _ in range(repeats))])
+        run = functools.partial(prepared.run, start)
+        seconds, raw = timed(run)
+        if seconds < 0.5:
+            seconds = min(seconds, *turns({"": run}, 2, warm_up=0)[""])
     return prepared.read(raw), seconds
 
 
@@ -435,12 +432,12 @@ def ratio(
     return math.exp(statistics.fmean(logs)) if logs else math.nan
 
 
-def table(results: Sequence[Result]) -> str:
+def solved_table(results: Sequence[Result]) -> str:
     groups = by_solver(results)
     factors = sorted({r.factor for r in results})
     head = ["method", "class", "solved", *OUTCOMES, *(f"from ×{f}" for f in factors)]
     head += ["evaluations", "products", "ms", "work ratio", "time ratio"]
-    rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    rows = []
     first: dict[str, list[Result]] = {}
     for solver, mine in groups.items():
         reference = first.setdefault(solver.family, mine)
@@ -462,7 +459,7 @@ def table(results: Sequence[Result]) -> str:
             else ["–"] * 5
         )
         rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(head, rows, texts=2)
 
 
 def lost(results: Sequence[Result]) -> str:
@@ -470,8 +467,8 @@ def lost(results: Sequence[Result]) -> str:
     starts: dict[tuple[Problem, int], list[Result]] = {}
     for result in results:
         starts.setdefault((result.problem, result.factor), []).append(result)
-    rows = [["problem", "from", "method", "f − f*", "outcome", "evaluations", "ended", "solved by"]]
-    rows.append(["---"] * len(rows[0]))
+    head = ["problem", "from", "method", "f − f*", "outcome", "evaluations", "ended", "solved by"]
+    rows = []
     for (problem, factor), group in starts.items():
         peers = [r.solver.name for r in group if r.solved and not is_ours(r.solver)]
         for r in group:
@@ -479,7 +476,7 @@ def lost(results: Sequence[Result]) -> str:
                 row = [f"{problem.number} {problem.name}", f"×{factor}", r.solver.name]
                 row += [f"{r.value - problem.minima[0]:.2e}", r.outcome, str(r.evaluations)]
                 rows.append([*row, r.ended, ", ".join(peers)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(head, rows, texts=len(head))
 
 
 def plot_profiles(results: Sequence[Result], path: Path) -> None:
@@ -531,7 +528,7 @@ def report(results: Sequence[Result], precision: str, seconds: float) -> str:
 {count} starts, {seconds / 60:.1f} minutes on {jax.devices()[0].device_kind}; jax {jax.__version__}.
 What the columns mean is told at the head of `benchmarks/solvers.py`.
 
-{table(results)}
+{solved_table(results)}
 
 ## Where a method of ours does not solve what a peer of any class solves
 
@@ -550,15 +547,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = PRECISIONS[options.precision]
     solvers = [s for s in installed_solvers() if options.only in s.name]
 
-    began = time.perf_counter()
+    seconds = stopwatch()
     results: list[Result] = []
     for problem in PROBLEMS:
         if not options.quick or problem.number in QUICK:
             results += run_problem(problem, solvers, settings)
             jax.clear_caches()  # a program for every solver and problem adds up to gigabytes
-            took = time.perf_counter() - began
-            print(f"{took:6.0f} s  {problem.number:2} {problem.name}", file=sys.stderr, flush=True)
-    text = report(results, options.precision, time.perf_counter() - began)
+            print(
+                f"{seconds():6.0f} s  {problem.number:2} {problem.name}",
+                file=sys.stderr,
+                flush=True,
+            )
+    text = report(results, options.precision, seconds())
     print(text)
     if not options.quick:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -1,34 +1,34 @@
 """How long the import and the quick answers of the command line take.
 
-    python benchmarks/startup.py
+    python -m benchmarks.startup
 
 Each line is the median of fresh processes that take turns. Limits: the import may add 0.1 s to that
 of JAX and Optax; help, version and a config error must answer in under a second.
 """
 
+import functools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from benchmarks.common import turns
 
 RUNS = 9
 PEERS = "import jax, optax"
 BAD_CONFIG = '[training]\nepoch = 3\n[optimizers.adam]\nmethod = "adam"\nlearning_rat = 0.1\n'
 
 
-def seconds(*args: str) -> float:
-    started = time.perf_counter()
+def start(*args: str) -> None:
+    """Runs Python with these arguments to its end."""
     # one thread of BLAS: starting a pool would be measured too
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    elapsed = time.perf_counter() - started
     if "Traceback" in done.stderr:
         raise RuntimeError(done.stderr)
-    return elapsed
 
 
 def main() -> int:
@@ -45,10 +45,8 @@ def main() -> int:
             "gradxform --version": ("-c", cli, "--version"),
             "gradxform run, config error": ("-c", cli, "run", str(config)),
         }
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(RUNS):
-            for name, args in commands.items():
-                times[name].append(seconds(*args))
+        calls = {name: functools.partial(start, *args) for name, args in commands.items()}
+        times = turns(calls, RUNS, warm_up=0)
     median = {name: statistics.median(values) for name, values in times.items()}
     for name, value in median.items():
         print(f"{name:30}{value:6.2f} s")

@@ -23,8 +23,7 @@ import importlib
 import importlib.util
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.common import stopwatch, table, timed
 from gradxform.lab import optimizers
 from gradxform.lab.data import Dataset, Split, load
 from gradxform.lab.epoch import init_state, make_epoch, to_device
@@ -68,7 +68,7 @@ def swept(task: Task, runs: Sequence[Member], vary: Vary, block: int | None) -> 
 def compiled_once(task: Task, runs: Sequence[Member]) -> tuple[float, float]:
     """Seconds of all members one after another by one program, and of compiling it."""
     train = to_device(task.train)
-    started = time.perf_counter()
+    seconds = stopwatch()
 
     @jax.jit
     def run(rate: jax.Array, seed: jax.Array) -> jax.Array:
@@ -78,11 +78,11 @@ def compiled_once(task: Task, runs: Sequence[Member]) -> tuple[float, float]:
         return make_epoch(task, tx, batch_size=BATCH)(state, train)[1].cost
 
     program = run.lower(jnp.float32(0.1), jnp.int32(0)).compile()
-    compiled = time.perf_counter() - started
+    compiled = seconds()
     for member in runs:
         rate, seed = member.values["learning_rate"], member.seed
         float(program(jnp.float32(rate), jnp.int32(seed)))
-    return time.perf_counter() - started, compiled
+    return seconds(), compiled
 
 
 def compiled_for_each(task: Task, rates: Sequence[float], seeds: int) -> float:
@@ -100,7 +100,7 @@ def compiled_for_each(task: Task, rates: Sequence[float], seeds: int) -> float:
             return optax.apply_updates(params, updates), state, value
 
         for seed in range(2):  # the first compiles
-            started = time.perf_counter()
+            seconds = stopwatch()
             init_key, key = jax.random.split(jax.random.key(seed))
             params = task.init(init_key)
             state, value = tx.init(params), jnp.zeros(())
@@ -110,7 +110,7 @@ def compiled_for_each(task: Task, rates: Sequence[float], seeds: int) -> float:
                 batch = Batch(train.x[at], train.y[at], jnp.ones(len(at)))
                 params, state, value = step(params, state, batch)
             float(value)
-            elapsed = time.perf_counter() - started
+            elapsed = seconds()
             first, rest = (first + elapsed, rest) if seed == 0 else (first, rest + elapsed)
     measured = min(MEASURED, len(rates))
     return len(rates) * (first + (seeds - 1) * rest) / measured
@@ -121,7 +121,7 @@ def by_torch(task: Task, rates: Sequence[float], seeds: int) -> float:
     torch = importlib.import_module("torch")
     x = torch.tensor(task.train.x.reshape(len(task.train.x), -1))
     y = torch.tensor(task.train.y, dtype=torch.long)
-    started = time.perf_counter()
+    seconds = stopwatch()
     for rate in rates[:MEASURED]:
         net = torch.nn.Sequential(
             torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.Sigmoid(), torch.nn.Linear(HIDDEN, 10)
@@ -133,13 +133,7 @@ def by_torch(task: Task, rates: Sequence[float], seeds: int) -> float:
             method.zero_grad()
             torch.nn.functional.cross_entropy(net(x[at].float() / 255), y[at]).backward()
             method.step()
-    elapsed = time.perf_counter() - started
-    return len(rates) * seeds * elapsed / min(MEASURED, len(rates))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
+    return len(rates) * seeds * seconds() / min(MEASURED, len(rates))
 
 
 def compare(task: Task, rates: Sequence[float], seeds: int, runs: Sequence[Member]) -> str:
@@ -147,9 +141,7 @@ def compare(task: Task, rates: Sequence[float], seeds: int, runs: Sequence[Membe
 
     def turn() -> Iterator[tuple[float, str, float, float]]:
         for vary, words in ways.items():
-            started = time.perf_counter()
-            result = swept(task, runs, vary, None)
-            total = time.perf_counter() - started
+            total, result = timed(lambda vary=vary: swept(task, runs, vary, None))
             yield total, f"sweep, {words}", result.compile_seconds, result.seconds
         total, compiled = compiled_once(task, runs)
         yield total, "compiled once", compiled, total - compiled

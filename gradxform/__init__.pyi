@@ -1,11 +1,8 @@
 """The one list of public names: ``__init__.py`` reads it too."""
 
 from gradxform.averaging import polyak_average as polyak_average
-from gradxform.curvature import compose as compose
 from gradxform.curvature import gauss_newton as gauss_newton
 from gradxform.curvature import hessian as hessian
-from gradxform.curvature import hutchinson_diagonal as hutchinson_diagonal
-from gradxform.curvature import nystrom as nystrom
 from gradxform.evaluation import eval_params as eval_params
 from gradxform.first_order.adadelta import adadelta as adadelta
 from gradxform.first_order.adadelta import scale_by_adadelta as scale_by_adadelta
@@ -23,6 +20,9 @@ from gradxform.first_order.sgd import sgd as sgd
 from gradxform.line_search import with_line_search as with_line_search
 from gradxform.minimization import minimize as minimize
 from gradxform.minimization import progress_bar as progress_bar
+from gradxform.objective import compose as compose
+from gradxform.preconditioners import hutchinson_diagonal as hutchinson_diagonal
+from gradxform.preconditioners import nystrom as nystrom
 from gradxform.schedules import inverse_time_decay as inverse_time_decay
 from gradxform.schedules import linear_decay as linear_decay
 from gradxform.second_order.hessian_free import hessian_free as hessian_free
@@ -39,10 +39,10 @@ from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
 from gradxform.second_order.trust_region import trust_region as trust_region
 from gradxform.solution import Solution as Solution
 from gradxform.solution import Status as Status
-from gradxform.wrappers import accumulate as accumulate
-from gradxform.wrappers import inject_hyperparams as inject_hyperparams
-from gradxform.wrappers import masked as masked
-from gradxform.wrappers import nnx_value_fn as nnx_value_fn
-from gradxform.wrappers import partition as partition
+from gradxform.wrappers.accumulation import accumulate as accumulate
+from gradxform.wrappers.flax import nnx_value_fn as nnx_value_fn
+from gradxform.wrappers.hyperparameters import inject_hyperparams as inject_hyperparams
+from gradxform.wrappers.masking import masked as masked
+from gradxform.wrappers.masking import partition as partition
 
 __version__: str

@@ -9,6 +9,7 @@ import optax
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Fraction, NonNegative, below_one, checked, scalar
+from gradxform.leaves import map_unmasked
 from gradxform.protocol import require_params, transformation
 
 
@@ -93,4 +94,4 @@ def polyak_average(
 
 @eval_params.register
 def _(state: PolyakAverageState, params: tree.PyTree) -> tree.PyTree:
-    return tree.map_unmasked(lambda _, average: average, params, state.average)
+    return map_unmasked(lambda _, average: average, params, state.average)

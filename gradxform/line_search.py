@@ -11,7 +11,8 @@ from gradxform.derivatives import constant_size
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Scalar, checked, scalar
 from gradxform.info import carry_totals, diagnostics
-from gradxform.protocol import check_value, require, require_params, transformation
+from gradxform.objective import check_value
+from gradxform.protocol import require, require_params, transformation
 
 
 @diagnostics

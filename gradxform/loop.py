@@ -9,11 +9,11 @@ import optax
 from jax.extend.core import Literal as Constant
 
 from gradxform import tree
-from gradxform.curvature import Composed
 from gradxform.hyperparameters import scalar, shown
 from gradxform.info import reported, total
+from gradxform.objective import Composed, bind
 from gradxform.packed_loop import alternate
-from gradxform.protocol import bind
+from gradxform.sharding import varying_like
 from gradxform.solution import Solution, Status
 
 _RUNNING = -1
@@ -146,7 +146,7 @@ def run(
         return loop.status == _RUNNING
 
     begun = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    begun = tree.varying_like(begun, params)
+    begun = varying_like(begun, params)
     # a cheap update too many costs less than a branch in every turn
     loop = alternate(look, move, is_running, begun, branch=_is_dear(loop.state))
     return Solution(

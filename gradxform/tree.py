@@ -5,19 +5,16 @@ float16 gradients lose their small terms, and ``b2 = 0.999`` is 1 in bfloat16. f
 float64. An update is handed back in the dtype of the gradient it came from.
 """
 
-import itertools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
 
-from gradxform.hyperparameters import shown
+from gradxform.sharding import is_explicit, sharded_like, whole
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -59,27 +56,27 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x.astype(jnp.asarray(y).dtype), tree, like)
 
 
-def map_unmasked(f: Callable[..., Array], params: PyTree, tree: PyTree) -> PyTree:
-    """``map(f, params, tree)``, leaving alone what a mask took out of ``tree``."""
+def cast_floating_like(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` with the floating-point dtypes of ``like``; what is no floating point stays.
 
-    def is_masked(node: PyTree) -> bool:
-        return isinstance(node, optax.MaskedNode)
+    A float32 hyperparameter times a bfloat16 moment is float32, and a scan wants bfloat16 back.
+    """
 
-    try:
-        return jax.tree.map(
-            lambda x, p: p if is_masked(x) else map(f, p, x), tree, params, is_leaf=is_masked
-        )
-    except ValueError as error:
-        raise ValueError(
-            "the parameters and the optimiser state have different structures; give the parameters "
-            "that init was given (of Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled)"
-        ) from error
+    def cast(old: jax.typing.ArrayLike, new: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        dtype = jnp.result_type(old)
+        return jnp.asarray(new, dtype=dtype) if jnp.issubdtype(dtype, jnp.floating) else new
+
+    return jax.tree.map(cast, like, tree)
 
 
-def has_holes(params: PyTree) -> bool:
-    """Whether a mask took leaves out of ``params``."""
-    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    return any(isinstance(node, optax.MaskedNode) for node in nodes)
+def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """``ravel_pytree`` of leaves that may be sharded: the vector is whole on every device."""
+
+    def gather(x: Array) -> Array:
+        return jax.sharding.reshard(x, whole(x)) if is_explicit(x) else x
+
+    vector, unravel = ravel_pytree(jax.tree.map(gather, tree))
+    return vector, lambda v: sharded_like(unravel(v), tree)
 
 
 def unflatten(vector: PyTree, like: PyTree) -> PyTree:
@@ -89,53 +86,6 @@ def unflatten(vector: PyTree, like: PyTree) -> PyTree:
     if not is_vector or jnp.shape(vector) == getattr(like, "shape", None):
         return vector
     return ravel(jax.tree.map(promote, like))[1](vector)
-
-
-def check_floating(params: PyTree, place: str = "params") -> None:
-    """Raises a TypeError that names the first leaf which is not a real floating-point array."""
-    for path, p in jax.tree_util.tree_leaves_with_path(params):
-        try:
-            dtype = jnp.result_type(p)
-        except Exception:  # JAX has an error of its own for every kind of object
-            raise TypeError(
-                f"{place}{jax.tree_util.keystr(path)} is {shown(p)}, which is no array: give the "
-                "arrays alone, for instance eqx.filter(model, eqx.is_inexact_array)"
-            ) from None
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
-                "floating-point parameters: convert the leaf, or leave it out with gx.masked"
-            )
-        if jnp.finfo(dtype).bits < 16:
-            raise TypeError(
-                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}, which JAX does no "
-                "arithmetic in: keep the parameters in float32 or bfloat16, and convert them to "
-                f"{dtype} in the model"
-            )
-
-
-def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None:
-    """How two trees differ in the paths, shapes and dtypes of their leaves; None if they do not.
-
-    Leaves are compared, not nodes: a node of a class without ``==`` does not equal its own copy.
-    """
-    (paths, leaves), (other_paths, other_leaves) = (_with_paths(tree) for tree in (one, other))
-    if paths != other_paths:
-        apart = set(paths) ^ set(other_paths)
-        first = next(path for path in (*paths, *other_paths) if path in (apart or paths))
-        return f"the leaf {first or 'itself'} is only in one of them"
-    for path, x, y in zip(paths, leaves, other_leaves, strict=True):
-        where = f" at {path}" if path else ""
-        if jnp.shape(x) != jnp.shape(y):
-            return f"shape {jnp.shape(x)} against {jnp.shape(y)}{where}"
-        if dtypes and jnp.result_type(x) != jnp.result_type(y):
-            return f"dtype {jnp.result_type(x)} against {jnp.result_type(y)}{where}"
-    return None
-
-
-def _with_paths(tree: PyTree) -> tuple[list[str], list[Any]]:
-    pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return [jax.tree_util.keystr(path) for path, _ in pairs], [leaf for _, leaf in pairs]
 
 
 def count(params: PyTree) -> int:
@@ -149,12 +99,7 @@ def count_int32(params: PyTree) -> int:
 
 
 def zeros_like(params: PyTree) -> PyTree:
-    """Zeros of the shape and sharding of ``params``, in at least float32: a fresh accumulator.
-
-    Raises:
-      TypeError: a leaf is not a real floating-point array.
-    """
-    check_floating(params)
+    """Zeros of the shape and sharding of ``params``, in at least float32: a fresh accumulator."""
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params)
     return sharded_like(zeros, params)
 
@@ -256,114 +201,16 @@ def reciprocal(x: Array) -> Array:
     return jnp.where(usable, 1 / jnp.where(usable, x, 1), 1)
 
 
-# -- what is sharded over devices
+_MOVED = {
+    "leaves": ("check_floating", "difference", "has_holes", "map_unmasked"),
+    "sharding": ("check_whole", "is_sharded", "varying_like"),
+    "rows": ("identity_rows", "outer", "rows_dot", "rows_like"),
+}
 
 
-def is_explicit(x: Any) -> bool:
-    """Whether ``x`` is divided along explicit mesh axes, which JAX shows in its type."""
-    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
-
-
-def is_sharded(x: Any) -> bool:
-    """Whether ``x`` is seen to be divided among devices; tracers show explicit mesh axes alone."""
-    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-    sharding = x.sharding if is_array else jax.typeof(x).sharding
-    return not sharding.is_fully_replicated
-
-
-def check_whole(method: str, params: PyTree) -> None:
-    """Raises a ValueError that names the first leaf which is seen to be sharded."""
-    for path, p in jax.tree_util.tree_leaves_with_path(params):
-        if is_sharded(p):
-            raise ValueError(
-                f"{method}(ravel=True): params{jax.tree_util.keystr(path)} is sharded, and one "
-                "vector of all would be whole on every device; give ravel=False"
-            )
-
-
-def whole(x: Array) -> NamedSharding | None:
-    """The sharding that a sum over all of ``x`` is to be given, where JAX does not choose it."""
-    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec()) if is_explicit(x) else None
-
-
-def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    """``ravel_pytree`` of leaves that may be sharded: the vector is whole on every device."""
-
-    def gather(x: Array) -> Array:
-        return jax.sharding.reshard(x, whole(x)) if is_explicit(x) else x
-
-    vector, unravel = ravel_pytree(jax.tree.map(gather, tree))
-    return vector, lambda v: sharded_like(unravel(v), tree)
-
-
-def sharded_like(tree: PyTree, like: PyTree) -> PyTree:
-    """``tree`` on the devices where ``like``, of the same shapes, is."""
-    return jax.tree.map(_sharded_like, tree, like)
-
-
-def _sharded_like(x: Array, like: Any) -> Array:
-    if is_explicit(like):
-        return jax.sharding.reshard(x, jax.typeof(like).sharding)
-    if isinstance(like, Tracer):
-        if jax.device_count() == 1:
-            return x
-        # the compiler finds the sharding, and an operation on the entries of both gives them one
-        return jnp.where(like > jnp.inf, jnp.zeros((), x.dtype), x)
-    return jax.device_put(x, like.sharding) if is_sharded(like) and not isinstance(x, Tracer) else x
-
-
-def varying_like(values: PyTree, like: PyTree) -> PyTree:
-    """``values``, marked as different on every device that has its own ``like``.
-
-    Inside ``jax.shard_map`` the type of an array says over which mesh axes it may differ, and a
-    loop must begin with the types that it ends with: the constants that it begins with are marked
-    here. Everywhere else this does nothing.
-    """
-    types = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(like)]
-    axes = frozenset[Any]().union(*(t.varying for t in types))
-    if not axes:
-        return values
-
-    def mark(x: Any) -> Array:
-        missing = axes - jax.typeof(x).manual_axis_type.varying
-        return jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying")
-
-    return jax.tree.map(mark, values)
-
-
-def rows_like(matrix: Array, like: PyTree) -> PyTree:
-    """A matrix with its rows where the entries of ``like`` are: leaves (*shape, columns)."""
-    _, unravel = ravel(like)
-    return _rows_sharded_like(jax.vmap(unravel, in_axes=-1, out_axes=-1)(matrix), like)
-
-
-def identity_rows(like: PyTree) -> PyTree:
-    """The rows of the identity, in at least float32; no device makes more than its own."""
-    leaves, structure = jax.tree.flatten(jax.tree.map(promote, like))
-    *starts, size = itertools.accumulate((x.size for x in leaves), initial=0)
-
-    def ones(start: int, x: Array) -> Array:
-        row = jnp.arange(start, start + x.size).reshape(*x.shape, 1)
-        column = jnp.arange(size).reshape(*[1] * x.ndim, size)
-        return (row == column).astype(x.dtype)
-
-    rows = [ones(i, x) for i, x in zip(starts, leaves, strict=True)]
-    return _rows_sharded_like(jax.tree.unflatten(structure, rows), like)
-
-
-def _rows_sharded_like(rows: PyTree, like: PyTree) -> PyTree:
-    if not any(isinstance(x, Tracer) or is_sharded(x) for x in jax.tree.leaves(like)):
-        return rows
-    places = jax.tree.map(lambda x, rows: jnp.broadcast_to(x[..., None], rows.shape), like, rows)
-    return sharded_like(rows, places)
-
-
-def outer(x: Array, row: Array) -> Array:
-    """``x[..., i] row[j]``: entries of a vector like ``x`` times a ravelled one."""
-    return x[..., None] * jnp.expand_dims(row, range(x.ndim))
-
-
-def rows_dot(rows: PyTree, vector: PyTree) -> PyTree:
-    """The matrix times a vector, both like the parameters."""
-    whole_vector, _ = ravel(vector)
-    return jax.tree.map(lambda x: jnp.tensordot(x, whole_vector, 1), rows)
+# until the modules that call them here name the new place
+def __getattr__(name: str) -> Any:
+    for module, names in _MOVED.items():
+        if name in names:
+            return getattr(importlib.import_module(f"gradxform.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -246,7 +246,7 @@ def test_chunks_bound_memory(name: str) -> None:
     assert temporary_bytes(16) < temporary_bytes(1) / 8
 
 
-# -- what compose and the curvatures are called with
+# -- what the curvatures are called with
 
 
 def test_gauss_newton_of_a_plain_function_says_how_to_compose() -> None:
@@ -255,22 +255,6 @@ def test_gauss_newton_of_a_plain_function_says_how_to_compose() -> None:
     tx = gx.newton_cg(curvature=gx.gauss_newton())
     with pytest.raises(ValueError, match=r"gx\.compose\(loss, model\)"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value_fn=jnp.sum)
-
-
-def test_compose_refuses_what_it_cannot_use() -> None:
-    with pytest.raises(TypeError, match=r"compose\(model=3\): expected a function"):
-        gx.compose(jnp.sum, 3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"compose\(chunks=0\)"):
-        gx.compose(jnp.sum, jnp.sin, chunks=0)
-    with pytest.raises(TypeError, match=r"compose\(chunks=2\.0\).*integer"):
-        gx.compose(jnp.sum, jnp.sin, chunks=2.0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"compose\(z=…\): neither loss nor model"):
-        gx.compose(lambda out, y: out - y, lambda p, x: p * x, z=jnp.ones(2))
-    model = lambda p, x: p * x
-    with pytest.raises(ValueError, match=r"chunks=3.*\['x'\] have shape \(4,\).*divide"):
-        gx.compose(jnp.mean, model, chunks=3, x=jnp.ones(4))(1.0)
-    with pytest.raises(ValueError, match="no data to cut"):
-        gx.compose(jnp.mean, jnp.sin, chunks=2)(1.0)
 
 
 def squares(outputs: jax.Array, y: jax.Array) -> jax.Array:
@@ -344,51 +328,3 @@ def test_module_libraries(library: str) -> None:
     updates, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
     after = jax.tree.map(jnp.add, params, updates)
     assert max(jnp.abs(g).max() for g in jax.tree.leaves(jax.grad(value_fn)(after))) < 1e-4
-
-
-# -- preconditioners
-
-
-def test_hutchinson_diagonal_is_exact_of_a_diagonal_and_near_of_others() -> None:
-    like = {"a": jnp.zeros(2), "b": jnp.zeros((2, 3))}
-    scales = {"a": jnp.asarray([1.0, 2.0]), "b": 3.0 + jnp.arange(6.0).reshape(2, 3)}
-    product = lambda v: jax.tree.map(jnp.multiply, scales, v)
-    inverse, made = gx.hutchinson_diagonal(1)(product, like, jnp.asarray(3))
-    assert made == 1
-    ones = inverse(scales)
-    np.testing.assert_allclose(ravel_pytree(ones)[0], 1.0, rtol=1e-6)
-
-    matrix = jnp.eye(20) * jnp.arange(1.0, 21.0) + 0.1
-    inverse, _ = gx.hutchinson_diagonal(64)(lambda v: matrix @ v, jnp.zeros(20), jnp.asarray(0))
-    np.testing.assert_allclose(inverse(jnp.diag(matrix)), 1.0, atol=0.3)
-
-
-def test_nystrom_takes_the_large_eigenvalues_away() -> None:
-    q, _ = np.linalg.qr(rng.normal(size=(30, 30)))
-    eigenvalues = np.concatenate([[1e3, 1e2, 1e2, 50.0], np.ones(26)])
-    matrix = jnp.asarray(q * eigenvalues @ q.T, jnp.float32)
-    inverse, made = gx.nystrom(6)(lambda v: matrix @ v, jnp.zeros(30), jnp.asarray(0))
-    assert made == 6
-    left = np.linalg.eigvals(jax.vmap(inverse)(matrix)).real
-    assert left.max() / left.min() < 3
-
-
-def test_a_preconditioner_without_information_is_the_identity() -> None:
-    v = jnp.arange(3.0)
-    for matrix in (-jnp.eye(3), jnp.full((3, 3), jnp.nan)):
-        inverse, _ = gx.nystrom(2)(lambda v, a=matrix: a @ v, v, jnp.asarray(0))
-        np.testing.assert_array_equal(inverse(v), v)
-    for matrix in (jnp.zeros((3, 3)), jnp.full((3, 3), jnp.nan)):
-        inverse, _ = gx.hutchinson_diagonal()(lambda v, a=matrix: a @ v, v, jnp.asarray(0))
-        np.testing.assert_array_equal(inverse(v), v)
-
-
-def test_bad_preconditioners_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"hutchinson_diagonal\(samples=1\.5\)"):
-        gx.hutchinson_diagonal(1.5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"nystrom\(rank=0\)"):
-        gx.nystrom(0)
-    with pytest.raises(TypeError, match=r"preconditioner='diagonal'\).*hutchinson"):
-        gx.newton_cg(preconditioner="diagonal")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"curvature='hessian'\).*gx\.hessian\(\)"):
-        gx.newton_cg(curvature="hessian")  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import gradxform as gx
-from benchmarks.problems import PROBLEMS, starts
+from testbed.problems import PROBLEMS, starts
 from tests.methods import run, step
 
 

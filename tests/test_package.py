@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,28 @@ import pytest
 import gradxform as gx
 
 PACKAGE = Path(gx.__file__).parent
+ROOT = PACKAGE.parent
+
+#: Longer than the house allows today. An entry goes with the first change that makes it short.
+LONG_MODULES = {
+    "gradxform/lab/blocks.py",
+    "gradxform/lab/cli.py",
+    "gradxform/lab/data.py",
+    "gradxform/lab/optimizers.py",
+    "gradxform/lab/plots.py",
+    "gradxform/lab/sweep.py",
+    "gradxform/lab/train.py",
+    "gradxform/line_search.py",
+    "gradxform/second_order/hessian_free.py",
+    "gradxform/second_order/quasi_newton.py",
+    "gradxform/second_order/trust_region.py",
+}
+LONG_FUNCTIONS = {
+    "gradxform/lab/sweep.py: sweep_on_task",
+    "gradxform/line_search.py: search.update",
+    "gradxform/second_order/hessian_free.py: hessian_free.update",
+    "gradxform/second_order/trust_region.py: trust_region.update",
+}
 
 
 def python(code: str) -> str:
@@ -38,16 +61,6 @@ def test_the_core_imports_neither_the_lab_nor_its_libraries() -> None:
         " if m in sys.modules))"
     )
     assert modules == ""
-    for file in PACKAGE.rglob("*.py"):
-        if "lab" in file.relative_to(PACKAGE).parts:
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            assert not any(name.startswith("gradxform.lab") for name in names), file
 
 
 def test_public_names_are_documented_with_an_example() -> None:
@@ -124,3 +137,120 @@ def test_the_names_are_found_in_a_zipped_package_and_by_a_star(tmp_path: Path) -
         "before = set(globals()); from gradxform import *; print(*sorted(set(globals()) - before))"
     )
     assert set(gx.__all__) <= set(names.split())
+
+
+# -- the house: who imports whom, and how long things are
+
+
+def imported(source: str) -> set[str]:
+    """Every module that a source text imports, at any depth, with the names taken from it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files_that_import(folder: Path, module: str) -> list[str]:
+    """The files of a folder that import this module or a part of it."""
+    return [
+        file.relative_to(ROOT).as_posix()
+        for file in sorted(folder.rglob("*.py"))
+        if any(name == module or name.startswith(f"{module}.") for name in imported(read(file)))
+    ]
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def function_lengths(source: str) -> Iterator[tuple[str, int]]:
+    """Each function and the lines of its body, docstring and inner functions not counted."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+
+    def walk(node: ast.AST, path: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+        for child in ast.iter_child_nodes(node):
+            is_named = isinstance(child, kinds | ast.ClassDef)
+            inner = (*path, child.name) if is_named else path
+            if isinstance(child, kinds):
+                yield ".".join(inner), length(child)
+            yield from walk(child, inner)
+
+    def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        body = function.body[ast.get_docstring(function, clean=False) is not None :]
+        if not body:
+            return 0
+        return (body[-1].end_lineno or 0) - body[0].lineno + 1 - sum(map(hidden, body))
+
+    def hidden(node: ast.AST) -> int:
+        """The lines that inner functions take up within a statement."""
+        if isinstance(node, kinds):
+            first = min((d.lineno for d in node.decorator_list), default=node.lineno)
+            return (node.end_lineno or first) - first + 1
+        return sum(map(hidden, ast.iter_child_nodes(node)))
+
+    return walk(ast.parse(source), ())
+
+
+def test_tests_and_benchmarks_do_not_import_each_other() -> None:
+    assert files_that_import(ROOT / "tests", "benchmarks") == []
+    assert files_that_import(ROOT / "benchmarks", "tests") == []
+    for module in ("tests", "benchmarks"):
+        assert files_that_import(ROOT / "testbed", module) == []
+        assert files_that_import(PACKAGE, module) == []
+
+
+def test_the_core_does_not_import_the_lab() -> None:
+    files = files_that_import(PACKAGE, "gradxform.lab")
+    assert [file for file in files if not file.startswith("gradxform/lab/")] == []
+
+
+def test_no_module_has_over_400_lines() -> None:
+    lines = {f.relative_to(ROOT).as_posix(): read(f).count("\n") for f in PACKAGE.rglob("*.py")}
+    assert {name for name, count in lines.items() if count > 400} == LONG_MODULES
+
+
+def test_no_function_has_a_body_of_over_60_lines() -> None:
+    long = {
+        f"{file.relative_to(ROOT).as_posix()}: {name}"
+        for file in PACKAGE.rglob("*.py")
+        for name, lines in function_lengths(read(file))
+        if lines > 60
+    }
+    assert long == LONG_FUNCTIONS
+
+
+def test_these_checks_see_what_they_look_for() -> None:
+    assert {"a.b", "a.b.c", "d"} <= imported("def f():\n    from a.b import c\n    import d")
+    source = """
+def outer():
+    '''A docstring of
+    two lines.'''
+    a = 1
+
+    @decorated
+    def inner(
+        x,
+    ):
+        b = 2
+        return b
+
+    return (
+        a
+    )
+
+class C:
+    def method(self):
+        if self:
+            def deep():
+                return 1
+            return 2
+"""
+    assert dict(function_lengths(source)) == {
+        "outer": 6,
+        "outer.inner": 2,
+        "C.method": 2,
+        "C.method.deep": 1,
+    }

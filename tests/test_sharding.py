@@ -14,14 +14,15 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import gradxform as gx
-from benchmarks import scaling
-from benchmarks.scaling import OBJECTIVE, collectives, fully_sharded, mesh_of, parameters
 from gradxform import tree
 from gradxform.lab import blocks
 from gradxform.lab.epoch import to_device
 from gradxform.lab.grid import Axis, members
 from gradxform.lab.tasks import make_task
 from gradxform.lab.train import Settings
+from testbed import sharded
+from testbed.collectives import always, busiest_loop, collectives
+from testbed.sharded import OBJECTIVE, fully_sharded, mesh_of, parameters
 from tests.lab.test_train import dataset
 from tests.methods import METHODS
 
@@ -62,7 +63,7 @@ def train(tx: Any, mesh: Mesh | None, *, divided: bool = True) -> Any:
 
     @jax.jit
     def run(params: Any, x: jax.Array, y: jax.Array) -> Any:
-        turn = scaling.step(tx)
+        turn = sharded.step(tx)
         body = lambda carry, _: (turn(*carry, x, y), None)
         return jax.lax.scan(body, (params, tx.init(params)), length=2)[0]
 
@@ -179,9 +180,9 @@ def gathered(found: Any) -> list[int]:
 def test_searches_gather_what_the_gradient_does_and_no_more(name: str) -> None:
     mesh, tx = mesh_of(8), build(name)
     with jax.set_mesh(mesh):
-        given = scaling.abstract(tx, mesh, SIZES, examples=16)
-        step = collectives(scaling.compiled_step(tx, given).as_text())
-        gradient = collectives(scaling.compiled_gradient(given).as_text())
+        given = sharded.abstract(tx, mesh, SIZES, examples=16)
+        step = collectives(sharded.compiled_step(tx, given).as_text())
+        gradient = collectives(sharded.compiled_gradient(given).as_text())
     assert gathered(gradient)
     if name == "bfgs":  # vectors, for the rows of H to be multiplied by, and never H
         assert max(c.size for c in step) <= 4 * COUNT * 4
@@ -204,15 +205,15 @@ def test_an_iteration_of_cg_sends_the_product_and_a_few_numbers(
 ) -> None:
     mesh, tx = mesh_of(8), build(name)
     with jax.set_mesh(mesh):
-        given = scaling.abstract(tx, mesh, WIDE, examples=16)
-        found = collectives(scaling.compiled_step(tx, given).as_text())
-        product = collectives(scaling.compiled_products(curvature, given).as_text())
-        gradient = collectives(scaling.compiled_gradient(given).as_text())
-    iteration, own = scaling.busiest_loop(found), scaling.busiest_loop(product)
+        given = sharded.abstract(tx, mesh, WIDE, examples=16)
+        found = collectives(sharded.compiled_step(tx, given).as_text())
+        product = collectives(sharded.compiled_products(curvature, given).as_text())
+        gradient = collectives(sharded.compiled_gradient(given).as_text())
+    iteration, own = busiest_loop(found), busiest_loop(product)
     assert gathered(iteration) == gathered(own) == gathered(gradient)
     beyond = sum(c.size for c in iteration) - sum(c.size for c in own)
     assert 0 < beyond < 300
-    numbers = [c for c in scaling.always(iteration) if c.size <= 128]
+    numbers = [c for c in always(iteration) if c.size <= 128]
     assert len(numbers) == rounds
 
 

@@ -12,6 +12,8 @@ from gradxform import protocol, tree
 from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import Count, NonNegative, Seed, checked, scalar
 from gradxform.info import diagnostics
+from gradxform.objective import bind
+from gradxform.sharding import varying_like
 
 _ROUNDS = 10  # in the random order this many draws a block make sure that each was tried
 
@@ -117,9 +119,7 @@ def coordinate_descent(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, CoordinateDescentState]:
         params = protocol.require_params("coordinate_descent", params, grads)
-        value = protocol.bind(
-            protocol.require("coordinate_descent", "value_fn", value_fn), extra_args
-        )
+        value = bind(protocol.require("coordinate_descent", "value_fn", value_fn), extra_args)
         protocol.check_unmasked("coordinate_descent", params)
         blocks = _leaf_blocks(grads) if block == "leaf" else _coordinate_blocks(grads)
         if blocks.count == 0:
@@ -242,7 +242,7 @@ def _line_minimum(
 
     Returns it with the number of evaluations and of those that were not finite.
     """
-    one, zero = tree.varying_like((scalar(1), scalar(0)), like)
+    one, zero = varying_like((scalar(1), scalar(0)), like)
     resolution = jnp.finfo(jax.eval_shape(section, zero).dtype).eps
 
     def evaluate(t: jax.Array) -> _SectionPoint:
@@ -298,7 +298,7 @@ def _line_minimum(
     none = jnp.zeros((), jnp.int32)
     start = _SectionPoint(zero, zero, zero, zero)
     search = _LineSearch(start, zero, zero, none, none, jnp.zeros((), bool))
-    search = tree.varying_like(search, like)
+    search = varying_like(search, like)
 
     def solve(_: Any, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         found = jax.lax.while_loop(unfinished, body, search)

@@ -9,6 +9,7 @@ import optax
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Fraction, LearningRate, checked, rate, scalar
+from gradxform.leaves import map_unmasked
 from gradxform.protocol import transformation
 
 
@@ -90,4 +91,4 @@ def nesterov(
 
 @eval_params.register
 def _(state: NesterovState, params: tree.PyTree) -> tree.PyTree:
-    return tree.map_unmasked(lambda p, v: p - state.momentum * v, params, state.velocity)
+    return map_unmasked(lambda p, v: p - state.momentum * v, params, state.velocity)

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from gradxform.curvature import Composed, compose
 from gradxform.lab.data import Dataset, Split, hold_out
 from gradxform.lab.models import Autoencoder, ModelError, Transformer, build
+from gradxform.objective import Composed, compose
 from gradxform.tree import PyTree
 
 __all__ = [

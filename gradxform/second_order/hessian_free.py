@@ -10,14 +10,7 @@ import numpy as np
 import optax
 
 from gradxform import protocol, tree
-from gradxform.curvature import (
-    Composed,
-    Curvature,
-    Preconditioner,
-    Product,
-    checked_inverse,
-    gauss_newton_of,
-)
+from gradxform.curvature import Curvature, Product, gauss_newton_of
 from gradxform.derivatives import constant_size, forward_only
 from gradxform.hyperparameters import (
     Count,
@@ -30,6 +23,8 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
+from gradxform.objective import Composed
+from gradxform.preconditioners import Preconditioner, checked_inverse
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
 _SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept

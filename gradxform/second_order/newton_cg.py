@@ -8,12 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import protocol, tree
-from gradxform.curvature import (
-    Curvature,
-    Preconditioner,
-    checked_inverse,
-    hessian,
-)
+from gradxform.curvature import Curvature, hessian
 from gradxform.first_order.sgd import sgd
 from gradxform.hyperparameters import (
     Count,
@@ -25,6 +20,7 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
+from gradxform.preconditioners import Preconditioner, checked_inverse
 from gradxform.second_order.conjugate_gradients import (
     as_solution,
     counted_cg,

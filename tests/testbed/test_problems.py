@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from benchmarks.problems import FACTORS, PROBLEMS, Problem, starts
+from testbed.problems import FACTORS, PROBLEMS, Problem, starts
 
 pytestmark = pytest.mark.usefixtures("x64")
 named = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.number}")

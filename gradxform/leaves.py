@@ -1,0 +1,82 @@
+"""Single leaves: where two trees differ, which are no parameters, which ones a mask took out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.hyperparameters import shown
+from gradxform.tree import Array, PyTree
+
+
+def check_floating(params: PyTree, place: str = "params") -> None:
+    """Raises a TypeError that names the first leaf which is not a real floating-point array."""
+    for path, p in jax.tree_util.tree_leaves_with_path(params):
+        try:
+            dtype = jnp.result_type(p)
+        except Exception:  # JAX has an error of its own for every kind of object
+            raise TypeError(
+                f"{place}{jax.tree_util.keystr(path)} is {shown(p)}, which is no array: give the "
+                "arrays alone, for instance eqx.filter(model, eqx.is_inexact_array)"
+            ) from None
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
+                "floating-point parameters: convert the leaf, or leave it out with gx.masked"
+            )
+        if jnp.finfo(dtype).bits < 16:
+            raise TypeError(
+                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}, which JAX does no "
+                "arithmetic in: keep the parameters in float32 or bfloat16, and convert them to "
+                f"{dtype} in the model"
+            )
+
+
+def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None:
+    """How two trees differ in the paths, shapes and dtypes of their leaves; None if they do not.
+
+    Leaves are compared, not nodes: a node of a class without ``==`` does not equal its own copy.
+    """
+    (paths, leaves), (other_paths, other_leaves) = map(_with_paths, (one, other))
+    if paths != other_paths:
+        apart = set(paths) ^ set(other_paths)
+        first = next(path for path in (*paths, *other_paths) if path in (apart or paths))
+        return f"the leaf {first or 'itself'} is only in one of them"
+    for path, x, y in zip(paths, leaves, other_leaves, strict=True):
+        where = f" at {path}" if path else ""
+        if jnp.shape(x) != jnp.shape(y):
+            return f"shape {jnp.shape(x)} against {jnp.shape(y)}{where}"
+        if dtypes and jnp.result_type(x) != jnp.result_type(y):
+            return f"dtype {jnp.result_type(x)} against {jnp.result_type(y)}{where}"
+    return None
+
+
+def _with_paths(values: PyTree) -> tuple[list[str], list[Any]]:
+    pairs = jax.tree_util.tree_leaves_with_path(values)
+    return [jax.tree_util.keystr(path) for path, _ in pairs], [leaf for _, leaf in pairs]
+
+
+def has_holes(params: PyTree) -> bool:
+    """Whether a mask took leaves out of ``params``."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return any(isinstance(node, optax.MaskedNode) for node in nodes)
+
+
+def map_unmasked(f: Callable[..., Array], params: PyTree, values: PyTree) -> PyTree:
+    """``tree.map(f, params, values)``, leaving alone what a mask took out of ``values``."""
+
+    def is_masked(node: PyTree) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    try:
+        return jax.tree.map(
+            lambda x, p: p if is_masked(x) else tree.map(f, p, x), values, params, is_leaf=is_masked
+        )
+    except ValueError as error:
+        raise ValueError(
+            "the parameters and the optimiser state have different structures; give the parameters "
+            "that init was given (of Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled)"
+        ) from error
