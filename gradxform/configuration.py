@@ -50,7 +50,7 @@ _WRITES = {
     collections.deque: {"append", "appendleft", "extend"},
 }
 
-_ATOMS = {bool, int, str, bytes, type(None), type(...), type(NotImplemented)}
+ATOMS = {bool, int, str, bytes, type(None), type(...), type(NotImplemented)}
 
 # parts of a class that nothing computes with, or that hide memory of the interpreter's
 _BOOKKEEPING = {
@@ -73,7 +73,7 @@ def configuration_key(*values: Any) -> Hashable | None:
         while waiting:
             value = waiting.pop()
             kind = type(value)
-            if kind in _ATOMS:
+            if kind in ATOMS:
                 tokens += (kind, value)
             elif kind is float:
                 tokens += (kind, value.hex())  # tells -0.0 from 0.0, and finds nan again
@@ -103,23 +103,38 @@ _WRITTEN = object()  #: stands for a value that is not read
 _constants: dict[int, Any] = {id(x): x for x in (ABSENT, _WRITTEN)}
 
 
+def is_known_constant(value: Any) -> bool:
+    """Whether a walk has found that ``value`` never changes."""
+    return _constants.get(id(value), _WRITTEN) is value
+
+
 def _function(value: types.FunctionType) -> Found | None:
     if is_constant(value):
         return None
-    read = reads(value.__code__)
-    attributes = (value.__defaults__, value.__kwdefaults__, value.__dict__)
+    return Found(("function", reads(value.__code__).number), read_by(value)[1:])
+
+
+def read_by(value: types.FunctionType) -> tuple[Any, ...]:
+    """The code of a function and what it reads: the values themselves, in a fixed order.
+
+    Raises:
+      NotRecognisable: it may read more.
+    """
+    code, closure = value.__code__, value.__closure__ or ()
+    own = (code, value.__defaults__, value.__kwdefaults__, value.__dict__)
     if is_library(value.__globals__.get("__name__")):
-        return Found(("function", read.number), (*attributes, *(value.__closure__ or ())))
+        return (*own, *map(content, closure))
+    read = reads(code)
     if read.dynamic or not all(is_library(module) for module in read.modules):
         raise NotRecognisable
-    cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-    parts = [*attributes, *(sys.modules.get(module, ABSENT) for module in read.modules)]
+    parts = [*own, *(sys.modules.get(module, ABSENT) for module in read.modules)]
     for root, *rest in read.names:
         held = value.__globals__.get(root, ABSENT)
         parts.append(_at(vars(builtins).get(root, ABSENT) if held is ABSENT else held, rest))
+    cells = dict(zip(code.co_freevars, closure, strict=True))
     for root, *rest in read.variables:
         parts.append(_at(content(cells[root]), rest))
-    return Found(("function", read.number), parts)
+    return tuple(parts)
 
 
 def _at(value: Any, rest: Sequence[str]) -> Any:

@@ -131,21 +131,25 @@ def check_argument(function: str, name: str, value: object, annotation: Any) -> 
 
     An annotation that this module does not know admits everything.
     """
-    expected: list[str] = []
-    for member in _members(annotation):
-        fits, words = _rule(member)
+    rules = _rules(annotation)
+    for member, fits, _ in rules:
         if fits(value):
             _check_interval(function, name, value, member)
             return
-        expected += words
     refuse = _refuse_choice if get_origin(annotation) is Literal else _refuse
-    refuse(function, name, value, expected)
+    refuse(function, name, value, [word for _, _, words in rules for word in words])
 
 
 def shown(value: object) -> str:
     """``repr(value)`` in one line of at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+@functools.cache
+def _rules(annotation: Any) -> list[tuple[Any, Callable[[Any], bool], tuple[str, ...]]]:
+    """What the annotation admits: each member, whether a value fits it, and that in words."""
+    return [(member, *_rule(member)) for member in _members(annotation)]
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -213,8 +217,10 @@ def _is_method(value: Any) -> bool:
 
 def _check_interval(function: str, name: str, value: Any, member: Any) -> None:
     """Raises a ValueError where a number, whose value is known, lies outside its interval."""
+    if not (_is_number(value) or isinstance(value, np.ndarray)):
+        return
     intervals = [note for note in get_args(member)[1:] if isinstance(note, Interval)]
-    if not intervals or not (_is_number(value) or isinstance(value, np.ndarray)):
+    if not intervals:
         return
     low, high = intervals[0]
     try:

@@ -12,6 +12,8 @@ from gradxform import tree
 from gradxform.hyperparameters import scalar, shown
 from gradxform.info import reported, total
 from gradxform.objective import Composed, bind
+from gradxform.packed_loop import alternate
+from gradxform.sharding import varying_like
 from gradxform.solution import Solution, Status
 
 _RUNNING = -1
@@ -45,9 +47,10 @@ class Loop(NamedTuple):
     start_value: jax.Array
     extent: Extent
     lowest: jax.Array  # lowest value so far
-    is_waiting: jax.Array  # whether the last update was zero
+    advanced: jax.Array  # whether an update has led from there to ``params``
+    is_waiting: jax.Array  # whether that update was zero
     at_rest: jax.Array  # evaluations in a row that found the point before again
-    steps: jax.Array
+    steps: jax.Array  # updates that led to the point evaluated last
     evaluations: jax.Array
     status: jax.Array
 
@@ -71,13 +74,14 @@ def run(
     penalised = _is_penalised(tx, params, loop.state)
     keep_last = penalised if returned is None else jnp.array(returned == "last")
 
-    def body(loop: Loop) -> Loop:
+    def look(loop: Loop) -> tuple[Loop, tuple[jax.Array, tree.PyTree]]:
         value, grads = jax.value_and_grad(value_fn)(loop.params)
         leaves = zip(jax.tree.leaves(grads), frozen, strict=True)
         free = [g for g, is_frozen in leaves if not is_frozen]
         here = Point(loop.params, scalar(value), scalar(tree.max_abs(free)))
         finite = jnp.isfinite(here.value) & jnp.isfinite(here.grad_norm)
         first = loop.evaluations == 0
+        steps = loop.steps + loop.advanced.astype(jnp.int32)
         # a method that counts such points has stepped back from them
         lost = ~finite & (first | (not reported(loop.state, "non_finite")))
 
@@ -96,7 +100,7 @@ def run(
                 small,
                 at_rest >= _PATIENCE,
                 finite & _is_unbounded(here, start_value, extent),
-                loop.steps >= max_steps,
+                steps >= max_steps,
             ],
             [
                 jnp.int32(Status.non_finite),
@@ -107,41 +111,44 @@ def run(
             ],
             jnp.int32(_RUNNING),
         )
-
-        def step() -> tuple[tree.PyTree, optax.OptState, jax.Array]:
-            updates, state = tx.update(
-                grads, loop.state, loop.params, value=value, grad=grads, value_fn=value_fn
-            )
-            moved = tree.max_abs(updates) != 0
-            return optax.apply_updates(loop.params, updates), state, ~moved
-
-        running = status == _RUNNING
-        next_params, state, is_waiting = jax.lax.cond(
-            running, step, lambda: (loop.params, loop.state, loop.is_waiting)
-        )
-        stalled = running & (total(state, "stalled") > 0)
-        return Loop(
-            params=next_params,
-            state=state,
+        looked = loop._replace(
             value=here.value,
             grad_norm=here.grad_norm,
             best=best,
             start_value=start_value,
             extent=extent,
             lowest=jnp.where(finite, jnp.minimum(loop.lowest, here.value), loop.lowest),
-            is_waiting=is_waiting,
+            advanced=jnp.zeros_like(loop.advanced),
             at_rest=at_rest,
-            steps=loop.steps + running.astype(jnp.int32),
+            steps=steps,
+            evaluations=loop.evaluations + 1,
+            status=status,
+        )
+        return looked, (value, grads)
+
+    def move(loop: Loop, seen: tuple[jax.Array, tree.PyTree]) -> Loop:
+        value, grads = seen
+        updates, state = tx.update(
+            grads, loop.state, loop.params, value=value, grad=grads, value_fn=value_fn
+        )
+        stalled = is_running(loop) & (total(state, "stalled") > 0)
+        return loop._replace(
+            params=optax.apply_updates(loop.params, updates),
+            state=state,
+            advanced=jnp.ones_like(loop.advanced),
+            is_waiting=tree.max_abs(updates) == 0,
             # Optax's line searches report the evaluations of each update, not their sum
-            evaluations=loop.evaluations
-            + 1
-            + running.astype(jnp.int32) * total(state, "num_linesearch_steps"),
-            status=jnp.where(stalled, jnp.int32(Status.stalled), status),
+            evaluations=loop.evaluations + total(state, "num_linesearch_steps"),
+            status=jnp.where(stalled, jnp.int32(Status.stalled), loop.status),
         )
 
+    def is_running(loop: Loop) -> jax.Array:
+        return loop.status == _RUNNING
+
     begun = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    begun = tree.varying_like(begun, params)
-    loop = jax.lax.while_loop(lambda loop: loop.status == _RUNNING, body, begun)
+    begun = varying_like(begun, params)
+    # a cheap update too many costs less than a branch in every turn
+    loop = alternate(look, move, is_running, begun, branch=_is_dear(loop.state))
     return Solution(
         *loop.best,
         loop.steps,
@@ -167,6 +174,7 @@ def _first(params: tree.PyTree, state: optax.OptState) -> Loop:
         start_value=infinite,
         extent=Extent(none, none, jnp.array(False)),
         lowest=infinite,
+        advanced=jnp.array(False),
         is_waiting=jnp.array(False),
         at_rest=zero,
         steps=zero,
@@ -230,7 +238,13 @@ def _is_unbounded(here: Point, start_value: jax.Array, extent: Extent) -> jax.Ar
     return (extent.is_known & far & deep) | lost
 
 
-# -- what the method minimises
+# -- what the method is
+
+
+def _is_dear(state: optax.OptState) -> bool:
+    """Whether an update evaluates more than the value and gradient that it is handed."""
+    work = ("evaluations", "curvature_products", "num_linesearch_steps")
+    return any(reported(state, name) for name in work)
 
 
 def _is_penalised(

@@ -7,11 +7,12 @@ from typing import Any, Literal, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
 from gradxform import tree
-from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, scalar, shown
+from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, shown
 from gradxform.loop import run
 from gradxform.programs import program
 from gradxform.second_order.quasi_newton import bfgs, lbfgs
@@ -103,11 +104,10 @@ def minimize(
     if isinstance(tol, float | int) and tol == 0:
         raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
     tree.check_floating(params, "minimize: params")
-    params = jax.tree.map(lambda p: jnp.asarray(p, dtype=jnp.result_type(p)), params)
+    params = jax.tree.map(_strong, params)
     if tx is None:
-        size = tree.count(params)
-        ravel = not any(tree.is_sharded(p) for p in jax.tree.leaves(params))
-        tx = bfgs(ravel=ravel) if size <= DENSE_LIMIT else lbfgs(ravel=ravel)
+        whole = not any(tree.is_sharded(p) for p in jax.tree.leaves(params))
+        tx = _usual(tree.count(params) <= DENSE_LIMIT, whole)
     if resume is not None:
         _check_resume(resume, tx, params)
     # JAX cannot look up a compiled loop by parameters whose nodes hold arrays
@@ -120,7 +120,7 @@ def minimize(
     )
 
     loop = None if resume is None else resume.loop
-    bound, limit = scalar(tol), jnp.asarray(max_steps, jnp.int32)
+    bound, limit = _number(tol, jnp.result_type(float)), _number(max_steps, jnp.int32)
     if progress is None:
         return solve(loop, bound, limit)
     if any(isinstance(x, Tracer) for x in (*jax.tree.leaves(params), bound, limit)):
@@ -130,7 +130,7 @@ def minimize(
     steps = 0 if loop is None else int(loop.steps)
     while True:
         steps = min(steps + progress_every, int(limit))
-        solution = solve(loop, bound, jnp.asarray(steps, jnp.int32))._replace(max_steps=limit)
+        solution = solve(loop, bound, np.int32(steps))._replace(max_steps=limit)
         progress(solution)
         if solution.status != Status.max_steps or solution.steps >= limit:
             return solution
@@ -166,6 +166,23 @@ def progress_bar(width: Whole = 30, file: TextIO | None = None) -> Callable[[Sol
         out.flush()
 
     return show
+
+
+@functools.cache
+def _usual(dense: bool, ravel: bool) -> optax.GradientTransformationExtraArgs:
+    return bfgs(ravel=ravel) if dense else lbfgs(ravel=ravel)
+
+
+def _strong(param: jax.typing.ArrayLike) -> jax.Array:
+    """As an array of a dtype of its own, not one that gives way to others."""
+    if isinstance(param, jax.Array) and not param.weak_type:
+        return param
+    return jnp.asarray(param, dtype=jnp.result_type(param))
+
+
+def _number(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Any:
+    """A number for a compiled program, which takes NumPy's faster than it would be converted."""
+    return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
 
 
 def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.PyTree) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradxform.configuration import configuration_key
+from gradxform.glance import glance
 
 #: programs kept, of 1 to 9 MB each; beyond them the one not used for longest is dropped
 MOST_PROGRAMS = 64
@@ -26,6 +27,8 @@ MOST_PROGRAMS = 64
 class _Kept(NamedTuple):
     owner: weakref.ref[Any]
     run: Callable[..., Any]
+    ids: tuple[int, ...] = ()  #: of the values when it was found last
+    unchanged: Callable[[Any], bool] | None = None  #: whether what they read is the same
 
 
 @dataclasses.dataclass
@@ -37,6 +40,7 @@ class _Call:
 
 
 _kept: collections.OrderedDict[Hashable, _Kept] = collections.OrderedDict()
+_latest: dict[int, Hashable] = {}  #: where the program is that an owner used last
 _call: contextvars.ContextVar[_Call] = contextvars.ContextVar("gradxform_call")
 
 
@@ -54,16 +58,20 @@ def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..
     own: dict[Hashable | None, Callable[..., Any]] = {}  # also serve what cannot be kept
 
     def solve(*arrays: Any) -> Any:
-        key = configuration_key(function, fn, *statics)
-        run = _find(owner, key) or own.get(key) or _compiled(function)
+        values = (function, fn, *statics)
+        run, key = _find_at_a_glance(owner, values), None
+        at_a_glance = run is not None
+        if run is None:
+            key = configuration_key(*values)
+            run = _find(owner, key, values) or own.get(key) or _compiled(function)
+            own[key] = run
         call = _Call((fn, *statics))
         token = _call.set(call)
         try:
             result = run(*arrays)
         finally:
             _call.reset(token)
-        own[key] = run
-        if call.keys and key is not None:
+        if call.keys and (at_a_glance or key is not None):
             for reached in {key, *call.keys} - {None}:
                 _keep(owner, reached, run)
         return result
@@ -83,20 +91,38 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(traced)
 
 
-def _find(owner: Any, key: Hashable | None) -> Callable[..., Any] | None:
-    kept = _kept.get((id(owner), key))
+def _find_at_a_glance(owner: Any, values: tuple[Any, ...]) -> Callable[..., Any] | None:
+    kept = _kept.get(_latest.get(id(owner)))
+    if kept is None or kept.owner() is not owner or kept.unchanged is None:
+        return None
+    return kept.run if kept.unchanged(values) else None
+
+
+def _find(owner: Any, key: Hashable | None, values: tuple[Any, ...]) -> Callable[..., Any] | None:
+    place = (id(owner), key)
+    kept = _kept.get(place)
     if kept is None or kept.owner() is not owner:
         return None
+    ids = tuple(map(id, values))
+    if ids == kept.ids:  # else they are made anew for each call
+        kept = kept._replace(unchanged=glance(values))
+        _latest[id(owner)] = place
+    _kept[place] = kept._replace(ids=ids)
     with contextlib.suppress(KeyError):  # another thread may have dropped it
-        _kept.move_to_end((id(owner), key))
+        _kept.move_to_end(place)
     return kept.run
 
 
 def _keep(owner: Any, key: Hashable, run: Callable[..., Any]) -> None:
     place = (id(owner), key)
 
-    def forget(_: weakref.ref[Any], kept: dict[Hashable, _Kept] = _kept) -> None:
+    def forget(
+        _: weakref.ref[Any],
+        kept: dict[Hashable, _Kept] = _kept,
+        latest: dict[int, Hashable] = _latest,
+    ) -> None:
         kept.pop(place, None)
+        latest.pop(place[0], None)
 
     try:
         _kept[place] = _Kept(weakref.ref(owner, forget), run)

@@ -1,0 +1,226 @@
+"""A loop in two parts whose scalars travel together, in one vector for each dtype.
+
+A small problem pays by the kernel, not by the flop. XLA computes each scalar that a loop hands to
+its next turn in a kernel of its own and copies it. A vector of them, written as a chain of selects
+over its positions, is one kernel, which takes in the arithmetic that leads to it. The same vectors
+enter and leave a branch.
+
+In a batch the scalars are vectors already, and there the loop is the plain one. So it is under
+forward-mode derivatives.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+Carry = TypeVar("Carry")
+Seen = TypeVar("Seen")
+_Leaves: TypeAlias = list[jax.Array]
+_Packed: TypeAlias = tuple[_Leaves, _Leaves]  # the leaves that are no scalars, and the vectors
+
+
+def alternate(
+    look: Callable[[Carry], tuple[Carry, Seen]],
+    move: Callable[[Carry, Seen], Carry],
+    goes_on: Callable[[Carry], jax.Array],
+    carry: Carry,
+    *,
+    branch: bool,
+) -> Carry:
+    """``look``, then ``move`` with what was seen, as long as ``goes_on``.
+
+    Args:
+      look: of the carry, to the next carry and anything else.
+      move: of both, to the next carry.
+      goes_on: whether to go on after ``look``; it reads nothing but the carry.
+      carry: of arrays.
+      branch: leave out the last ``move``, by a branch in every turn. Without it the last one is
+        made for nothing, and is to keep ``goes_on`` as it is.
+    """
+    leaves, structure = jax.tree.flatten(carry)
+    count, seen = len(leaves), []
+
+    def flat_look(*leaves: jax.Array) -> _Leaves:
+        after, found = look(jax.tree.unflatten(structure, leaves))
+        seen.append(jax.tree.structure(found))
+        return [*jax.tree.leaves(after), *jax.tree.leaves(found)]
+
+    def flat_move(*leaves: jax.Array) -> _Leaves:
+        found = jax.tree.unflatten(seen[0], leaves[count:])
+        return jax.tree.leaves(move(jax.tree.unflatten(structure, leaves[:count]), found))
+
+    def flat_goes_on(*leaves: jax.Array) -> jax.Array:
+        return goes_on(jax.tree.unflatten(structure, leaves))
+
+    looked = jax.make_jaxpr(flat_look)(*leaves)
+    moved = jax.make_jaxpr(flat_move)(*looked.out_avals)
+    parts = {
+        "look": looked.jaxpr,
+        "move": moved.jaxpr,
+        "goes_on": jax.make_jaxpr(flat_goes_on)(*leaves),
+        "constants": (len(looked.consts), len(moved.consts)),
+    }
+    arguments = (*looked.consts, *moved.consts, *leaves)
+    if looked.effects or moved.effects:  # such as jax.debug.print's, which are to be seen once
+        ended = _plain(*arguments, **parts, branch=True)
+    else:
+        ended = _alternate.bind(*arguments, **parts, branch=branch)
+    return jax.tree.unflatten(structure, ended)
+
+
+class _Word(NamedTuple):
+    """How a scalar is written into a vector of another dtype, and read again."""
+
+    kind: str
+    write: Callable[[jax.Array], jax.Array]
+    read: Callable[[jax.Array], jax.Array]
+
+
+_bits = jax.lax.bitcast_convert_type
+_WORDS = {
+    np.dtype("float64"): _Word("float64", lambda x: x, lambda x: x),
+    np.dtype("float32"): _Word(
+        "int32", lambda x: _bits(x, jnp.int32), lambda x: _bits(x, jnp.float32)
+    ),
+    np.dtype("int32"): _Word("int32", lambda x: x, lambda x: x),
+    np.dtype("bool"): _Word("int32", lambda x: x.astype(jnp.int32), lambda x: x != 0),
+}
+
+
+class _Parts(NamedTuple):
+    """The loop that the primitive stands for, over lists of leaves."""
+
+    look: Callable[[_Leaves], tuple[_Leaves, _Leaves]]
+    move: Callable[[_Leaves, _Leaves], _Leaves]
+    goes_on: Callable[[_Leaves], jax.Array]
+    carry: _Leaves
+
+
+def _parts(
+    arguments: Sequence[jax.Array],
+    look: Jaxpr,
+    move: Jaxpr,
+    goes_on: ClosedJaxpr,
+    constants: tuple[int, int],
+) -> _Parts:
+    first, second = constants[0], sum(constants)
+    seen, moving = arguments[:first], arguments[first:second]
+    count = len(goes_on.in_avals)
+
+    def arrays(leaves: Sequence[Any]) -> _Leaves:
+        # what is a number in the program comes back as one of Python's
+        pairs = zip(leaves[:count], goes_on.in_avals, strict=True)
+        return [x if isinstance(x, jax.Array) else jnp.asarray(x, old.dtype) for x, old in pairs]
+
+    def looked(leaves: _Leaves) -> tuple[_Leaves, _Leaves]:
+        after = jaxpr_as_fun(ClosedJaxpr(look, seen))(*leaves)
+        return arrays(after), list(after[count:])
+
+    return _Parts(
+        looked,
+        lambda leaves, found: arrays(jaxpr_as_fun(ClosedJaxpr(move, moving))(*leaves, *found)),
+        lambda leaves: jaxpr_as_fun(goes_on)(*leaves)[0],
+        arrays(arguments[second:]),
+    )
+
+
+def _plain(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
+    """As it stands, for batches."""
+    parts = _parts(arguments, **parameters)
+    return _loop(parts, lambda leaves: leaves, lambda leaves: leaves, branch)
+
+
+def _packed(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
+    parts = _parts(arguments, **parameters)
+    scalar = [i for i, x in enumerate(parts.carry) if x.ndim == 0 and x.dtype in _WORDS]
+    words = [_WORDS[parts.carry[i].dtype] for i in scalar]
+    kinds = {
+        kind: [i for i, word in zip(scalar, words, strict=True) if word.kind == kind]
+        for kind in dict.fromkeys(word.kind for word in words)
+    }
+
+    def pack(leaves: _Leaves) -> _Packed:
+        alone = [x for x in leaves if x.ndim or x.dtype not in _WORDS]
+        return alone, [
+            _vector([_WORDS[leaves[i].dtype].write(leaves[i]) for i in group])
+            for group in kinds.values()
+        ]
+
+    def unpack(packed: _Packed) -> _Leaves:
+        alone, vectors = packed
+        groups = zip(kinds.values(), vectors, strict=True)
+        scalars = {
+            i: _WORDS[parts.carry[i].dtype].read(vector[k])
+            for group, vector in groups
+            for k, i in enumerate(group)
+        }
+        rest = iter(alone)
+        return [scalars[i] if i in scalars else next(rest) for i in range(len(parts.carry))]
+
+    return _loop(parts, pack, unpack, branch)
+
+
+def _loop(
+    parts: _Parts, pack: Callable[[_Leaves], Any], unpack: Callable[[Any], _Leaves], branch: bool
+) -> _Leaves:
+    def body(packed: Any) -> Any:
+        leaves, found = parts.look(unpack(packed))
+        if not branch:
+            return pack(parts.move(leaves, found))
+        return jax.lax.cond(
+            parts.goes_on(leaves),
+            lambda packed, found: pack(parts.move(unpack(packed), found)),
+            lambda packed, _: packed,
+            pack(leaves),
+            found,
+        )
+
+    ended = jax.lax.while_loop(
+        lambda packed: parts.goes_on(unpack(packed)), body, pack(parts.carry)
+    )
+    return unpack(ended)
+
+
+def _vector(scalars: _Leaves) -> jax.Array:
+    """Its entries are chosen, not written one after the other, so that one kernel does it."""
+    positions = jax.lax.iota(jnp.int32, len(scalars))
+    vector = jnp.zeros(len(scalars), scalars[0].dtype)
+    for position, scalar in enumerate(scalars):
+        vector = jnp.where(positions == position, scalar, vector)
+    return vector
+
+
+def _compiled(*arguments: jax.Array, **parameters: Any) -> _Leaves:
+    return jax.jit(functools.partial(_packed, **parameters))(*arguments)
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> Any:
+    dense = tuple(ad.instantiate_zeros(x) for x in tangents)
+    return jax.jvp(functools.partial(_plain, **parameters), tuple(primals), dense)
+
+
+def _batch(axis: Any, arguments: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
+    lanes = jax.vmap(
+        functools.partial(_plain, **parameters),
+        in_axes=tuple(dims),
+        axis_name=axis.name,
+        axis_size=axis.size,
+        spmd_axis_name=axis.spmd_name,
+    )
+    ended = lanes(*arguments)
+    return ended, [0] * len(ended)
+
+
+_alternate = Primitive("alternate")
+_alternate.multiple_results = True
+_alternate.def_impl(_compiled)
+_alternate.def_abstract_eval(lambda *_, move, **others: [x.aval for x in move.outvars])
+mlir.register_lowering(_alternate, mlir.lower_fun(_packed, multiple_results=True))
+ad.primitive_jvps[_alternate] = _jvp
+batching.fancy_primitive_batchers[_alternate] = _batch
