@@ -8,8 +8,6 @@ Integers are totals over all updates, and survive when a search begins again wit
 Booleans and floating-point numbers describe the last update. These names mean the same everywhere:
 
 =======================  ==========================================================================
-``value``                value at the accepted point
-``grad_norm``            largest absolute entry of the gradient at the accepted point
 ``evaluations``          evaluations of ``value_fn`` made inside ``update``
 ``curvature_products``   products with the curvature; a dense matrix of n columns counts n
 ``gradient_equivalents`` the cost of both in gradients of ``value_fn``, where a method knows it
@@ -19,6 +17,8 @@ Booleans and floating-point numbers describe the last update. These names mean t
 ``skipped``              updates that moved nothing, or curvature pairs left out
 ``fallbacks``            updates that took the gradient in place of the method's direction
 ``stalled``              whether the method can make no further progress on a fixed objective
+``value``                the objective at the accepted point, where the loop holds a trial point
+``grad_norm``            the largest absolute gradient entry at the accepted point
 =======================  ==========================================================================
 
 A method that reports ``non_finite`` survives NaN and infinity; :func:`gradxform.minimize` stops any
