@@ -32,10 +32,10 @@ from gradxform.second_order.newton_cg import newton_cg as newton_cg
 from gradxform.second_order.newton_cg import scale_by_newton_cg as scale_by_newton_cg
 from gradxform.second_order.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from gradxform.second_order.nonlinear_cg import scale_by_nonlinear_cg as scale_by_nonlinear_cg
-from gradxform.second_order.quasi_newton import bfgs as bfgs
-from gradxform.second_order.quasi_newton import lbfgs as lbfgs
-from gradxform.second_order.quasi_newton import scale_by_bfgs as scale_by_bfgs
-from gradxform.second_order.quasi_newton import scale_by_lbfgs as scale_by_lbfgs
+from gradxform.second_order.bfgs import bfgs as bfgs
+from gradxform.second_order.lbfgs import lbfgs as lbfgs
+from gradxform.second_order.bfgs import scale_by_bfgs as scale_by_bfgs
+from gradxform.second_order.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from gradxform.second_order.trust_region import trust_region as trust_region
 from gradxform.solution import Solution as Solution
 from gradxform.solution import Status as Status

@@ -12,6 +12,7 @@ from gradxform.hyperparameters import BelowHalf, Count, Fraction, NonNegative, c
 from gradxform.info import diagnostics
 from gradxform.line_search import search
 from gradxform.protocol import transformation
+from gradxform.section import Rules
 
 Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
 
@@ -181,11 +182,8 @@ def nonlinear_cg(
     return search(
         "nonlinear_cg",
         scale_by_nonlinear_cg(beta, restart=restart, truncation=truncation),
+        Rules(decrease, curvature, noise, max_trials),
         unit_step=False,
         ravel=ravel,
-        repeatable=False,
-        decrease=decrease,
-        curvature=curvature,
-        noise=noise,
-        max_trials=max_trials,
+        asked="always, kept if accepted",
     )
