@@ -33,14 +33,16 @@ def in_one_kernel(values: T) -> T:
     if len(set(floating)) != 1:
         return values
     packed = [x.dtype in (floating[0], jnp.bool) for x in leaves]
-    bound = iter(_in_one_kernel.bind(*(x for x, is_in in zip(leaves, packed, strict=True) if is_in)))
+    bound = iter(
+        _in_one_kernel.bind(*(x for x, is_in in zip(leaves, packed, strict=True) if is_in))
+    )
     leaves = [next(bound) if is_in else x for x, is_in in zip(leaves, packed, strict=True)]
     return jax.tree.unflatten(structure, leaves)
 
 
 def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
     """:func:`gradxform.tree.vdot` of several pairs of trees of the same shapes, in one pass."""
-    if not _are_small(pairs):
+    if not is_small(pairs):
         return [tree.vdot(a, b) for a, b in pairs]
     products = [jax.tree.map(_product, a, b) for a, b in pairs]
     sums = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in _stacked(products)]
@@ -50,7 +52,7 @@ def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
 
 def maxima(*trees: tree.PyTree) -> list[jax.Array]:
     """The largest entries of several trees of the same shapes, in one pass; 0 without entries."""
-    if not _are_small(trees):
+    if not is_small(trees):
         return [_maximum(x) for x in trees]
     largest = [jnp.max(x, axis=tuple(range(1, x.ndim))) for x in _stacked(trees)]
     total = functools.reduce(jnp.maximum, largest)
@@ -71,9 +73,11 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     return tree.promote(x) * tree.promote(y)
 
 
-def _are_small(trees: tree.PyTree) -> bool:
+def is_small(trees: tree.PyTree) -> bool:
+    """Whether every leaf is small enough to be copied to save a kernel."""
     leaves = jax.tree.leaves(trees)
-    return bool(leaves) and all(0 < x.size <= _SMALL for x in leaves)
+    whole = not any(tree.is_explicit(x) for x in leaves)
+    return whole and bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
 
 
 def _stacked(trees: Sequence[tree.PyTree]) -> list[jax.Array]:

@@ -23,7 +23,7 @@ import optax
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import BelowHalf, Count, Fraction, Scalar, checked, scalar
+from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked, scalar
 from gradxform.info import carry_totals, diagnostics
 from gradxform.kernels import in_one_kernel, maxima
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
@@ -33,10 +33,11 @@ from gradxform.section import (
     Section,
     Trial,
     Verdict,
+    first_step,
+    is_finite,
     judge,
     new_section,
     no_section,
-    is_finite,
     slowness,
 )
 
@@ -175,14 +176,14 @@ def search(
     unit_step: bool,
     ravel: bool,
     asked: Literal["always", "if accepted", "always, kept if accepted"],
-    tell_last: bool = False,
+    told: tuple[Literal["last", "restart"], ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`with_line_search` as a part of ``method``, which its errors name.
 
     ``asked`` says in which updates ``direction`` is asked. A cheap one is asked in all of them,
-    because a branch costs more; unless it is repeatable, its answer is kept at accepted points only.
-    ``tell_last`` says that it is given the accepted point before as ``last``, which it then need
-    not keep itself.
+    because a branch costs more; unless it is repeatable, its state is kept at accepted points
+    alone. ``told`` says what it is given: the accepted point before as ``last``, which it then
+    need not keep itself, and ``restart``, upon which it begins with a new state by itself.
     """
     inner = optax.with_extra_args_support(direction)
 
@@ -203,9 +204,7 @@ def search(
         if ravel:
             tree.check_whole(method, params)
         return LineSearchState(
-            accepted=Point(
-                flatten(tree.copy(params)), number(), flatten(tree.zeros_like(params))
-            ),
+            accepted=Point(flatten(tree.copy(params)), number(), flatten(tree.zeros_like(params))),
             direction=flatten(tree.zeros_like(params)),
             size=number(),
             moved=number(),
@@ -224,10 +223,12 @@ def search(
         """The direction of descent that the method gives at ``point``, and its state after."""
 
         def answer() -> tuple[tree.PyTree, optax.OptState]:
-            new = carry_totals(inner.init(point.params), state.inner_state)
-            memory = tree.select(state.restart, new, state.inner_state)
-            last = {"last": state.accepted} if tell_last else {}
-            extra = {**extra_args, **last, "grad": point.grad}
+            memory = state.inner_state
+            if "restart" not in told:
+                new = carry_totals(inner.init(point.params), memory)
+                memory = tree.select(state.restart, new, memory)
+            known = {"last": state.accepted, "restart": state.restart}
+            extra = {**extra_args, **{name: known[name] for name in told}, "grad": point.grad}
             ascent, memory = inner.update(point.grad, memory, point.params, **extra)
             return tree.map(lambda _, a: -a, state.direction, ascent), memory
 
@@ -251,23 +252,9 @@ def search(
 
         # the loop is at a trial point of the section along d
         here = Point(flatten(params), scalar(value), flatten(tree.sharded_like(grads, params)))
-        slope, grad_norm = tree.vdot(here.grad, state.direction), scalar(tree.max_abs(here.grad))
-        trial = Trial(state.section.t, here.value, slope)
-        verdict, section = judge(
-            state.section,
-            trial,
-            rules,
-            take_next=state.take_next,
-            steepest=state.steepest,
-            spacing=jnp.finfo(value.dtype).eps,
-        )
-        stepped = verdict.accept & (trial.t > 0)
-        moved = jnp.where(stepped, trial.t * state.size, state.moved)
-        value = jnp.where(verdict.accept, trial.value, state.accepted.value)
-        numbers = verdict, section.low, section.high, section.t, moved, value
-        verdict, low, high, t, moved, value = in_one_kernel(numbers)
-        section = section._replace(low=low, high=high, t=t)
-        accepted = tree.select(verdict.accept, here, state.accepted)._replace(value=value)
+        seen = _look(state, here, rules, float(jnp.finfo(value.dtype).eps))
+        verdict, accepted = seen.verdict, seen.accepted
+        grad_norm = scalar(tree.max_abs(here.grad))
         progress = progress_after(state.progress, verdict.accept, here.value, grad_norm)
 
         # the method is asked for the next direction, which gives way to −g if it does not descend
@@ -276,27 +263,22 @@ def search(
         steepest = verdict.reset | (verdict.accept & ~useful)
 
         # a search begins at an accepted point, or once more after a failure
-        begins = verdict.begins
-        first = steepest | (moved == 0)
-        unscaled = begins & (first | (not unit_step))
-        d, size, new = _begin(
-            d, accepted, state.section, moved, steepest, first, unscaled, _spacing(params)
-        )
-        section = tree.select(begins, new, section)
-
+        d, size, new = _begin(d, seen, state.section, steepest, unit_step, _spacing(params))
+        section = tree.select(verdict.begins, new, seen.section)
         is_asked = verdict.accept | (asked == "always")
+        is_reset = verdict.begins & steepest
         new_state = LineSearchState(
             accepted=accepted,
             direction=d,
             size=size,
-            moved=moved,
+            moved=seen.moved,
             section=section,
             progress=progress,
             take_next=verdict.wait | verdict.retreat | verdict.stalled,
-            steepest=jnp.where(begins, steepest, state.steepest),
+            steepest=jnp.where(verdict.begins, steepest, state.steepest),
             restart=steepest | (state.restart & ~is_asked),
             inner_state=inner_state,
-            info=_reported(state.info, trial, verdict, grad_norm, begins & steepest, progress),
+            info=_reported(state.info, seen, grad_norm, is_reset, progress),
         )
         updates = tree.map(lambda x, d, p: (x + section.t * d) - p, accepted.params, d, here.params)
         return tree.cast_like(tree.unflatten(updates, grads), grads), new_state
@@ -307,6 +289,37 @@ def search(
 @eval_params.register
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
     return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.accepted.params, params))
+
+
+class _Seen(NamedTuple):
+    """What the point in the loop turned out to be."""
+
+    trial: Trial
+    verdict: Verdict
+    section: Section  # narrowed by the trial
+    accepted: Point  # the trial point itself, or the accepted point before
+    moved: jax.Array  # largest entry of the last step accepted
+
+
+def _look(state: LineSearchState, here: Point, rules: Rules, spacing: float) -> _Seen:
+    """The trial that ``here`` is, and what it leads to."""
+    trial = Trial(state.section.t, here.value, tree.vdot(here.grad, state.direction))
+    verdict, section = judge(
+        state.section,
+        trial,
+        rules,
+        take_next=state.take_next,
+        steepest=state.steepest,
+        spacing=spacing,
+    )
+    value = jnp.where(verdict.accept, trial.value, state.accepted.value)
+    has_moved = verdict.accept & (trial.t > 0)
+    moved = jnp.where(has_moved, trial.t * state.size, state.moved)
+    numbers = verdict, section.low, section.high, section.t, value, moved
+    verdict, low, high, t, value, moved = in_one_kernel(numbers)
+    section = section._replace(low=low, high=high, t=t)
+    accepted = tree.select(verdict.accept, here, state.accepted)._replace(value=value)
+    return _Seen(trial, verdict, section, accepted, moved)
 
 
 def _descends(d: tree.PyTree, g: tree.PyTree) -> jax.Array:
@@ -322,71 +335,53 @@ def _spacing(params: tree.PyTree) -> float:
 
 def _begin(
     d: tree.PyTree,
-    accepted: Point,
+    seen: _Seen,
     last: Section,
-    moved: jax.Array,
     steepest: jax.Array,
-    first: jax.Array,
-    unscaled: jax.Array,
+    unit_step: bool,
     spacing: float,
 ) -> tuple[tree.PyTree, jax.Array, Section]:
-    """A search along d: the direction, its largest entry, and the section.
+    """A search along d, or −g where it is ``steepest``: the direction, its size and the section.
 
-    Where the direction is ``unscaled``, it gets the largest entry 1. ``first`` says that no step
-    was made along such a direction yet.
+    A direction without a scale of its own gets the largest entry 1, when the search begins.
     """
-    x, g = accepted.params, accepted.grad
+    x, value, g = seen.accepted
     sizes = (jax.tree.map(jnp.abs, y) for y in (x, d, g))
-    fastest = (jax.tree.map(jnp.negative, slowness(y, x, spacing)) for y in (d, g))
-    size_x, size_d, size_g, fastest_d, fastest_g = map(scalar, maxima(*sizes, *fastest))
-    size, finest = jnp.where(steepest, size_g, size_d), -jnp.where(steepest, fastest_g, fastest_d)
+    finest = (jax.tree.map(jnp.negative, slowness(y, x, spacing)) for y in (d, g))
+    size_x, size_d, size_g, finest_d, finest_g = map(scalar, maxima(*sizes, *finest))
+    size, finest = jnp.where(steepest, size_g, size_d), -jnp.where(steepest, finest_g, finest_d)
+
+    first = steepest | (seen.moved == 0)  # no step along such a direction yet
+    unscaled = seen.verdict.begins & (first | (not unit_step))
     unit = tree.reciprocal(jnp.where(unscaled, size, 1))
-    finest = jnp.where(finest < tree.largest(finest.dtype), finest * jnp.where(unscaled, size, 1), 0)
+    finest = jnp.where(size > 0, finest * jnp.where(unscaled, size, 1), 0)
     size = jnp.where(unscaled & (size > 0), 1, size)
     numbers = steepest, first, unscaled, size, finest
     steepest, first, unscaled, size, finest = in_one_kernel(numbers)
 
     d = tree.map(lambda d, g: unit * jnp.where(steepest, -g, d), d, g)
     slope = tree.vdot(g, d)
-    t = jnp.where(unscaled, _first_step(size_x, accepted.value, slope, last, first), 1)
-    far = jnp.where(unscaled, _REACH, _SCALED_REACH) * moved
-    bounded = (far > 0) & (size > 0)
-    t = in_one_kernel(jnp.where(bounded, jnp.minimum(t, tree.divide(far, size)), t))
-    return d, size, new_section(accepted.value, slope, t, finest)
-
-
-def _first_step(
-    size: jax.Array, value: jax.Array, slope: jax.Array, last: Section, first: jax.Array
-) -> jax.Array:
-    """A first trial along a direction of largest entry 1.
-
-    It expects the decrease of the last step (Nocedal & Wright, eq. 3.60). Without one it moves by
-    a part of ``size``, the largest entry of x, or where x is 0, for a part of the value (after
-    Hager & Zhang 2006, I0).
-    """
-    decrease = jnp.maximum(last.origin.value - value, 0)
-    again = jnp.where(decrease > 0, 2.02 * decrease, last.t * last.origin.slope)
-    by_part = first | (again == 0) | (slope == 0)
-    t = jnp.abs(tree.divide(jnp.where(by_part, 0.3 * value, again), slope))
-    t = jnp.where(by_part & (size > 0), 0.3 * size, t)
-    return jnp.where(t > 0, t, 1)
+    t = jnp.where(unscaled, first_step(size_x, value, slope, last, first), 1)
+    far = jnp.where(unscaled, _REACH, _SCALED_REACH) * seen.moved
+    is_bounded = (far > 0) & (size > 0)
+    t = in_one_kernel(jnp.where(is_bounded, jnp.minimum(t, tree.divide(far, size)), t))
+    return d, size, new_section(value, slope, t, finest)
 
 
 def _reported(
     info: LineSearchInfo,
-    trial: Trial,
-    verdict: Verdict,
+    seen: _Seen,
     grad_norm: jax.Array,
     is_reset: jax.Array,
     progress: Progress,
 ) -> LineSearchInfo:
-    accept = verdict.accept
+    accept = seen.verdict.accept
     return LineSearchInfo(
         accepted=tree.add_count(info.accepted, accept.astype(jnp.int32)),
         resets=tree.add_count(info.resets, is_reset.astype(jnp.int32)),
-        non_finite=tree.add_count(info.non_finite, (~is_finite(trial)).astype(jnp.int32)),
-        step_length=jnp.where(accept, trial.t, info.step_length),
-        value=jnp.where(accept, trial.value, info.value),
+        non_finite=tree.add_count(info.non_finite, (~is_finite(seen.trial)).astype(jnp.int32)),
+        step_length=jnp.where(accept, seen.trial.t, info.step_length),
+        value=jnp.where(accept, seen.trial.value, info.value),
         grad_norm=jnp.where(accept, grad_norm, info.grad_norm),
-        stalled=verdict.stalled | (progress.idle >= 2 * PATIENCE),
+        stalled=seen.verdict.stalled | (progress.idle >= 2 * PATIENCE),
     )

@@ -78,7 +78,7 @@ def judge(
     *,
     take_next: jax.Array,
     steepest: jax.Array,
-    spacing: jax.typing.ArrayLike,
+    spacing: float,
 ) -> tuple[Verdict, Section]:
     """The verdict on a trial point, and the section that the search goes on with.
 
@@ -112,6 +112,23 @@ def judge(
     )
     t = jnp.where(verdict.retreat, low.t, jnp.where(verdict.stalled | verdict.wait, 0, t))
     return verdict, narrowed._replace(t=t)
+
+
+def first_step(
+    size: jax.Array, value: jax.Array, slope: jax.Array, last: Section, first: jax.Array
+) -> jax.Array:
+    """A first trial along a direction of largest entry 1.
+
+    It expects the decrease of the last step (Nocedal & Wright, eq. 3.60). Without one it moves by
+    a part of ``size``, the largest entry of x, or where x is 0, for a part of the value (after
+    Hager & Zhang 2006, I0).
+    """
+    decrease = jnp.maximum(last.origin.value - value, 0)
+    again = jnp.where(decrease > 0, 2.02 * decrease, last.t * last.origin.slope)
+    by_part = first | (again == 0) | (slope == 0)
+    t = jnp.abs(tree.divide(jnp.where(by_part, 0.3 * value, again), slope))
+    t = jnp.where(by_part & (size > 0), 0.3 * size, t)
+    return jnp.where(t > 0, t, 1)
 
 
 def slowness(d: tree.PyTree, x: tree.PyTree, spacing: float) -> tree.PyTree:

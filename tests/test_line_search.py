@@ -32,7 +32,10 @@ def test_accepted_points_satisfy_the_strong_wolfe_conditions() -> None:
     seen = follow(tx, rosenbrock, jnp.asarray([-1.2, 1.0, -0.5, 2.0]), 60)
     checked = 0
     for (_, before), (_, after) in itertools.pairwise(seen):
-        if after.info.accepted == before.info.accepted or rosenbrock(before.accepted.params) < 1e-12:
+        if (
+            after.info.accepted == before.info.accepted
+            or rosenbrock(before.accepted.params) < 1e-12
+        ):
             continue
         x, d, t = before.accepted.params, before.direction, after.info.step_length
         phi = lambda s, x=x, d=d: rosenbrock(x + s * d)

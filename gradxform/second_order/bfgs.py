@@ -96,21 +96,27 @@ def _bfgs_direction(
         params: tree.PyTree = None,
         *,
         last: Point | None = None,
+        restart: bool | jax.Array = False,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByBfgsState]:
         del extra_args
-        last = last if told_last else None  # of a loop, it may be anything
+        if not told_last:  # what a loop passes by these names is not meant for this method
+            last, restart = None, False
+        restart = jnp.asarray(restart)
         params = require_params(method, params, grads)
         theta, g = flatten(params), flatten(grads)
-        old_theta, old_g = (state.params, state.grad) if last is None else (last.params, last.grad)
-        s, y = tree.map(jnp.subtract, theta, old_theta), tree.map(jnp.subtract, g, old_g)
-        pair = curvature_pair(s, y, state.started)
+        old = state if last is None else last
+        s = tree.map(jnp.subtract, theta, flatten(old.params))
+        y = tree.map(jnp.subtract, g, flatten(old.grad))
+        pair = curvature_pair(s, y, state.started & ~restart)
 
         # the first pair shows the scale that H should have started with (N&W eq. 6.20)
-        hy = tree.rows_dot(state.inverse_hessian, pair.y)
+        learnt = state.learnt & ~restart
+        h = state.inverse_hessian
+        hy = tree.select(learnt, tree.rows_dot(h, pair.y), pair.y)
         yhy = tree.vdot(pair.y, hy)
         ratio = tree.divide(pair.sy, yhy)
-        scale = jnp.where(~state.learnt, ratio, jnp.maximum(ratio, 1) if self_scaling else 1)
+        scale = jnp.where(~learnt, ratio, jnp.maximum(ratio, 1) if self_scaling else 1)
         scale = jnp.where(pair.is_useful, scale, 1)
         # N&W eq. 6.17, (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, multiplied out: H − s pᵀ − p sᵀ
         middle = 0.5 * (1 + pair.rho * scale * yhy)
@@ -118,13 +124,13 @@ def _bfgs_direction(
         (row_s, _), (row_p, _) = tree.ravel(pair.s), tree.ravel(p)
         h = tree.map(
             lambda h, s, p: scale * h - tree.outer(s, row_p) - tree.outer(p, row_s),
-            state.inverse_hessian,
+            tree.select(learnt, h, tree.identity_rows(g)),
             pair.s,
             p,
         )
         new_state = ScaleByBfgsState(
             started=jnp.ones_like(state.started),
-            learnt=state.learnt | pair.is_useful,
+            learnt=learnt | pair.is_useful,
             params=theta if last is None else (),
             grad=g if last is None else (),
             inverse_hessian=h,
@@ -193,7 +199,5 @@ def bfgs(
         unit_step=True,
         ravel=ravel,
         asked="always",
-        tell_last=True,
+        told=("last", "restart"),
     )
-
-

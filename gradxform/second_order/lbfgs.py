@@ -19,6 +19,7 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
+from gradxform.kernels import is_small
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.second_order.pairs import QuasiNewtonInfo, counted, curvature_pair, no_pairs
@@ -118,12 +119,12 @@ def _lbfgs_direction(
         if tree.count(grads) == 0:
             return grads, state
         theta, g = flatten(params), flatten(grads)
-        old_theta, old_g = (state.params, state.grad) if last is None else (last.params, last.grad)
-        s, y = tree.map(jnp.subtract, theta, old_theta), tree.map(jnp.subtract, g, old_g)
+        old = state if last is None else last
+        s = tree.map(jnp.subtract, theta, flatten(old.params))
+        y = tree.map(jnp.subtract, g, flatten(old.grad))
         pair = curvature_pair(s, y, state.started)
-        slot = (
-            jnp.arange(m, dtype=jnp.int32) == state.oldest
-        ) & pair.is_useful  # where the pair goes, if it does
+        # where the pair goes, if it does
+        slot = (jnp.arange(m, dtype=jnp.int32) == state.oldest) & pair.is_useful
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
             return jax.tree.map(
@@ -131,26 +132,27 @@ def _lbfgs_direction(
             )
 
         s, y = put(state.s, pair.s), put(state.y, pair.y)
+        s_y, s_g = _products(s, pair.y, g)
         d = jnp.where(slot, pair.sy, state.sy)
         # the inverse of a triangle without its oldest row and column is the triangle's inverse
-        # without them; a new last column r, ρ of R gives it the column -R⁻¹ r / ρ, 1 / ρ
-        r = jnp.where(slot, 0, _products(s, pair.y))
-        column = tree.divide(jnp.where(slot, 1, state.r_inverse @ -r), pair.sy)
+        # without them; a new last column r, sᵀy of R gives it the column -ρ R⁻¹ r, ρ
+        r = jnp.where(slot, 0, s_y)
+        column = pair.rho * jnp.where(slot, 1, -_times(state.r_inverse, r))
         rest = jnp.where(slot[:, None], 0, state.r_inverse)
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
         # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; an empty slot has zeros throughout
-        u = r_inverse @ _products(s, g)
+        u = _times(r_inverse, s_g)
         q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
-        w = (d * u - gamma * _products(y, q)) @ r_inverse
+        w = _times(r_inverse.T, d * u - gamma * _products(y, q)[0])
         direction = tree.map(lambda q, s: gamma * q + jnp.tensordot(w, s, 1), q, s)
         direction = tree.unflatten(direction, grads)
         new_state = ScaleByLbfgsState(
             started=jnp.ones_like(state.started),
             params=theta if last is None else (),
             grad=g if last is None else (),
-            oldest=jnp.where(pair.is_useful, (state.oldest + 1) % m, state.oldest),
+            oldest=jnp.where(pair.is_useful, _following(state.oldest, m), state.oldest),
             s=s,
             y=y,
             sy=d.astype(state.sy.dtype),
@@ -163,12 +165,30 @@ def _lbfgs_direction(
     return transformation(init, update)
 
 
-def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
-    """The inner products of ``vector`` with every slot."""
-    products = jax.tree.map(
-        lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
-    )
-    return jnp.asarray(sum(jax.tree.leaves(products), start=0.0))
+def _products(slots: tree.PyTree, *vectors: tree.PyTree) -> list[jax.Array]:
+    """The inner products of each vector with every slot."""
+    together = len(vectors) > 1 and isinstance(slots, jax.Array) and is_small(vectors)
+    if together:  # in one pass over the slots
+        columns = jnp.stack(vectors, axis=-1)
+        both = jnp.tensordot(slots, columns, columns.ndim - 1)
+        return [both[:, i] for i in range(len(vectors))]
+
+    def products(vector: tree.PyTree) -> jax.Array:
+        leaves = jax.tree.map(
+            lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
+        )
+        return jnp.asarray(sum(jax.tree.leaves(leaves), start=0.0))
+
+    return [products(vector) for vector in vectors]
+
+
+def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """The small matrix times the vector, which XLA computes together with what makes the vector."""
+    return jnp.sum(matrix * vector[None, :], axis=1)
+
+
+def _following(slot: jax.Array, m: int) -> jax.Array:
+    return jnp.where(slot == m - 1, 0, slot + 1)
 
 
 @checked
@@ -215,5 +235,5 @@ def lbfgs(
         unit_step=True,
         ravel=ravel,
         asked="always",
-        tell_last=True,
+        told=("last",),
     )
