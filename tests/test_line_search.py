@@ -288,3 +288,11 @@ def test_no_search_begins_far_beyond_the_last_step(build: Any, most: float, unit
         last = moved if moved > 0 else last
         if last > 0 and state.section.trials == 0:
             assert float(jnp.max(jnp.abs(x - after))) <= 1.001 * most * last
+
+
+@pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
+def test_value_and_gradient_of_the_accepted_point_are_reported(build: Any) -> None:
+    for x, state in follow(build(), rosenbrock, jnp.asarray([-1.2, 1.0]), 12):
+        value, grad = jax.value_and_grad(rosenbrock)(gx.eval_params(state, x))
+        np.testing.assert_allclose(state.info.value, value, rtol=1e-4)
+        np.testing.assert_allclose(state.info.grad_norm, jnp.max(jnp.abs(grad)), rtol=1e-2)

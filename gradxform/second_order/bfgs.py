@@ -179,7 +179,7 @@ def bfgs(
 
     Returns:
       The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
-      full batch, not minibatches. It keeps an n × n matrix and 5 vectors.
+      full batch, not minibatches. It keeps an n × n matrix and 3 vectors.
 
     References:
       Lecture 7, "BFGS". Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1. Al-Baali,

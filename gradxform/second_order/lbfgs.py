@@ -217,7 +217,7 @@ def lbfgs(
 
     Returns:
       The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
-      full batch, not minibatches. It keeps 2m + 5 vectors.
+      full batch, not minibatches. It keeps 2m + 3 vectors.
 
     References:
       Lecture 7, "Limited Memory BFGS". Byrd, Nocedal & Schnabel, "Representations of quasi-Newton
