@@ -16,9 +16,9 @@ Booleans and floating-point numbers describe the last update. These names mean t
 ``non_finite``           updates that met a NaN or an infinity and stepped back from it
 ``skipped``              updates that moved nothing, or curvature pairs left out
 ``fallbacks``            updates that took the gradient in place of the method's direction
-``stalled``              whether the method can make no further progress on a fixed objective
 ``value``                the objective at the accepted point, where the loop holds a trial point
 ``grad_norm``            the largest absolute gradient entry at the accepted point
+``stalled``              whether the method can make no further progress on a fixed objective
 =======================  ==========================================================================
 
 A method that reports ``non_finite`` survives NaN and infinity; :func:`gradxform.minimize` stops any

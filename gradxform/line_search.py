@@ -1,18 +1,50 @@
-"""A line search as a transformation: one value and one gradient an update."""
+"""A line search as a transformation: one value and one gradient an update.
 
-from typing import Any, NamedTuple
+With φ(t) = f(x + t d), as Hager & Zhang (2005), §4, and Nocedal & Wright (2006), §3.5, have it::
+
+    repeat
+        d ← the direction of the method at x, or −∇f(x) where d does not descend
+        t ← the first trial, and the bracket is [0, ∞)
+        until φ(t) is low enough and φ'(t) flat enough      (Wolfe, or approximately so)
+            the bracket ends at t if φ rises there, or begins at t if φ still falls
+            t ← a point inside the bracket, or farther out while it has no end
+        x ← x + t d
+
+An update sees one trial point x + t d, with its value and gradient. So it makes one turn of the
+inner loop, or ends it and begins the next search. :mod:`gradxform.section` has the arithmetic of
+the bracket.
+"""
+
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gradxform import tree
-from gradxform.derivatives import constant_size
 from gradxform.evaluation import eval_params
-from gradxform.hyperparameters import BelowHalf, Count, Fraction, Scalar, checked, scalar
+from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked, scalar
 from gradxform.info import carry_totals, diagnostics
+from gradxform.kernels import in_one_kernel, maxima
 from gradxform.objective import check_value
+from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.protocol import require, require_params, transformation
+from gradxform.section import (
+    Rules,
+    Section,
+    Trial,
+    Verdict,
+    first_step,
+    is_finite,
+    judge,
+    new_section,
+    no_section,
+    slowness,
+)
+
+# how many times as far out as the last step a search begins at most; directions with a scale of
+# their own know better how far to go
+_REACH, _SCALED_REACH = 10.0, 1000.0
 
 
 @diagnostics
@@ -23,46 +55,33 @@ class LineSearchInfo(NamedTuple):
     resets: jax.Array  #: searches that failed and were begun again along the negative gradient
     non_finite: jax.Array  #: trial points whose value or slope was NaN or infinite
     step_length: jax.Array  #: the multiple of the direction that was accepted last
+    value: jax.Array  #: f at the accepted point
+    grad_norm: jax.Array  #: largest absolute gradient entry at the accepted point
     stalled: jax.Array  #: the search along the negative gradient failed too: no descent is left
 
 
-class Trial(NamedTuple):
-    """A point of the section φ(t) = f(x + t d)."""
+class Point(NamedTuple):
+    """A point that was evaluated; the trees are in at least float32."""
 
-    t: jax.Array
+    params: tree.PyTree
     value: jax.Array
-    slope: jax.Array
+    grad: tree.PyTree
 
 
 class LineSearchState(NamedTuple):
     """State of :func:`with_line_search`. The loop holds the trial point x + t d."""
 
-    params: tree.PyTree  #: x, the accepted point, in at least float32
-    grad: tree.PyTree  #: ∇f(x), in at least float32
+    accepted: Point  #: x, f(x) and ∇f(x)
     direction: tree.PyTree  #: d, in at least float32
     size: jax.Array  #: largest entry of d
     moved: jax.Array  #: largest entry of the last step accepted; 0 before there is one
-    origin: Trial  #: φ(0) and φ'(0)
-    low: Trial  #: the end of the bracket from which φ descends into it
-    high: Trial  #: the other end; the largest number three times while there is none
-    t: jax.Array  #: of the trial point in the loop
-    resolution: jax.Array  #: the step at which x begins to move
-    trials: jax.Array  #: trial points of this search so far
-    begin: jax.Array  #: whether the point in the loop is accepted as it is
-    steepest: jax.Array  #: whether d is the negative gradient after a reset
-    forget: jax.Array  #: whether the method is to begin with a new state
-    lowest: jax.Array  #: value accepted
-    smallest: jax.Array  #: largest gradient entry accepted
-    idle: jax.Array  #: points accepted in a row without progress in either
+    section: Section  #: what is known of φ(t) = f(x + t d), and the t in the loop
+    progress: Progress  #: over the accepted points
+    take_next: jax.Array  #: whether the point in the loop is accepted as it is
+    steepest: jax.Array  #: whether d is the negative gradient in place of the method's direction
+    restart: jax.Array  #: whether the method begins with a new state when it is asked next
     inner_state: optax.OptState  #: of the method that gives the direction
     info: LineSearchInfo
-
-
-_IDLE = 10  # accepted points without progress before a reset, and again before a stall
-# how many times as far out as the last step a search begins at most; directions with a scale of
-# their own know better how far to go
-_REACH, _SCALED_REACH = 10.0, 1000.0
-_FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
 
 
 @checked
@@ -143,29 +162,30 @@ def with_line_search(
     return search(
         "with_line_search",
         direction,
+        Rules(decrease, curvature, noise, max_trials),
         unit_step=unit_step,
         ravel=ravel,
-        repeatable=repeatable,
-        decrease=decrease,
-        curvature=curvature,
-        noise=noise,
-        max_trials=max_trials,
+        asked="always" if repeatable else "if accepted",
     )
 
 
 def search(
     method: str,
     direction: optax.GradientTransformation,
+    rules: Rules,
     *,
     unit_step: bool,
     ravel: bool,
-    repeatable: bool,
-    decrease: Scalar,
-    curvature: Scalar,
-    noise: Scalar,
-    max_trials: Scalar,
+    asked: Literal["always", "if accepted", "always, kept if accepted"],
+    told: tuple[Literal["last", "restart"], ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`with_line_search` as a part of ``method``, which its errors name."""
+    """:func:`with_line_search` as a part of ``method``, which its errors name.
+
+    ``asked`` says in which updates ``direction`` is asked. A cheap one is asked in all of them,
+    because a branch costs more; unless it is repeatable, its state is kept at accepted points
+    alone. ``told`` says what it is given: the accepted point before as ``last``, which it then
+    need not keep itself, and ``restart``, upon which it begins with a new state by itself.
+    """
     inner = optax.with_extra_args_support(direction)
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -173,38 +193,52 @@ def search(
         return tree.ravel(values)[0] if ravel and not tree.has_holes(values) else values
 
     def init(params: tree.PyTree) -> LineSearchState:
-        def number(x: float = 0) -> jax.Array:
-            return jnp.array(scalar(x), copy=True)
+        def number() -> jax.Array:
+            return jnp.array(scalar(0), copy=True)
 
         def count() -> jax.Array:
             return jnp.array(0, jnp.int32)
 
-        def trial() -> Trial:
-            return Trial(number(), number(), number())
+        def flag(value: bool = False) -> jax.Array:
+            return jnp.array(value)
 
         if ravel:
             tree.check_whole(method, params)
         return LineSearchState(
-            params=flatten(tree.copy(params)),
-            grad=flatten(tree.zeros_like(params)),
+            accepted=Point(flatten(tree.copy(params)), number(), flatten(tree.zeros_like(params))),
             direction=flatten(tree.zeros_like(params)),
             size=number(),
             moved=number(),
-            origin=trial(),
-            low=trial(),
-            high=trial(),
-            t=number(),
-            resolution=number(),
-            trials=count(),
-            begin=jnp.array(True),
-            steepest=jnp.array(False),
-            forget=jnp.array(False),
-            lowest=number(tree.largest()),
-            smallest=number(tree.largest()),
-            idle=count(),
+            section=no_section(),
+            progress=no_progress(),
+            take_next=flag(True),
+            steepest=flag(),
+            restart=flag(),
             inner_state=inner.init(flatten(params)),
-            info=LineSearchInfo(count(), count(), count(), number(), jnp.array(False)),
+            info=LineSearchInfo(count(), count(), count(), number(), number(), number(), flag()),
         )
+
+    def ask(
+        state: LineSearchState, point: Point, accept: jax.Array, extra_args: dict[str, Any]
+    ) -> tuple[tree.PyTree, optax.OptState]:
+        """The direction of descent that the method gives at ``point``, and its state after."""
+
+        def answer() -> tuple[tree.PyTree, optax.OptState]:
+            memory = state.inner_state
+            if "restart" not in told:
+                new = carry_totals(inner.init(point.params), memory)
+                memory = tree.select(state.restart, new, memory)
+            known = {"last": state.accepted, "restart": state.restart}
+            extra = {**extra_args, **{name: known[name] for name in told}, "grad": point.grad}
+            ascent, memory = inner.update(point.grad, memory, point.params, **extra)
+            return tree.map(lambda _, a: -a, state.direction, ascent), memory
+
+        before = state.direction, state.inner_state
+        if asked == "if accepted":
+            return jax.lax.cond(accept, answer, lambda: before)
+        d, memory = answer()
+        kept = memory if asked == "always" else tree.select(accept, memory, state.inner_state)
+        return tree.select(accept, d, state.direction), kept
 
     def update(
         grads: tree.PyTree,
@@ -216,103 +250,38 @@ def search(
     ) -> tuple[tree.PyTree, LineSearchState]:
         params = require_params(method, params, grads)
         value = check_value("value", require(method, "value", value))
-        delta, sigma, info = scalar(decrease), scalar(curvature), state.info
-        rounding = jnp.finfo(value.dtype).eps * jnp.abs(state.origin.value)
-        eps = jnp.maximum(scalar(noise) * jnp.abs(state.origin.value), 10 * rounding)
 
-        there, here = flatten(params), flatten(tree.sharded_like(grads, params))
-        trial = Trial(state.t, scalar(value), tree.vdot(here, state.direction))
-        finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
-        accept = finite & (state.begin | _is_wolfe(trial, state.origin, delta, sigma, eps))
+        # the loop is at a trial point of the section along d
+        here = Point(flatten(params), scalar(value), flatten(tree.sharded_like(grads, params)))
+        seen = _look(state, here, rules, float(jnp.finfo(value.dtype).eps))
+        verdict, accepted = seen.verdict, seen.accepted
+        grad_norm = scalar(tree.max_abs(here.grad))
+        progress = progress_after(state.progress, verdict.accept, here.value, grad_norm)
 
-        # -- another trial of the same search
-        low, high, t = _narrow(state, trial, finite, eps)
-        failed = ~accept & ~state.begin & _exhausted(state, low, high, rounding, scalar(max_trials))
-        improved = failed & (low.t > 0) & (low.value < state.origin.value)
-        reset = failed & ~improved & ~state.steepest
+        # the method is asked for the next direction, which gives way to −g if it does not descend
+        d, inner_state = ask(state, accepted, verdict.accept, {**extra_args, "value": value})
+        useful = _descends(d, accepted.grad) & (progress.idle != PATIENCE)
+        steepest = verdict.reset | (verdict.accept & ~useful)
 
-        # -- progress from one accepted point to the next
-        largest = scalar(tree.max_abs(here))
-        progress = (trial.value < state.lowest) | (largest < 0.9 * state.smallest)
-        idle = jnp.where(accept, jnp.where(progress, 0, state.idle + 1), state.idle)
-        tired = idle == _IDLE
-        stalled = (failed & ~improved & state.steepest) | (idle >= 2 * _IDLE)
-
-        # -- a new search, from the accepted point or along the negative gradient
-        x = tree.select(accept, there, state.params)
-        g = tree.select(accept, here, state.grad)
-
-        def next_direction() -> tuple[tree.PyTree, optax.OptState]:
-            point, slopes = (x, g) if repeatable else (there, here)
-            anew = carry_totals(inner.init(point), state.inner_state)
-            memory = tree.select(state.forget, anew, state.inner_state)
-            extra = {**extra_args, "value": value, "grad": slopes}
-            ascent, memory = inner.update(slopes, memory, point, **extra)
-            return tree.map(lambda _, a: -a, state.direction, ascent), memory
-
-        def same_direction() -> tuple[tree.PyTree, optax.OptState]:
-            return state.direction, state.inner_state
-
-        asked = jnp.array(True) if repeatable else accept
-        d, inner_state = (
-            next_direction() if repeatable else jax.lax.cond(accept, next_direction, same_direction)
-        )
-        slope = tree.vdot(g, d)
-        useless = accept & (tired | ~((slope < 0) & jnp.isfinite(slope)))
-        steepest = reset | useless
-        d = tree.select(accept, d, state.direction)
-        d = tree.select(steepest, jax.tree.map(jnp.negative, g), d)
-        start = accept | reset
-        moved = jnp.where(accept & (trial.t > 0), trial.t * state.size, state.moved)
-        first = steepest | (moved == 0)
-        unscaled = start & (first | (not unit_step))
-        size = scalar(tree.max_abs(d))
-        unit = jnp.where(unscaled, tree.reciprocal(size), 1)
-        d, size = tree.scale(unit, d), unit * size
-        origin = Trial(
-            scalar(0), jnp.where(accept, trial.value, state.origin.value), tree.vdot(g, d)
-        )
-        fresh_t = jnp.where(unscaled, _first_step(x, origin, state, first), 1)
-        reach = tree.divide(jnp.where(unscaled, _REACH, _SCALED_REACH) * moved, size)
-        fresh_t = jnp.where(reach > 0, jnp.minimum(fresh_t, reach), fresh_t)
-        none = Trial(*(scalar(tree.largest()) for _ in range(3)))
-        low = tree.select(start, origin, low)
-        high = tree.select(start, none, high)
-        t = jnp.select([start, improved, failed], [fresh_t, low.t, 0.0], t)
-        waiting = state.begin & ~accept  # the first value is not finite: stay
-        t = jnp.where(waiting, 0, t)
-        ulp = min(
-            (float(jnp.finfo(jnp.asarray(p).dtype).eps) for p in jax.tree.leaves(params)), default=0
-        )
-
+        # a search begins at an accepted point, or once more after a failure
+        d, size, new = _begin(d, seen, state.section, steepest, unit_step, _spacing(params))
+        section = tree.select(verdict.begins, new, seen.section)
+        is_asked = verdict.accept | (asked == "always")
+        is_reset = verdict.begins & steepest
         new_state = LineSearchState(
-            params=x,
-            grad=g,
+            accepted=accepted,
             direction=d,
             size=size,
-            moved=moved,
-            origin=tree.select(start, origin, state.origin),
-            low=low,
-            high=high,
-            t=t,
-            resolution=jnp.where(start, scalar(_resolution(d, x, ulp)), state.resolution),
-            trials=jnp.where(start, 0, state.trials + 1),
-            begin=waiting | (failed & ~reset),
-            steepest=jnp.where(start, steepest, state.steepest),
-            forget=steepest | (state.forget & ~asked),
-            lowest=jnp.where(accept, jnp.minimum(state.lowest, trial.value), state.lowest),
-            smallest=jnp.where(accept, jnp.minimum(state.smallest, largest), state.smallest),
-            idle=idle,
+            moved=seen.moved,
+            section=section,
+            progress=progress,
+            take_next=verdict.wait | verdict.retreat | verdict.stalled,
+            steepest=jnp.where(verdict.begins, steepest, state.steepest),
+            restart=steepest | (state.restart & ~is_asked),
             inner_state=inner_state,
-            info=LineSearchInfo(
-                tree.add_count(info.accepted, accept.astype(jnp.int32)),
-                tree.add_count(info.resets, (start & steepest).astype(jnp.int32)),
-                tree.add_count(info.non_finite, (~finite).astype(jnp.int32)),
-                jnp.where(accept, state.t, info.step_length),
-                stalled,
-            ),
+            info=_reported(state.info, seen, grad_norm, is_reset, progress),
         )
-        updates = tree.map(lambda x, d, p: (x + t * d) - p, x, d, there)
+        updates = tree.map(lambda x, d, p: (x + section.t * d) - p, accepted.params, d, here.params)
         return tree.cast_like(tree.unflatten(updates, grads), grads), new_state
 
     return transformation(init, update)
@@ -320,115 +289,100 @@ def search(
 
 @eval_params.register
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
-    return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.params, params))
+    return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.accepted.params, params))
 
 
-def _is_wolfe(
-    trial: Trial, origin: Trial, delta: jax.Array, sigma: jax.Array, eps: jax.Array
-) -> jax.Array:
-    """The conditions (T1) and (T2) of Hager & Zhang."""
-    decreased = trial.value <= origin.value + delta * trial.t * origin.slope
-    close = (trial.value <= origin.value + eps) & (trial.slope <= (2 * delta - 1) * origin.slope)
-    return (jnp.abs(trial.slope) <= sigma * jnp.abs(origin.slope)) & (decreased | close)
+class _Seen(NamedTuple):
+    """What the point in the loop turned out to be."""
+
+    trial: Trial
+    verdict: Verdict
+    section: Section  # narrowed by the trial
+    accepted: Point  # the trial point itself, or the accepted point before
+    moved: jax.Array  # largest entry of the last step accepted
 
 
-def _exhausted(
-    state: LineSearchState, low: Trial, high: Trial, rounding: jax.Array, max_trials: jax.Array
-) -> jax.Array:
-    """Whether the search has no trial point left that could tell more."""
-    closed = _is_closed(high)
-    width = jnp.where(closed, high.t, low.t) - low.t
-    slope = jnp.maximum(jnp.abs(low.slope), jnp.where(closed, jnp.abs(high.slope), 0))
-    flat = closed & (width * slope <= rounding)
-    limit = jnp.where(flat, jnp.minimum(_FLAT_TRIALS, max_trials), max_trials)
-    finest = jnp.maximum(4 * (jnp.finfo(high.t.dtype).eps * high.t), state.resolution)
-    return (scalar(state.trials + 1) >= limit) | (closed & (width <= finest))
+def _look(state: LineSearchState, here: Point, rules: Rules, spacing: float) -> _Seen:
+    """The trial that ``here`` is, and what it leads to."""
+    trial = Trial(state.section.t, here.value, tree.vdot(here.grad, state.direction))
+    verdict, section = judge(
+        state.section,
+        trial,
+        rules,
+        take_next=state.take_next,
+        steepest=state.steepest,
+        spacing=spacing,
+    )
+    value = jnp.where(verdict.accept, trial.value, state.accepted.value)
+    has_moved = verdict.accept & (trial.t > 0)
+    moved = jnp.where(has_moved, trial.t * state.size, state.moved)
+    numbers = verdict, section.low, section.high, section.t, value, moved
+    verdict, low, high, t, value, moved = in_one_kernel(numbers)
+    section = section._replace(low=low, high=high, t=t)
+    accepted = tree.select(verdict.accept, here, state.accepted)._replace(value=value)
+    return _Seen(trial, verdict, section, accepted, moved)
 
 
-def _is_closed(high: Trial) -> jax.Array:
-    """Whether the bracket has an upper end."""
-    return high.t < tree.largest()
+def _descends(d: tree.PyTree, g: tree.PyTree) -> jax.Array:
+    slope = tree.vdot(g, d)
+    return (slope < 0) & jnp.isfinite(slope)
 
 
-def _resolution(d: tree.PyTree, x: tree.PyTree, ulp: jax.typing.ArrayLike) -> jax.Array:
-    """The least t that moves an entry of x + t d, for a relative spacing of the numbers."""
-
-    def speed(d: jax.Array, x: jax.Array) -> jax.Array:
-        # over the entries of d, which may be of any size, so that no quotient overflows
-        still = ulp * jnp.abs(x) <= jnp.abs(d) / tree.largest(d.dtype)
-        quotient = jnp.abs(d) / jnp.where(still, 1, ulp * jnp.abs(x))
-        return jnp.where(d == 0, 0, jnp.where(still, tree.largest(d.dtype), quotient))
-
-    # it is compared alone, and has no derivative
-    fastest = tree.max_abs(jax.tree.map(speed, *jax.lax.stop_gradient((d, x))))
-    moves = (fastest > 0) & (fastest < tree.largest(fastest.dtype))
-    return jnp.where(moves, 1 / jnp.where(moves, fastest, 1), 0)
+def _spacing(params: tree.PyTree) -> float:
+    """The relative spacing of the numbers in ``params``, where it is finest."""
+    dtypes = [jnp.asarray(p).dtype for p in jax.tree.leaves(params)]
+    return min((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
 
 
-def _narrow(
-    state: LineSearchState, trial: Trial, finite: jax.Array, eps: jax.Array
-) -> tuple[Trial, Trial, jax.Array]:
-    """The bracket after a trial that was not accepted, and the next trial in it or beyond it."""
-    before = state.low
-    # branches that are not taken must be finite, or their derivatives are NaN
-    trial = tree.select(finite, trial, state.origin._replace(t=trial.t))
-    too_far = ~finite | (trial.value > state.origin.value + eps) | (trial.slope >= 0)
-    barrier = trial._replace(value=jnp.where(finite, trial.value, tree.largest()))
-    low = tree.select(too_far, before, trial)
-    high = tree.select(too_far, barrier, state.high)
+def _begin(
+    d: tree.PyTree,
+    seen: _Seen,
+    last: Section,
+    steepest: jax.Array,
+    unit_step: bool,
+    spacing: float,
+) -> tuple[tree.PyTree, jax.Array, Section]:
+    """A search along d, or −g where it is ``steepest``: the direction, its size and the section.
 
-    closed, known = _is_closed(high), high.value < tree.largest()
-    end = tree.select(closed & known, high, low)
-    top = jnp.where(closed, high.t, low.t)
-    width = top - low.t
-    middle = low.t + 0.5 * width
-    alike = jnp.abs(end.value - low.value) <= eps
-    guess = jnp.where(alike, _secant(low, end, middle), _cubic(low, end, middle))
-    guess = jnp.where(state.trials % 3 == 2, middle, guess)  # always shrinks
-    inside = jnp.clip(guess, low.t + 0.01 * width, top - 0.01 * width)
-    inside = jnp.where(known, inside, low.t + 0.1 * width)
-
-    ahead = _secant(before, trial, 10 * trial.t)
-    ahead = jnp.where(ahead > trial.t, ahead, 10 * trial.t)
-    beyond = jnp.clip(ahead, 2 * trial.t, 10 * trial.t)
-    return low, high, jnp.where(closed, inside, beyond)
-
-
-def _secant(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
-    """Where the line through the two slopes is zero; ``otherwise`` where it is level."""
-    bend = b.slope - a.slope
-    t = tree.divide(a.t * b.slope - b.t * a.slope, bend)
-    return jnp.where((bend != 0) & jnp.isfinite(t), t, otherwise)
-
-
-def _cubic(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
-    """The minimum of the cubic through two values and slopes (Nocedal & Wright, eq. 3.59).
-
-    ``otherwise`` where it has none.
+    A direction without a scale of its own gets the largest entry 1, when the search begins.
     """
-    d1 = a.slope + b.slope - 3 * tree.divide(a.value - b.value, a.t - b.t)
-    size = constant_size((d1, a.slope, b.slope))  # keeps the squares in range
-    size = jnp.where(size > 0, size, 1)
-    discriminant = (d1 / size) ** 2 - (a.slope / size) * (b.slope / size)
-    d2 = jnp.sign(b.t - a.t) * (size * tree.sqrt(jnp.maximum(discriminant, 0)))
-    bend = b.slope - a.slope + 2 * d2
-    t = b.t - (b.t - a.t) * tree.divide(b.slope + d2 - d1, bend)
-    return jnp.where((discriminant >= 0) & (bend != 0) & jnp.isfinite(t), t, otherwise)
+    x, value, g = seen.accepted
+    sizes = (jax.tree.map(jnp.abs, y) for y in (x, d, g))
+    finest = (jax.tree.map(jnp.negative, slowness(y, x, spacing)) for y in (d, g))
+    size_x, size_d, size_g, finest_d, finest_g = map(scalar, maxima(*sizes, *finest))
+    size, finest = jnp.where(steepest, size_g, size_d), -jnp.where(steepest, finest_g, finest_d)
+
+    first = steepest | (seen.moved == 0)  # no step along such a direction yet
+    unscaled = seen.verdict.begins & (first | (not unit_step))
+    unit = tree.reciprocal(jnp.where(unscaled, size, 1))
+    finest = jnp.where(size > 0, finest * jnp.where(unscaled, size, 1), 0)
+    size = jnp.where(unscaled & (size > 0), 1, size)
+    numbers = steepest, first, unscaled, size, finest
+    steepest, first, unscaled, size, finest = in_one_kernel(numbers)
+
+    d = tree.map(lambda d, g: unit * jnp.where(steepest, -g, d), d, g)
+    slope = tree.vdot(g, d)
+    t = jnp.where(unscaled, first_step(size_x, value, slope, last, first), 1)
+    far = jnp.where(unscaled, _REACH, _SCALED_REACH) * seen.moved
+    is_bounded = (far > 0) & (size > 0)
+    t = in_one_kernel(jnp.where(is_bounded, jnp.minimum(t, tree.divide(far, size)), t))
+    return d, size, new_section(value, slope, t, finest)
 
 
-def _first_step(
-    x: tree.PyTree, origin: Trial, state: LineSearchState, anew: jax.Array
-) -> jax.Array:
-    """A first trial along a direction of largest entry 1.
-
-    It expects the decrease of the last step (Nocedal & Wright, eq. 3.60). Without one it moves by
-    a part of x, or where x is 0, for a part of the value (after Hager & Zhang 2006, I0).
-    """
-    size, by_value = tree.max_abs(x), jnp.abs(tree.divide(origin.value, origin.slope))
-    part = 0.3 * jnp.where(size > 0, size, by_value)
-    decrease = jnp.maximum(state.origin.value - origin.value, 0)
-    by_decrease = 2.02 * jnp.abs(tree.divide(decrease, origin.slope))
-    by_slope = jnp.abs(tree.divide(state.t * state.origin.slope, origin.slope))
-    again = jnp.where(by_decrease > 0, by_decrease, by_slope)
-    t = jnp.where(anew | ~(again > 0), part, again)
-    return jnp.where(t > 0, t, 1)
+def _reported(
+    info: LineSearchInfo,
+    seen: _Seen,
+    grad_norm: jax.Array,
+    is_reset: jax.Array,
+    progress: Progress,
+) -> LineSearchInfo:
+    accept = seen.verdict.accept
+    return LineSearchInfo(
+        accepted=tree.add_count(info.accepted, accept.astype(jnp.int32)),
+        resets=tree.add_count(info.resets, is_reset.astype(jnp.int32)),
+        non_finite=tree.add_count(info.non_finite, (~is_finite(seen.trial)).astype(jnp.int32)),
+        step_length=jnp.where(accept, seen.trial.t, info.step_length),
+        value=jnp.where(accept, seen.trial.value, info.value),
+        grad_norm=jnp.where(accept, grad_norm, info.grad_norm),
+        stalled=seen.verdict.stalled | (progress.idle >= 2 * PATIENCE),
+    )

@@ -15,7 +15,8 @@ from gradxform import tree
 from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, shown
 from gradxform.loop import run
 from gradxform.programs import program
-from gradxform.second_order.quasi_newton import bfgs, lbfgs
+from gradxform.second_order.bfgs import bfgs
+from gradxform.second_order.lbfgs import lbfgs
 from gradxform.solution import Solution, Status
 
 DENSE_LIMIT = 128  #: parameters up to which ``minimize`` takes ``bfgs`` rather than ``lbfgs``

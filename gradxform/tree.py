@@ -128,7 +128,8 @@ def sqrt(x: Array) -> Array:
 def divide(x: Array, y: Array) -> Array:
     """``x / y``, and 0 where ``y = 0``: a coordinate that never had a gradient does not move."""
     zero = y == 0
-    return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
+    # the division comes last: XLA repeats cheaper operations in every kernel that needs the result
+    return jnp.where(zero, 0, x) / jnp.where(zero, 1, y)
 
 
 def square_bounded(grads: PyTree) -> PyTree:
@@ -198,7 +199,7 @@ def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
 def reciprocal(x: Array) -> Array:
     """``1 / x`` for a size ``x``, and 1 where that is not finite: for 0 and NaN."""
     usable = x > 2.0 ** -jnp.finfo(x.dtype).maxexp  # else 1 / x overflows
-    return jnp.where(usable, 1 / jnp.where(usable, x, 1), 1)
+    return 1 / jnp.where(usable, x, 1)
 
 
 _MOVED = {

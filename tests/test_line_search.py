@@ -32,13 +32,16 @@ def test_accepted_points_satisfy_the_strong_wolfe_conditions() -> None:
     seen = follow(tx, rosenbrock, jnp.asarray([-1.2, 1.0, -0.5, 2.0]), 60)
     checked = 0
     for (_, before), (_, after) in itertools.pairwise(seen):
-        if after.info.accepted == before.info.accepted or rosenbrock(before.params) < 1e-12:
+        if (
+            after.info.accepted == before.info.accepted
+            or rosenbrock(before.accepted.params) < 1e-12
+        ):
             continue
-        x, d, t = before.params, before.direction, after.info.step_length
+        x, d, t = before.accepted.params, before.direction, after.info.step_length
         phi = lambda s, x=x, d=d: rosenbrock(x + s * d)
         value, slope = jax.value_and_grad(phi)(0.0)
         end_value, end_slope = jax.value_and_grad(phi)(t)
-        np.testing.assert_allclose(after.params, x + t * d, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(after.accepted.params, x + t * d, rtol=1e-9, atol=1e-12)
         assert slope < 0
         assert end_value <= value + 0.1 * t * slope + 1e-6 * abs(value)
         assert abs(end_slope) <= 0.7 * abs(slope) + 1e-9
@@ -70,7 +73,7 @@ class Replay:
         gradient = jnp.asarray(slope / direction)
         updates, self.state = self.tx.update(gradient, self.state, self.x, value=jnp.asarray(value))
         self.x = self.x + updates
-        self.trials.append(float(self.state.t))
+        self.trials.append(float(self.state.section.t))
         assert np.isfinite(self.x)
 
 
@@ -283,5 +286,13 @@ def test_no_search_begins_far_beyond_the_last_step(build: Any, most: float, unit
         x = x + updates
         moved = float(jnp.max(jnp.abs(after - before)))
         last = moved if moved > 0 else last
-        if last > 0 and state.trials == 0:
+        if last > 0 and state.section.trials == 0:
             assert float(jnp.max(jnp.abs(x - after))) <= 1.001 * most * last
+
+
+@pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
+def test_value_and_gradient_of_the_accepted_point_are_reported(build: Any) -> None:
+    for x, state in follow(build(), rosenbrock, jnp.asarray([-1.2, 1.0]), 12):
+        value, grad = jax.value_and_grad(rosenbrock)(gx.eval_params(state, x))
+        np.testing.assert_allclose(state.info.value, value, rtol=1e-4)
+        np.testing.assert_allclose(state.info.grad_norm, jnp.max(jnp.abs(grad)), rtol=1e-2)

@@ -1,4 +1,16 @@
-"""Nonlinear conjugate gradients: each direction keeps a part of the one before."""
+"""Nonlinear conjugate gradients: each direction keeps a part of the one before.
+
+Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 5.4, with restarts::
+
+    d ← −g
+    repeat
+        θ ← θ + t d                     t by a line search
+        β ← one of the formulas of :func:`nonlinear_cg`
+        β ← 0 after n updates, where |gᵀg_old| > ν ‖g‖², and where −g + β d would not descend
+        d ← −g + β d
+
+The state keeps p = −d, a direction of ascent as Optax's methods return it.
+"""
 
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +24,7 @@ from gradxform.hyperparameters import BelowHalf, Count, Fraction, NonNegative, c
 from gradxform.info import diagnostics
 from gradxform.line_search import search
 from gradxform.protocol import transformation
+from gradxform.section import Rules
 
 Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
 
@@ -75,22 +88,8 @@ def scale_by_nonlinear_cg(
         # β does not depend on the unit of the gradient; this one keeps squares from underflowing
         unit = tree.reciprocal(constant_size((g, state.grad)))
         new, old, p = (tree.scale(unit, x) for x in (g, state.grad, state.direction))
-        y = tree.map(jnp.subtract, new, old)
-        gg, old_gg, py, gy = (
-            tree.vdot(a, b) for a, b in ((new, new), (old, old), (p, y), (new, y))
-        )
-        # d = -p is the direction of descent in the papers, so dᵀy = -pᵀy there
-        formulas = {
-            "fletcher_reeves": lambda: tree.divide(gg, old_gg),
-            "polak_ribiere": lambda: jnp.maximum(tree.divide(gy, old_gg), 0),
-            "hestenes_stiefel": lambda: tree.divide(gy, -py),
-            "dai_yuan": lambda: tree.divide(gg, -py),
-            "hager_zhang": lambda: jnp.maximum(
-                tree.divide(gy - 2 * tree.vdot(y, y) * tree.divide(tree.vdot(new, p), py), -py),
-                -scalar(truncation) * tree.divide(tree.vdot(old, p), tree.vdot(p, p)),
-            ),
-        }
-        b = formulas[beta]()
+        gg = tree.vdot(new, new)
+        b = _beta(beta, new, old, p, scalar(truncation))
         ascent = tree.map(lambda g, p: g + b * p, new, p)
         size = tree.count_int32(g)
         again = (
@@ -111,6 +110,28 @@ def scale_by_nonlinear_cg(
         return tree.cast_like(direction, grads), ScaleByNonlinearCgState(since, g, direction, info)
 
     return transformation(init, update)
+
+
+def _beta(
+    beta: Beta, g: tree.PyTree, old: tree.PyTree, p: tree.PyTree, truncation: jax.Array
+) -> jax.Array:
+    """β from the new and the old gradient and the last direction of ascent p.
+
+    d = -p is the direction of descent in the papers, so their dᵀy is -pᵀy here.
+    """
+    y = tree.map(jnp.subtract, g, old)
+    gg, old_gg, py, gy = (tree.vdot(a, b) for a, b in ((g, g), (old, old), (p, y), (g, y)))
+    if beta == "fletcher_reeves":
+        return tree.divide(gg, old_gg)
+    if beta == "polak_ribiere":
+        return jnp.maximum(tree.divide(gy, old_gg), 0)
+    if beta == "hestenes_stiefel":
+        return tree.divide(gy, -py)
+    if beta == "dai_yuan":
+        return tree.divide(gg, -py)
+    along = tree.divide(tree.vdot(g, p), py)
+    least = -truncation * tree.divide(tree.vdot(old, p), tree.vdot(p, p))
+    return jnp.maximum(tree.divide(gy - 2 * tree.vdot(y, y) * along, -py), least)
 
 
 @checked
@@ -181,11 +202,8 @@ def nonlinear_cg(
     return search(
         "nonlinear_cg",
         scale_by_nonlinear_cg(beta, restart=restart, truncation=truncation),
+        Rules(decrease, curvature, noise, max_trials),
         unit_step=False,
         ravel=ravel,
-        repeatable=False,
-        decrease=decrease,
-        curvature=curvature,
-        noise=noise,
-        max_trials=max_trials,
+        asked="always, kept if accepted",
     )

@@ -1,0 +1,122 @@
+"""Fewer kernels: a small problem pays for the kernels of an update, not for their arithmetic.
+
+XLA makes a kernel for each reduction, and one for each number that several others are computed
+from. The functions here change no result. They only say what can be computed together.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from gradxform import tree
+
+T = TypeVar("T")
+
+# entries of a leaf up to which two reductions are one of both leaves stacked; beyond, the copy
+# would cost more than the second kernel
+_SMALL = 4096
+
+
+def in_one_kernel(values: T) -> T:
+    """``values``, scalars in any tree, computed by one kernel instead of one for each.
+
+    The compiled program writes the floating-point numbers and flags into one vector and reads them
+    from there. A batch of scalars is a vector already, so ``jax.vmap`` leaves this out.
+    """
+    leaves, structure = jax.tree.flatten(values)
+    floating = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    if len(set(floating)) != 1:
+        return values
+    packed = [x.dtype in (floating[0], jnp.bool) for x in leaves]
+    bound = iter(
+        _in_one_kernel.bind(*(x for x, is_in in zip(leaves, packed, strict=True) if is_in))
+    )
+    leaves = [next(bound) if is_in else x for x, is_in in zip(leaves, packed, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
+    """:func:`gradxform.tree.vdot` of several pairs of trees of the same shapes, in one pass."""
+    if not is_small(pairs):
+        return [tree.vdot(a, b) for a, b in pairs]
+    products = [jax.tree.map(_product, a, b) for a, b in pairs]
+    sums = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in _stacked(products)]
+    total = sum(sums, start=jnp.zeros(len(pairs), jnp.result_type(float)))
+    return [total[i] for i in range(len(pairs))]
+
+
+def maxima(*trees: tree.PyTree) -> list[jax.Array]:
+    """The largest entries of several trees of the same shapes, in one pass; 0 without entries."""
+    if not is_small(trees):
+        return [_maximum(x) for x in trees]
+    largest = [jnp.max(x, axis=tuple(range(1, x.ndim))) for x in _stacked(trees)]
+    total = functools.reduce(jnp.maximum, largest)
+    return [total[i] for i in range(len(trees))]
+
+
+def max_abs(*trees: tree.PyTree) -> list[jax.Array]:
+    """:func:`gradxform.tree.max_abs` of several trees of the same shapes, in one pass."""
+    return maxima(*(jax.tree.map(jnp.abs, x) for x in trees))
+
+
+def _maximum(values: tree.PyTree) -> jax.Array:
+    entries = [jnp.max(tree.promote(x)) for x in jax.tree.leaves(values) if jnp.size(x)]
+    return jnp.max(jnp.stack(entries)) if entries else jnp.zeros((), jnp.float32)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return tree.promote(x) * tree.promote(y)
+
+
+def is_small(trees: tree.PyTree) -> bool:
+    """Whether every leaf is small enough to be copied to save a kernel."""
+    leaves = jax.tree.leaves(trees)
+    whole = not any(tree.is_explicit(x) for x in leaves)
+    return whole and bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
+
+
+def _stacked(trees: Sequence[tree.PyTree]) -> list[jax.Array]:
+    """Leaf by leaf the trees along a new first axis, in at least float32."""
+    return [
+        jnp.stack([tree.promote(x) for x in leaves])
+        for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
+    ]
+
+
+def _pack_and_unpack(*scalars: jax.Array) -> list[jax.Array]:
+    dtype = next(x.dtype for x in scalars if x.dtype != jnp.bool)
+    if len(scalars) == 1:
+        return [_settled(scalars[0])]
+    # a chain of selects: XLA looks through a concatenation, and makes a kernel of each scalar again
+    place = jax.lax.iota(jnp.int32, len(scalars))
+    packed = jnp.zeros(len(scalars), dtype)
+    for i, x in enumerate(scalars):
+        packed = jnp.where(place == i, x.astype(dtype), packed)
+    packed = _settled(packed)
+    return [packed[i].astype(x.dtype) for i, x in enumerate(scalars)]
+
+
+def _settled(x: jax.Array) -> jax.Array:
+    """``x``, over a 1 that XLA does not see through.
+
+    XLA repeats cheap operations in every kernel that needs their result, but no division.
+    """
+    return x / jnp.where(x != x, 2, 1).astype(x.dtype)
+
+
+_in_one_kernel = Primitive("in_one_kernel")
+_in_one_kernel.multiple_results = True
+_in_one_kernel.def_impl(lambda *scalars: list(scalars))
+_in_one_kernel.def_abstract_eval(lambda *scalars: list(scalars))
+mlir.register_lowering(_in_one_kernel, mlir.lower_fun(_pack_and_unpack, multiple_results=True))
+batching.primitive_batchers[_in_one_kernel] = lambda values, axes: (values, axes)
+# what it computes is what it is given, and so is its derivative
+ad.primitive_jvps[_in_one_kernel] = lambda scalars, tangents: (
+    _in_one_kernel.bind(*scalars),
+    list(tangents),
+)

@@ -1,0 +1,203 @@
+"""BFGS: the inverse Hessian, learnt from how the gradient changes along the path.
+
+Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1::
+
+    H ← I
+    repeat
+        d ← −H g
+        θ ← θ + t d                     t by a line search
+        s, y ← θ − θ_old, g − g_old
+        ρ ← 1 / sᵀy
+        H ← (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ        (6.17)
+
+Before the first pair, H is scaled to (sᵀy / yᵀy) I (6.20).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradxform import tree
+from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked
+from gradxform.line_search import Point, search
+from gradxform.protocol import require_params, transformation
+from gradxform.second_order.pairs import QuasiNewtonInfo, counted, curvature_pair, no_pairs
+from gradxform.section import Rules
+
+
+class ScaleByBfgsState(NamedTuple):
+    """State of :func:`scale_by_bfgs`, all in at least float32."""
+
+    started: jax.Array  #: whether there was an update yet
+    learnt: jax.Array  #: whether H has learnt from a pair yet
+    params: tree.PyTree  #: θ of the last update; () where a search keeps it
+    grad: tree.PyTree  #: g of the last update; () where a search keeps it
+    inverse_hessian: tree.PyTree  #: H, n × n; with ``ravel=False`` the rows of each leaf in one
+    info: QuasiNewtonInfo
+
+
+@checked
+def scale_by_bfgs(
+    *, self_scaling: bool = True, ravel: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    r"""The direction of :func:`bfgs`, without step or sign: :math:`H g`.
+
+    Args:
+      self_scaling: see :func:`bfgs`.
+      ravel: see :func:`bfgs`.
+
+    Returns:
+      The transformation; ``update`` needs ``params``. It keeps an n × n matrix.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> tx, x, g = gx.scale_by_bfgs(), jnp.asarray([1.0, 1.0]), jnp.asarray([1.0, 4.0])
+    >>> _, state = tx.update(g, tx.init(x), x)
+    >>> tx.update(jnp.asarray([1.0, 0.0]), state, jnp.asarray([1.0, 0.0]))[1].inverse_hessian[1, 1]
+    Array(0.25, dtype=float32)
+    """
+    return _bfgs_direction("scale_by_bfgs", self_scaling, ravel, told_last=False)
+
+
+def _bfgs_direction(
+    method: str, self_scaling: bool, ravel: bool, *, told_last: bool
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_bfgs` as a part of ``method``, which its errors name.
+
+    ``told_last`` says that ``update`` is given the last point instead of keeping it in the state.
+    """
+
+    def flatten(values: tree.PyTree) -> tree.PyTree:
+        values = jax.tree.map(tree.promote, values)
+        return tree.ravel(values)[0] if ravel else values
+
+    def init(params: tree.PyTree) -> ScaleByBfgsState:
+        size = tree.count(params)
+        if size != tree.count_int32(params):
+            raise ValueError(
+                f"{method}: there are {size} parameters, and a matrix of {size} × {size} entries "
+                f"takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.lbfgs"
+            )
+        if ravel:
+            tree.check_whole(method, params)
+        return ScaleByBfgsState(
+            started=jnp.array(False),
+            learnt=jnp.array(False),
+            params=() if told_last else flatten(tree.zeros_like(params)),
+            grad=() if told_last else flatten(tree.zeros_like(params)),
+            inverse_hessian=tree.identity_rows(flatten(params)),
+            info=no_pairs(),
+        )
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByBfgsState,
+        params: tree.PyTree = None,
+        *,
+        last: Point | None = None,
+        restart: bool | jax.Array = False,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByBfgsState]:
+        del extra_args
+        if not told_last:  # what a loop passes by these names is not meant for this method
+            last, restart = None, False
+        restart = jnp.asarray(restart)
+        params = require_params(method, params, grads)
+        theta, g = flatten(params), flatten(grads)
+        old = state if last is None else last
+        s = tree.map(jnp.subtract, theta, flatten(old.params))
+        y = tree.map(jnp.subtract, g, flatten(old.grad))
+        pair = curvature_pair(s, y, state.started & ~restart)
+
+        # the first pair shows the scale that H should have started with (N&W eq. 6.20)
+        learnt = state.learnt & ~restart
+        h = state.inverse_hessian
+        hy = tree.select(learnt, tree.rows_dot(h, pair.y), pair.y)
+        yhy = tree.vdot(pair.y, hy)
+        ratio = tree.divide(pair.sy, yhy)
+        scale = jnp.where(~learnt, ratio, jnp.maximum(ratio, 1) if self_scaling else 1)
+        scale = jnp.where(pair.is_useful, scale, 1)
+        # N&W eq. 6.17, (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, multiplied out: H − s pᵀ − p sᵀ
+        middle = 0.5 * (1 + pair.rho * scale * yhy)
+        p = tree.map(lambda hy, s: pair.rho * (scale * hy - middle * s), hy, pair.s)
+        (row_s, _), (row_p, _) = tree.ravel(pair.s), tree.ravel(p)
+        h = tree.map(
+            lambda h, s, p: scale * h - tree.outer(s, row_p) - tree.outer(p, row_s),
+            tree.select(learnt, h, tree.identity_rows(g)),
+            pair.s,
+            p,
+        )
+        new_state = ScaleByBfgsState(
+            started=jnp.ones_like(state.started),
+            learnt=learnt | pair.is_useful,
+            params=theta if last is None else (),
+            grad=g if last is None else (),
+            inverse_hessian=h,
+            info=counted(state.info, pair),
+        )
+        direction = tree.unflatten(tree.rows_dot(h, g), grads)
+        return tree.cast_like(direction, grads), new_state
+
+    return transformation(init, update)
+
+
+@checked
+def bfgs(
+    *,
+    self_scaling: bool = True,
+    ravel: bool = True,
+    decrease: BelowHalf = 0.1,
+    curvature: Fraction = 0.9,
+    noise: Fraction = 1e-6,
+    max_trials: Count = 30,
+) -> optax.GradientTransformationExtraArgs:
+    r"""BFGS with a line search.
+
+    With :math:`s = \theta - \theta_{old}`, :math:`y = g - g_{old}` and :math:`\rho = 1 / s^T y`:
+
+    .. math::
+        H &\leftarrow (I - \rho s y^T)\, H\, (I - \rho y s^T) + \rho s s^T \\
+        \theta &\leftarrow \theta - t H g
+
+    H starts as the identity, and as :math:`(s^T y / y^T y) I` before its first update. Where the
+    curvature has fallen since, H is enlarged before the update, :math:`H \leftarrow
+    \max(1, s^T y / y^T H y)\, H`. A pair whose :math:`s^T y` is not positive, relative to
+    :math:`\|s\| \|y\|`, is left out. The step t comes
+    from :func:`gradxform.with_line_search`: the loop holds trial points, and
+    :func:`gradxform.eval_params` gives θ.
+
+    Args:
+      self_scaling: whether to enlarge H like that; False is the plain formula, which needs more
+        steps from a start where the curvature is much larger than at the minimum.
+      ravel: work on one vector, which compiles and runs faster where there are many leaves; False
+        works leaf by leaf, all sharded like the parameters, the rows of H among them.
+      decrease: δ of the search, see :func:`gradxform.with_line_search`.
+      curvature: σ of the search.
+      noise: relative error of the objective.
+      max_trials: trial points after which a search has failed.
+
+    Returns:
+      The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
+      full batch, not minibatches. It keeps an n × n matrix and 3 vectors.
+
+    References:
+      Lecture 7, "BFGS". Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1. Al-Baali,
+      "Numerical experience with a class of self-scaling quasi-Newton algorithms", J. Optim. Theory
+      Appl. 96:533 (1998), for scaling in one direction only.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+    >>> solution = gx.minimize(rosenbrock, jnp.asarray([-1.2, 1.0]), gx.bfgs(), tol=1e-3)
+    >>> solution.params.round(3)
+    Array([1., 1.], dtype=float32)
+    """
+    return search(
+        "bfgs",
+        _bfgs_direction("bfgs", self_scaling, ravel, told_last=True),
+        Rules(decrease, curvature, noise, max_trials),
+        unit_step=True,
+        ravel=ravel,
+        asked="always",
+        told=("last", "restart"),
+    )
