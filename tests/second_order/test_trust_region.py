@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import gradxform as gx
-from gradxform.second_order import trust_region as module
+from gradxform.second_order.subproblems import exact as module
 from tests.methods import step
 
 rng = np.random.default_rng(11)
