@@ -40,6 +40,7 @@ from jax.scipy.sparse.linalg import cg
 from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.second_order.inner_products import vdots
 
 _MOST_ITERATIONS = 1000
 _ENDED, _CARRIED, _NEGATIVE = -1, -2, -3  # the marks behind those of the products
@@ -65,11 +66,15 @@ def first_iterate(x: tree.PyTree, r: tree.PyTree, inverse: Product | None = None
     return Iterate(x, r, jax.tree.map(jnp.negative, z), tree.vdot(r, z))
 
 
-def products_at(at: Iterate, ad: tree.PyTree, inverse: Product | None) -> tuple[jax.Array, ...]:
-    """dᵀAd and rᵀMr. Both are sums over all devices, sent in one round."""
+def products_at(
+    at: Iterate, pairs: list[tuple[tree.PyTree, tree.PyTree]], inverse: Product | None
+) -> tuple[list[jax.Array], jax.Array]:
+    """The inner products of ``pairs``, and rᵀMr: sums over all devices, sent in one round."""
     # ``at.rz`` was predicted where the parameters may be sharded: it lacks a digit or two
-    is_exact = inverse is not None or jax.device_count() == 1
-    return tree.vdot(at.d, ad), at.rz if is_exact else tree.vdot(at.r, at.r)
+    if inverse is not None or jax.device_count() == 1:
+        return vdots(*pairs), at.rz
+    *found, rr = vdots(*pairs, (at.r, at.r))
+    return found, rr
 
 
 def step(

@@ -71,7 +71,7 @@ def minimise_model(
 
     def body(path: Path) -> Path:
         bd = product(path.at.d)
-        curvature, rz = cg.products_at(path.at, bd, inverse)
+        (curvature,), rz = cg.products_at(path.at, [(path.at.d, bd)], inverse)
         broken = ~(curvature > 0)  # or not finite
         usable = jnp.isfinite(curvature) & (curvature != 0)
         t = jnp.where(usable, rz / jnp.where(usable, jnp.abs(curvature), 1), 0)
@@ -88,7 +88,7 @@ def minimise_model(
             q=q,
             history=path.history.at[i].set(q),
             kept=jax.tree.map(lambda ring, x: _put(ring, slot, x, keep[i] > 0), path.kept, at.x),
-            kept_q=_put(path.kept_q, slot, q, keep[i] > 0),
+            kept_q=path.kept_q.at[slot].set(jnp.where(keep[i] > 0, q, path.kept_q[slot])),
             newest=path.newest + keep[i],
             iterations=i,
             products=path.products + 1,
@@ -170,7 +170,7 @@ def choose_iterate(
         p = jax.tree.map(lambda ring: _at(ring, slot), path.kept)
         f = value_at(p)
         better = (f < best.f) | (best.f == tree.largest())
-        earlier = Candidate(p, _at(path.kept_q, slot), f)
+        earlier = Candidate(p, path.kept_q[slot], f)
         return tree.select(better, earlier, best), back + 1, better
 
     def unfinished(carry: _Choice) -> jax.Array:
@@ -178,7 +178,7 @@ def choose_iterate(
         return better & (back <= jnp.minimum(path.newest, iterates))
 
     # the newest that was kept may be the last itself
-    newest = _at(path.kept_q, (path.newest - 1) % iterates)
+    newest = path.kept_q[(path.newest - 1) % iterates]
     first = jnp.where((path.newest > 0) & (newest == path.q), 2, 1)
     last = Candidate(path.at.x, path.q, value_at(path.at.x))
     begin = tree.varying_like((last, first, jnp.array(True)), path.at.x)

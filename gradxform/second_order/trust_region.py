@@ -33,6 +33,7 @@ from gradxform.hyperparameters import (
 )
 from gradxform.info import diagnostics
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
+from gradxform.second_order.inner_products import vdots
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem
 from gradxform.second_order.subproblems.exact import Scaling, exact
 from gradxform.second_order.subproblems.steihaug import steihaug
@@ -224,7 +225,15 @@ def trust_region(
 
         # the model there, and how far it is trusted
         product = (curvature or hessian())(value_fn, tree.cast_like(x, params))
-        point = Point(x, g, product, is_new=accept, is_first=state.begin)
+        point = Point(
+            params=x,
+            grad=g,
+            product=product,
+            is_new=accept,
+            is_first=accept & state.begin,
+            grad_size=trial.largest,
+            params_size=scalar(tree.max_abs(params)),
+        )
         prepared = solve.prepare(point, state.model)
         radius = jnp.where(state.begin, prepared.radius, _next_radius(state, trial, verdict))
         if max_radius is not None:
@@ -295,7 +304,7 @@ def _verdict(
 ) -> _Verdict:
     finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.largest)
     p = tree.map(lambda x, q: q - x, state.params, trial.params)
-    slope, slope_there = tree.vdot(state.grad, p), tree.vdot(trial.grad, p)
+    slope, slope_there = vdots((state.grad, p), (trial.grad, p))
     actual = state.value - scalar(trial.value)
     # the trapezoidal rule is exact for quadratics, and resolves what values of this size cannot
     relative = jnp.maximum(noise, 10 * jnp.finfo(trial.value.dtype).eps)

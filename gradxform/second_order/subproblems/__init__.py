@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.curvature import Product
-from gradxform.hyperparameters import scalar
 
 
 class Point(NamedTuple):
@@ -18,7 +17,9 @@ class Point(NamedTuple):
     grad: tree.PyTree  #: g, in at least float32
     product: Product  #: v ↦ Hv at x
     is_new: jax.Array  #: whether this update accepted it
-    is_first: jax.Array  #: whether a search begins here
+    is_first: jax.Array  #: whether a search begins here, with a point that is new
+    grad_size: jax.Array  #: largest absolute entry of g, where the point is new
+    params_size: jax.Array  #: largest absolute entry of x, where a search begins
 
 
 class Prepared(NamedTuple):
@@ -49,8 +50,7 @@ class Subproblem(NamedTuple):
     step: Callable[[Point, Any, jax.Array], Step]  #: of the point, its model and the radius
 
 
-def usable_radius(guess: jax.Array, x: tree.PyTree) -> jax.Array:
-    """``guess``, or a tenth of the largest entry of x where it is not finite or not above 0."""
-    size = scalar(tree.max_abs(x))
+def usable_radius(guess: jax.Array, size: jax.Array) -> jax.Array:
+    """``guess``, or a tenth of the size of x where it is not finite or not above 0."""
     rough = jnp.where(size > 0, 0.1 * size, 1)
     return jnp.where((guess > 0) & jnp.isfinite(guess), guess, rough)

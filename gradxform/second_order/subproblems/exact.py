@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gradxform import tree
 from gradxform.derivatives import eigh
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.second_order.inner_products import vdots
 from gradxform.second_order.newton import dense
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
 
@@ -32,7 +33,7 @@ class EigenModel(NamedTuple):
     """
 
     axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ, the rows of each leaf in one: (*shape, n)
-    values: jax.Array  #: Λ, ascending
+    values: jax.Array  #: Λ, ascending; those negative within rounding are 0
     slopes: jax.Array  #: Aᵀg
     grad_size: jax.Array
     curvature_size: jax.Array
@@ -48,18 +49,18 @@ def exact(
         return _no_model(params)
 
     def prepare(point: Point, model: EigenModel) -> Prepared:
-        def mark(x: tree.PyTree) -> tree.PyTree:  # both branches need the same types
-            return tree.varying_like(x, point.grad)
+        def made() -> EigenModel:  # both branches need the same types
+            return tree.varying_like(_eigen_model(point, columns, scaling), point.grad)
 
-        none, yes = mark((jnp.array(0, jnp.int32), jnp.array(True)))
-        model, finite, products = jax.lax.cond(
-            point.is_new,
-            lambda: mark((*_eigen_model(point, columns, scaling), none + tree.count(point.grad))),
-            lambda: (model, yes, none),
-        )
-        if initial_radius is not None:
-            return Prepared(model, scalar(initial_radius), products, finite)
-        return Prepared(model, usable_radius(_first_radius(model), point.params), products, finite)
+        model = jax.lax.cond(point.is_new, made, lambda: model)
+        finite = jnp.isfinite(model.curvature_size)
+        model = model._replace(curvature_size=jnp.where(finite, model.curvature_size, 0))
+        products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
+        if initial_radius is None:
+            radius = usable_radius(_first_radius(model), point.params_size)
+        else:
+            radius = scalar(initial_radius)
+        return Prepared(model, radius, products, finite)
 
     def step(point: Point, model: EigenModel, radius: jax.Array) -> Step:
         return exact_step(model, radius)
@@ -92,64 +93,81 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
 
 
-def _eigen_model(point: Point, columns: int, scaling: Scaling) -> tuple[EigenModel, jax.Array]:
-    """The model, and whether its curvature was finite."""
-    g = point.grad
-    matrix = dense(point.product, g, columns)
-    finite = jnp.isfinite(matrix).all()
-    matrix = jnp.where(finite, matrix / 2 + matrix.T / 2, 0)
-    gradient, _ = tree.ravel(g)
-    curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
-    matrix = matrix / jnp.where(curvature_size > 0, curvature_size, 1)
-    scales = _scales(matrix) if scaling == "curvature" else jnp.ones_like(gradient)
-    values, axes = eigh(matrix / scales[:, None] / scales[None, :])
-    axes = axes / scales[:, None]
-    slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
-    model = EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
-    return model, finite
+def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
+    """The model; of a curvature that is not finite it has the size, and zeros."""
+    matrix = dense(point.product, point.grad, columns)
+    curvature_size = tree.max_abs(matrix)
+    unit = tree.reciprocal(curvature_size)
+    matrix = jnp.where(jnp.isfinite(curvature_size), (matrix / 2 + matrix.T / 2) * unit, 0)
+    gradient, _ = tree.ravel(point.grad)
+    grad_size = point.grad_size.astype(gradient.dtype)
+    if scaling == "curvature":
+        inverse = _inverse_scales(matrix)
+        values, axes = eigh(matrix * inverse[:, None] * inverse[None, :])
+        axes = axes * inverse[:, None]
+    else:
+        values, axes = eigh(matrix)
+    rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
+    values = jnp.where((values < 0) & (values >= -rounding), 0, values)
+    slopes = _matvec(axes.T, gradient * tree.reciprocal(grad_size))
+    axes = tree.rows_like(axes, point.grad)
+    return EigenModel(axes, values, slopes, grad_size, curvature_size)
 
 
-def _scales(matrix: jax.Array) -> jax.Array:
-    """The diagonal of D. By it no entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
-    columns = tree.sqrt(jnp.sum(jnp.square(matrix), axis=0))
-    largest = jnp.max(columns)
-    scales = tree.sqrt(columns / jnp.where(largest > 0, largest, 1))
-    return jnp.where(largest > 0, jnp.maximum(scales, jnp.finfo(matrix.dtype).eps), 1)
+def _inverse_scales(matrix: jax.Array) -> jax.Array:
+    """The diagonal of D⁻¹. No entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
+    squares = jnp.sum(jnp.square(matrix), axis=0)
+    largest, most = jnp.max(squares), 1 / jnp.finfo(matrix.dtype).eps
+    inverse = tree.sqrt(tree.sqrt(tree.divide(largest, squares)))
+    inverse = jnp.where(squares > 0, jnp.minimum(inverse, most), most)
+    return jnp.where(largest > 0, inverse, 1)
 
 
 def _first_radius(model: EigenModel) -> jax.Array:
     """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
     units = tree.divide(model.grad_size, model.curvature_size)
     norm = tree.norm(model.slopes)
-    return scalar(_FIRST * units * tree.divide(norm, jnp.max(jnp.abs(model.values))))
+    return scalar(_FIRST * units * tree.divide(norm, _largest(model.values)))
+
+
+def _largest(values: jax.Array) -> jax.Array:
+    """The largest absolute value of ascending ones."""
+    return jnp.maximum(-values[0], values[-1])
 
 
 def exact_step(model: EigenModel, radius: jax.Array) -> Step:
-    """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
+    """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball.
+
+    The cᵢ ascend; c is kept as its first entry, ``lowest``, and what the others are ``above`` it.
+    """
     delta = radius.astype(model.values.dtype)
     # the linear and the quadratic term at the boundary, over the larger of them
     linear, quadratic = model.grad_size, model.curvature_size * delta
     larger = jnp.maximum(linear, quadratic)
     b = model.slopes * tree.divide(linear, larger)
-    c = model.values * tree.divide(quadratic, larger)
-    rounding = 10 * jnp.finfo(c.dtype).eps * jnp.max(jnp.abs(c))
-    c = jnp.where((c < 0) & (c >= -rounding), 0, c)
-    lowest, above = c[0], c - c[0]
+    bend = tree.divide(quadratic, larger)
+    lowest, above = bend * model.values[0], bend * (model.values - model.values[0])
+    negative = lowest < 0
     u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))
 
+    # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
+    weights = above + shift + (shift - lowest)
+    square, reduction = _sums(u, weights * u)
+
     # the hard case: what is missing to the boundary is filled along the lowest curvature
-    negative = lowest < 0
-    missing = jnp.where(negative, jnp.maximum(1 - u @ u, 0), 0)
+    missing = jnp.where(negative, jnp.maximum(1 - square, 0), 0)
     sign = jnp.where(jnp.where(u[0] != 0, u[0], -b[0]) < 0, -1, 1)
     filled = sign * tree.sqrt(jnp.where(missing > 0, u[0] ** 2 + missing, 0))
-    u = u.at[0].set(jnp.where(missing > 0, filled, u[0]))
-
-    # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
-    reduction = 0.5 * jnp.sum((above + shift + (shift - lowest)) * u**2)
-    length = delta * tree.norm(u)
+    u = jnp.where((jnp.arange(len(u)) == 0) & (missing > 0), filled, u)
+    reduction = 0.5 * (reduction + (shift + (shift - lowest)) * missing)
     p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
     none, yes = jnp.array(0, jnp.int32), jnp.array(True)
+    length = delta * tree.sqrt(square + missing)
     return Step(p, length, delta * larger * reduction, negative, none, yes)
+
+
+def _sums(u: jax.Array, weighted: jax.Array) -> list[jax.Array]:
+    return [total.astype(u.dtype) for total in vdots((u, u), (u, weighted))]
 
 
 def _secular_solution(
@@ -160,16 +178,16 @@ def _secular_solution(
     μ = λ + λ₁ counts from the lowest eigenvalue, so that it keeps its digits near the hard case.
     """
 
-    def at(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        u = -tree.divide(b, above + shift)
-        return u, jnp.sum(tree.divide(u**2, above + shift))
+    def at(shift: jax.Array) -> jax.Array:
+        return -tree.divide(b, above + shift)
 
     def newton(_: int, shift: jax.Array) -> jax.Array:
-        u, steepness = at(shift)
-        norm = tree.norm(u)
+        u = at(shift)
+        square, steepness = _sums(u, tree.divide(u, above + shift))
         # N&W eq. 4.44; from below, where it starts, Newton's method never overshoots
-        return jnp.maximum(shift, shift + tree.divide(norm**2, steepness) * (norm - 1))
+        step = tree.divide(square, steepness) * (tree.sqrt(square) - 1)
+        return jnp.maximum(shift, shift + step)
 
     start = jnp.maximum(least, jnp.max(jnp.abs(b) - above))  # no entry of u is larger than 1
     shift = jax.lax.fori_loop(0, _SECULAR_STEPS, newton, start)
-    return at(shift)[0], shift
+    return at(shift), shift

@@ -15,54 +15,61 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.curvature import Product
-from gradxform.derivatives import constant_size, forward_only
+from gradxform.derivatives import forward_only
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order import conjugate_gradients as cg
+from gradxform.second_order.inner_products import vdots
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
 
 
+class Sizes(NamedTuple):
+    """What the state keeps."""
+
+    first: jax.Array  #: largest entry of the gradient where the search began
+    grad: jax.Array  #: largest entry of the gradient at the accepted point
+
+
 def steihaug(*, initial_radius: Scalar | None, tol: Scalar, maxiter: Scalar) -> Subproblem:
-    """Of any number of parameters; the arguments are those of ``trust_region``.
+    """Of any number of parameters; the arguments are those of ``trust_region``."""
 
-    The model that the state keeps is the largest entry of the first gradient.
-    """
+    def init(params: tree.PyTree) -> Sizes:
+        return Sizes(*(jnp.array(scalar(0), copy=True) for _ in range(2)))
 
-    def init(params: tree.PyTree) -> jax.Array:
-        return jnp.array(scalar(0), copy=True)
-
-    def prepare(point: Point, first: jax.Array) -> Prepared:
-        def mark(x: tree.PyTree) -> tree.PyTree:  # both branches need the same types
-            return tree.varying_like(x, point.grad)
-
-        none, yes = mark((jnp.array(0, jnp.int32), jnp.array(True)))
-        first = jnp.where(point.is_first, scalar(tree.max_abs(point.grad)), first)
+    def prepare(point: Point, sizes: Sizes) -> Prepared:
+        yes, zero = tree.varying_like((jnp.array(True), scalar(0)), point.grad)
+        sizes = Sizes(
+            first=jnp.where(point.is_first, point.grad_size, sizes.first),
+            grad=jnp.where(point.is_new, point.grad_size, sizes.grad),
+        )
         if initial_radius is not None:
-            return Prepared(first, scalar(initial_radius), none, yes)
+            return Prepared(sizes, scalar(initial_radius), jnp.array(0, jnp.int32), yes)
 
-        def along_gradient() -> tuple[jax.Array, jax.Array]:
-            length = cauchy_length(point.product, point.grad)
-            return mark((usable_radius(length, point.params), none + 1))
+        def along_gradient() -> jax.Array:
+            length = cauchy_length(point.product, point.grad, sizes.grad)
+            radius = usable_radius(length, point.params_size)
+            return tree.varying_like(radius, point.grad)  # both branches need the same types
 
-        zero = mark(scalar(0))
-        radius, products = jax.lax.cond(point.is_first, along_gradient, lambda: (zero, none))
-        return Prepared(first, radius, products, yes)
+        radius = jax.lax.cond(point.is_first, along_gradient, lambda: zero)
+        return Prepared(sizes, radius, point.is_first.astype(jnp.int32), yes)
 
-    def step(point: Point, first: jax.Array, radius: jax.Array) -> Step:
-        largest = scalar(tree.max_abs(point.grad))
-        forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(largest, first)))
+    def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
+        forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(sizes.grad, sizes.first)))
         most = jnp.minimum(scalar(maxiter), 2.0 * tree.count(point.grad))
-        return steihaug_step(point.product, point.grad, radius, forcing, most)
+        return steihaug_step(point.product, point.grad, sizes.grad, radius, forcing, most)
 
     return Subproblem(init, prepare, step)
 
 
-def cauchy_length(product: Product, g: tree.PyTree) -> jax.Array:
+def cauchy_length(product: Product, g: tree.PyTree, size: jax.Array) -> jax.Array:
     """The length of the step along −g to the model's minimum, ‖g‖³ / |gᵀHg|; 0 if none."""
-    size = constant_size(g)
-    unit = tree.scale(tree.reciprocal(size), g)
-    norm = tree.sqrt(tree.vdot(unit, unit))
-    unit = tree.scale(tree.reciprocal(norm), unit)
-    return scalar(tree.divide(size * norm, jnp.abs(tree.vdot(unit, product(unit)))))
+    size = jax.lax.stop_gradient(size)  # no result depends on which size is taken
+    r = tree.scale(tree.reciprocal(size), g)
+    rr, curvature = vdots((r, r), (r, product(r)))
+    return scalar(size * tree.divide(rr * tree.sqrt(rr), jnp.abs(curvature)))
+
+
+# how the loop ended
+_WITHIN, _BOUNDARY, _NEGATIVE, _NOT_FINITE = range(4)
 
 
 class _Search(NamedTuple):
@@ -71,17 +78,20 @@ class _Search(NamedTuple):
     at: cg.Iterate
     predicted: jax.Array
     iterations: jax.Array
-    negative: jax.Array
-    finite: jax.Array
-    done: jax.Array
+    ending: jax.Array
 
 
 def steihaug_step(
-    product: Product, g: tree.PyTree, radius: jax.Array, forcing: jax.Array, maxiter: jax.Array
+    product: Product,
+    g: tree.PyTree,
+    size: jax.Array,
+    radius: jax.Array,
+    forcing: jax.Array,
+    maxiter: jax.Array,
 ) -> Step:
-    """N&W Algorithm 7.2."""
-    size = scalar(constant_size(g))
-    unit = tree.reciprocal(size)
+    """N&W Algorithm 7.2, for a gradient whose largest entry is ``size``."""
+    size = jax.lax.stop_gradient(size)  # no result depends on which size is taken
+    unit, per_radius = tree.reciprocal(size), tree.reciprocal(radius)
     r = tree.scale(unit, g)
     start = cg.first_iterate(jax.tree.map(jnp.zeros_like, r), r)
     enough = forcing * tree.sqrt(start.rz)
@@ -89,47 +99,51 @@ def steihaug_step(
     def body(search: _Search) -> _Search:
         at = search.at
         hd = tree.scale(unit, product(at.d))
-        curvature, rr = cg.products_at(at, hd, None)
+        z, d = (tree.scale(per_radius, x) for x in (at.x, at.d))
+        pairs = [(at.d, hd), (z, z), (z, d), (d, d)]
+        (curvature, zz, zd, dd), rr = cg.products_at(at, pairs, None)
         finite, positive = jnp.isfinite(curvature), curvature > 0
         alpha = rr / jnp.where(finite & positive, curvature, 1)
-        to_boundary = _to_boundary(at.x, at.d, radius)
+        to_boundary = _to_boundary(zz, zd, dd)
         leave = ~(finite & positive) | (alpha >= to_boundary)
         t = jnp.where(leave, to_boundary, alpha)
         bend = jnp.where(finite, curvature, 0)
-        after = cg.step(at, hd, t, rr)
         return _Search(
-            at=after,
+            at=cg.step(at, hd, t, rr),
             # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
             predicted=search.predicted + t * (rr - 0.5 * t * bend),
             iterations=search.iterations + 1,
-            negative=finite & ~positive,
-            finite=finite,
-            done=leave | ~(tree.sqrt(after.rz) > enough),
+            ending=jnp.where(
+                finite,
+                jnp.where(positive, jnp.where(leave, _BOUNDARY, _WITHIN), _NEGATIVE),
+                _NOT_FINITE,
+            ).astype(jnp.int32),
         )
 
     def unfinished(search: _Search) -> jax.Array:
-        return ~search.done & (scalar(search.iterations) < maxiter)
+        i, rz = search.iterations, search.at.rz
+        above = (tree.sqrt(rz) > enough) | ((i == 0) & (rz > 0))
+        return (search.ending == _WITHIN) & above & (scalar(i) < maxiter)
 
-    none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
-    begin = _Search(start, jnp.zeros_like(start.rz), none, no, yes, start.rz == 0)
-    found = jax.lax.while_loop(unfinished, body, tree.varying_like(begin, r))
-    found = forward_only('trust_region(solver="steihaug")', found)
-    part = tree.scale(tree.reciprocal(radius), found.at.x)
+    none = jnp.array(0, jnp.int32)
+    begin = tree.varying_like(_Search(start, jnp.zeros_like(start.rz), none, none), r)
+    found = forward_only(
+        'trust_region(solver="steihaug")', jax.lax.while_loop(unfinished, body, begin)
+    )
+    part = tree.scale(per_radius, found.at.x)
     return Step(
         p=found.at.x,
         length=radius * tree.sqrt(tree.vdot(part, part)),
         predicted=size * found.predicted,
-        negative=found.negative,
+        negative=found.ending == _NEGATIVE,
         products=found.iterations,
-        finite=found.finite,
+        finite=found.ending != _NOT_FINITE,
     )
 
 
-def _to_boundary(z: tree.PyTree, d: tree.PyTree, radius: jax.Array) -> jax.Array:
-    """The τ ≥ 0 of ‖z + τd‖ = Δ."""
-    z, d = (tree.scale(tree.reciprocal(radius), x) for x in (z, d))
-    dd, zd = tree.vdot(d, d), tree.vdot(z, d)
-    missing = jnp.maximum(1 - tree.vdot(z, z), 0)
+def _to_boundary(zz: jax.Array, zd: jax.Array, dd: jax.Array) -> jax.Array:
+    """The τ ≥ 0 of ‖z + τd‖ = 1, from ‖z‖², zᵀd and dᵀd."""
+    missing = jnp.maximum(1 - zz, 0)
     root = tree.sqrt(zd**2 + dd * missing)
     # of the two forms of the root, the one that does not cancel
     return jnp.where(zd > 0, tree.divide(missing, zd + root), tree.divide(root - zd, dd))
