@@ -117,10 +117,10 @@ def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
 def _inverse_scales(matrix: jax.Array) -> jax.Array:
     """The diagonal of D⁻¹. No entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
     squares = jnp.sum(jnp.square(matrix), axis=0)
-    largest, most = jnp.max(squares), 1 / jnp.finfo(matrix.dtype).eps
-    inverse = tree.sqrt(tree.sqrt(tree.divide(largest, squares)))
-    inverse = jnp.where(squares > 0, jnp.minimum(inverse, most), most)
-    return jnp.where(largest > 0, inverse, 1)
+    largest, most = jnp.max(squares), float(jnp.finfo(matrix.dtype).eps) ** -4
+    ratio = jnp.where(squares > 0, jnp.minimum(tree.divide(largest, squares), most), most)
+    # the roots come last, so that one kernel makes all of it
+    return jnp.sqrt(jnp.sqrt(jnp.where(largest > 0, ratio, 1)))
 
 
 def _first_radius(model: EigenModel) -> jax.Array:
