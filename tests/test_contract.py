@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradxform as gx
-from gradxform.second_order.trust_region import EigenModel
+from gradxform.second_order.subproblems.exact import EigenModel
 from tests.methods import METHODS, Method, nested_params, objective, run, step
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

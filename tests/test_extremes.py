@@ -19,6 +19,7 @@ BUILT = {name: method.build() for name, method in METHODS.items()} | {
     "hutchinson": gx.hessian_free(curvature=gx.hessian(), preconditioner=gx.hutchinson_diagonal(2)),
     "hessian_free_nystrom": gx.hessian_free(curvature=gx.hessian(), preconditioner=gx.nystrom(2)),
     "searched_newton_cg": gx.with_line_search(gx.scale_by_newton_cg()),
+    "trust_region_exact": gx.trust_region("exact", max_size=100),
     "masked": gx.masked(gx.newton_cg(), True),
     "accumulate": gx.accumulate(gx.lbfgs(ravel=False), 2),
     "label_of_no_parameter": gx.partition({1: gx.sgd(0.1), 2: gx.lbfgs(ravel=False)}, 1),
@@ -70,7 +71,7 @@ def test_a_label_of_no_parameter_changes_nothing() -> None:
 MANY = 3_000_000_000
 TOO_LARGE = {
     "newton": r"newton\(max_size=100\): there are 3000000000 parameters",
-    "trust_region": r"trust_region\(max_size=100\): there are 3000000000 parameters",
+    "trust_region_exact": r"trust_region\(max_size=100\): there are 3000000000 parameters",
     "coordinate_descent": r"coordinate_descent\(block=.*more than int32",
     "coordinate_descent_random": r"coordinate_descent\(block=.*more than int32",
     "bfgs": r"bfgs: there are 3000000000 parameters.*gx\.lbfgs",

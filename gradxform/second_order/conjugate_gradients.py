@@ -1,4 +1,15 @@
-"""JAX's conjugate gradients, with a count of the products and an eye on their curvature.
+r"""Conjugate gradients: one iteration, and JAX's whole solve with its products counted.
+
+For :math:`Ax = b` with a preconditioner M, from :math:`r = Ax - b` and :math:`d = -Mr`, an
+iteration is
+
+.. math::
+    x \leftarrow x + t d, \quad t = \frac{r^T M r}{d^T A d}, \qquad
+    r' = r + t A d, \qquad
+    d \leftarrow \frac{r'^T M r'}{r^T M r}\, d - M r'
+
+:func:`step` makes it, in the loops of Steihaug's trust region and of Hessian-free optimisation. The
+methods that only need the solution take :func:`counted_cg`.
 
 ``jax.scipy.sparse.linalg.cg`` returns its solution alone. How many products it made, and whether
 one of them met negative curvature, is seen by the operator only. The operator sends word along with
@@ -29,11 +40,59 @@ from jax.scipy.sparse.linalg import cg
 from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.second_order.inner_products import vdots
 
 _MOST_ITERATIONS = 1000
 _ENDED, _CARRIED, _NEGATIVE = -1, -2, -3  # the marks behind those of the products
 _Marked: TypeAlias = tuple[tree.PyTree, jax.Array]
 _Leaves: TypeAlias = list[jax.Array]
+
+
+# -- one iteration
+
+
+class Iterate(NamedTuple):
+    """Where CG is on its way to the solution of Ax = b."""
+
+    x: tree.PyTree
+    r: tree.PyTree  #: the residual Ax − b
+    d: tree.PyTree  #: the direction of the next iteration
+    rz: jax.Array  #: rᵀMr
+
+
+def first_iterate(x: tree.PyTree, r: tree.PyTree, inverse: Product | None = None) -> Iterate:
+    """CG at ``x``, with the residual ``r`` there. Without ``inverse``, M = I."""
+    z = inverse(r) if inverse else r
+    return Iterate(x, r, jax.tree.map(jnp.negative, z), tree.vdot(r, z))
+
+
+def products_at(
+    at: Iterate, pairs: list[tuple[tree.PyTree, tree.PyTree]], inverse: Product | None
+) -> tuple[list[jax.Array], jax.Array]:
+    """The inner products of ``pairs``, and rᵀMr: sums over all devices, sent in one round."""
+    # ``at.rz`` was predicted where the parameters may be sharded: it lacks a digit or two
+    if inverse is not None or jax.device_count() == 1:
+        return vdots(*pairs), at.rz
+    *found, rr = vdots(*pairs, (at.r, at.r))
+    return found, rr
+
+
+def step(
+    at: Iterate, ad: tree.PyTree, t: jax.Array, rz: jax.Array, inverse: Product | None = None
+) -> Iterate:
+    """The next iterate, a step ``t`` along d, where Ad is ``ad`` and rᵀMr is ``rz``."""
+    x = tree.map(lambda x, d: x + t * d, at.x, at.d)
+    r = tree.map(lambda r, ad: r + t * ad, at.r, ad)
+    if inverse is None:
+        z, next_rz = r, tree.next_square(at.r, t, ad, r)
+    else:
+        z = inverse(r)
+        next_rz = tree.vdot(r, z)
+    d = tree.map(lambda d, z: tree.divide(next_rz, rz) * d - z, at.d, z)
+    return Iterate(x, r, d, next_rz)
+
+
+# -- JAX's solve, counted
 
 
 class CgSolution(NamedTuple):

@@ -1,17 +1,26 @@
-"""Hessian-free optimisation: Newton-CG on the Gauss–Newton matrix, made for deep networks."""
+r"""Hessian-free optimisation: Newton-CG on the Gauss–Newton matrix, made for deep networks.
 
-import math
+Martens's Algorithm 2, of an objective f at θ with the curvature G and the damping λ::
+
+    p ← the minimum of q(p) = gᵀp + ½ pᵀ(G + λI)p by conjugate gradients, from a part of the last p
+    of the iterates of conjugate gradients, take the one that f prefers
+    ρ ← (f(θ + p) − f(θ)) / q(p);    λ ← 3/2 λ if ρ < 1/4;    λ ← 2/3 λ if ρ > 3/4
+    α ← 1;    while f(θ + αp) > f(θ) + 0.01 α gᵀp:  α ← 0.8 α
+    θ ← θ + αp
+
+The module ``martens`` has the loops of it.
+"""
+
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradxform import protocol, tree
 from gradxform.curvature import Curvature, Product, gauss_newton_of
-from gradxform.derivatives import constant_size, forward_only
+from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import (
     Count,
     Fraction,
@@ -25,13 +34,11 @@ from gradxform.hyperparameters import (
 from gradxform.info import diagnostics
 from gradxform.objective import Composed
 from gradxform.preconditioners import Preconditioner, checked_inverse
+from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
+from gradxform.second_order.martens import Candidate, choose_iterate, minimise_model, shorten
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
-_SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept
-_ARMIJO, _SHRINK, _TRIALS = 1e-2, 0.8, 60  # of the line search
-_MOST_ITERATIONS = 1000
 _VALUE = 1 / 3  # gradients that a value alone costs
-_IDLE = 10  # steps in a row without progress until it has stalled
 
 
 @diagnostics
@@ -43,6 +50,8 @@ class HessianFreeInfo(NamedTuple):
     gradient_equivalents: jax.Array  #: the work of both, in gradients of ``value_fn``
     rejected: jax.Array  #: updates that found no lower value, and moved nothing
     non_finite: jax.Array  #: updates whose value or gradient was not finite, which moved nothing
+    value: jax.Array  #: f(θ) where the last update was made
+    grad_norm: jax.Array  #: largest absolute entry of the gradient there
     damping: jax.Array  #: λ that the next update begins with
     ratio: jax.Array  #: ρ of the last update, actual over predicted reduction
     iterations: jax.Array  #: of CG in the last update
@@ -56,9 +65,7 @@ class HessianFreeState(NamedTuple):
     count: jax.Array  #: updates made so far
     damping: jax.Array  #: λ; 0 until it is estimated
     direction: tree.PyTree  #: where the last CG ended, in at least float32
-    lowest: jax.Array  #: value
-    smallest: jax.Array  #: largest gradient entry of a point that was progress
-    idle: jax.Array  #: steps in a row that were not, in either
+    progress: Progress  #: of the points that an update moved from
     info: HessianFreeInfo
 
 
@@ -151,33 +158,13 @@ def hessian_free(
     curvature = curvature or gauss_newton_of("hessian_free")
 
     def init(params: tree.PyTree) -> HessianFreeState:
-        def number(x: Scalar = 0.0) -> jax.Array:
-            return jnp.array(scalar(x), copy=True)
-
-        def count() -> jax.Array:
-            return jnp.array(0, jnp.int32)
-
         first = 0.0 if damping is None else damping
-        info = HessianFreeInfo(
-            curvature_products=count(),
-            evaluations=count(),
-            gradient_equivalents=number(),
-            rejected=count(),
-            non_finite=count(),
-            damping=number(first),
-            ratio=number(),
-            iterations=count(),
-            step_length=number(),
-            stalled=jnp.array(False),
-        )
         return HessianFreeState(
-            count=count(),
-            damping=number(first),
+            count=jnp.array(0, jnp.int32),
+            damping=_number(first),
             direction=tree.zeros_like(params),
-            lowest=number(tree.largest()),
-            smallest=number(tree.largest()),
-            idle=count(),
-            info=info,
+            progress=no_progress(),
+            info=_no_info(first),
         )
 
     def update(
@@ -196,91 +183,123 @@ def hessian_free(
         protocol.check_unmasked("hessian_free", params)
         if tree.count(grads) == 0:
             return grads, state
-        info = state.info
-        finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(grads))
+        here, g = _here(value, grads)
 
-        # all below is over the largest entry of the gradient, so that no unit overflows
-        size = scalar(jnp.where(finite, constant_size(grads), 0))
-        unit = tree.reciprocal(size)
-        g = tree.scale(unit, jax.tree.map(tree.promote, grads))
-        g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
-
+        # the minimum of the damped model
         part, share = value_fn, 1.0
         if curvature_batch_size is not None:
             part, share = _sub_batch(value_fn, curvature_batch_size, seed, state.count)
         undamped = curvature(part, params)
         lam, products = state.damping, jnp.array(0, jnp.int32)
         if damping is None:
-            lam, products = jax.lax.cond(
-                (lam == 0) & (size > 0),
-                lambda: (_curvature_along(undamped, g), products + 1),
-                lambda: (lam, products),
-            )
-
-        def product(v: tree.PyTree) -> tree.PyTree:
-            return tree.map(lambda v, gv: gv + lam * v, v, undamped(v))
-
+            lam, products = _first_damping(undamped, g, here, lam, products)
+        product = lambda v: tree.map(lambda v, gv: gv + lam * v, v, undamped(v))
         inverse, made = checked_inverse("hessian_free", preconditioner, product, g, state.count)
-        start = tree.scale(scalar(warm_start) * unit, state.direction)
-        most = jnp.minimum(scalar(maxiter), _limit(g))
-        cg = _conjugate_gradients(
-            product, preconditioner and inverse, g, start, scalar(progress), most, iterates
+        start = tree.scale(scalar(warm_start) * tree.reciprocal(here.size), state.direction)
+        path = minimise_model(
+            product, preconditioner and inverse, g, start, progress, maxiter, iterates
         )
-        products = products + made + cg.products
 
+        # the step, along the iterate that the objective chooses
         def value_at(p: tree.PyTree) -> jax.Array:
             """f(θ + p), as the loop will see it."""
-            trial = tree.map(lambda x, p: x + size * p, params, p)
-            f = scalar(value_fn(trial))
+            f = scalar(value_fn(tree.map(lambda x, p: x + here.size * p, params, p)))
             return jnp.where(jnp.isfinite(f), f, tree.largest())
 
-        f0 = jnp.where(finite, scalar(value), 0)
-        noise = 10 * jnp.finfo(value.dtype).eps * jnp.abs(f0)
-        chosen, evaluations = _backtrack(value_at, cg, iterates)
-        slope = size * (size * tree.vdot(g, chosen.p))
-        alpha, low, more = _line_search(value_at, chosen, f0 + noise, slope)
-        predicted = -size * (size * chosen.q)
-        hidden = (jnp.abs(f0 - chosen.f) <= noise) & (predicted <= noise) & (chosen.q < 0)
-        ratio = jnp.where(hidden, 0.5, tree.divide(f0 - chosen.f, predicted))
-        moves = finite & (size > 0)
-        accept = moves & low
-
-        # -- Levenberg and Marquardt's rule
-        factor = jnp.where(ratio > _GOOD, 1 / _FACTOR, jnp.where(ratio < _POOR, _FACTOR, 1))
-        new = jnp.where(lam > 0, jnp.clip(factor * lam, *_range(lam)), 0)
-        lam = jnp.where(moves, new, lam)
-
-        better = finite & ((f0 < state.lowest) | (size < 0.9 * state.smallest))
-        idle = jnp.where(better, 0, state.idle + accept.astype(jnp.int32))
-
-        p = tree.scale(jnp.where(accept, alpha * size, 0), chosen.p)
-        work = share * scalar(products) + _VALUE * scalar(evaluations + more)
-        new_info = HessianFreeInfo(
-            curvature_products=tree.add_count(info.curvature_products, products),
-            evaluations=tree.add_count(info.evaluations, evaluations + more),
-            gradient_equivalents=info.gradient_equivalents + work,
-            rejected=tree.add_count(info.rejected, (moves & ~accept).astype(jnp.int32)),
-            non_finite=tree.add_count(info.non_finite, (~finite).astype(jnp.int32)),
-            damping=lam,
-            ratio=jnp.where(moves, ratio, info.ratio),
-            iterations=cg.iterations,
+        chosen, evaluations = choose_iterate(value_at, path)
+        slope = here.size * (here.size * tree.vdot(g, chosen.p))
+        alpha, low, more = shorten(value_at, chosen, here.value + here.noise, slope)
+        accept = here.moves & low
+        ratio = _ratio(here, chosen)
+        next_lam = jnp.where(here.moves, _next_damping(lam, ratio), lam)
+        points = progress_after(state.progress, accept, here.value, here.size)
+        work = _Work(products + made + path.products, evaluations + more, share)
+        info = _reported(state.info, here, work, accept)._replace(
+            damping=next_lam,
+            ratio=jnp.where(here.moves, ratio, state.info.ratio),
+            iterations=path.iterations,
             step_length=jnp.where(accept, alpha, 0),
-            stalled=idle >= _IDLE,
+            stalled=points.idle >= PATIENCE,
         )
-        direction = tree.select(accept, tree.scale(size, cg.p), state.direction)
-        new_state = HessianFreeState(
-            count=tree.add_count(state.count, 1),
-            damping=lam,
-            direction=direction,
-            lowest=jnp.where(finite, jnp.minimum(f0, state.lowest), state.lowest),
-            smallest=jnp.where(better, jnp.minimum(size, state.smallest), state.smallest),
-            idle=idle,
-            info=new_info,
-        )
+        direction = tree.select(accept, tree.scale(here.size, path.at.x), state.direction)
+        count = tree.add_count(state.count, 1)
+        new_state = HessianFreeState(count, next_lam, direction, points, info)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+        p = tree.scale(jnp.where(accept, alpha * here.size, 0), chosen.p)
         return tree.cast_like(p, grads), new_state
 
     return protocol.transformation(init, update)
+
+
+def _number(x: Scalar = 0.0) -> jax.Array:
+    return jnp.array(scalar(x), copy=True)
+
+
+def _no_info(damping: Scalar) -> HessianFreeInfo:
+    def count() -> jax.Array:
+        return jnp.array(0, jnp.int32)
+
+    return HessianFreeInfo(
+        curvature_products=count(),
+        evaluations=count(),
+        gradient_equivalents=_number(),
+        rejected=count(),
+        non_finite=count(),
+        value=_number(),
+        grad_norm=_number(),
+        damping=_number(damping),
+        ratio=_number(),
+        iterations=count(),
+        step_length=_number(),
+        stalled=jnp.array(False),
+    )
+
+
+class _Here(NamedTuple):
+    """The point of the update."""
+
+    value: jax.Array  # 0 where it or the gradient is not finite
+    noise: jax.Array  # by how much rounding may change it
+    size: jax.Array  # largest entry of the gradient, a constant for derivatives
+    finite: jax.Array
+    moves: jax.Array  # whether there is a gradient to follow
+
+
+def _here(value: jax.Array, grads: tree.PyTree) -> tuple[_Here, tree.PyTree]:
+    """The point, and its gradient over its largest entry, so that no unit overflows."""
+    largest = constant_size(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(largest)
+    size = scalar(jnp.where(finite, largest, 0))
+    g = tree.scale(tree.reciprocal(size), jax.tree.map(tree.promote, grads))
+    g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
+    f = jnp.where(finite, scalar(value), 0)
+    noise = 10 * jnp.finfo(value.dtype).eps * jnp.abs(f)
+    return _Here(f, noise, size, finite, finite & (size > 0)), g
+
+
+class _Work(NamedTuple):
+    """What an update took."""
+
+    products: jax.Array
+    evaluations: jax.Array
+    share: float  # the part of the examples that a product is of
+
+
+def _reported(
+    info: HessianFreeInfo, here: _Here, work: _Work, accept: jax.Array
+) -> HessianFreeInfo:
+    """``info`` with the counts of one more update, and the point it was made at."""
+    gradients = work.share * scalar(work.products) + _VALUE * scalar(work.evaluations)
+    rejected = (here.moves & ~accept).astype(jnp.int32)
+    return info._replace(
+        curvature_products=tree.add_count(info.curvature_products, work.products),
+        evaluations=tree.add_count(info.evaluations, work.evaluations),
+        gradient_equivalents=info.gradient_equivalents + gradients,
+        rejected=tree.add_count(info.rejected, rejected),
+        non_finite=tree.add_count(info.non_finite, (~here.finite).astype(jnp.int32)),
+        value=jnp.where(here.finite, here.value, info.value),
+        grad_norm=jnp.where(here.finite, here.size, info.grad_norm),
+    )
 
 
 def _sub_batch(
@@ -296,6 +315,20 @@ def _sub_batch(
     return value_fn.sample(size, key), size / value_fn.examples
 
 
+# -- the damping
+
+
+def _first_damping(
+    product: Product, g: tree.PyTree, here: _Here, lam: jax.Array, products: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """λ, estimated where it is 0 and there is a gradient, and the products made so far."""
+    return jax.lax.cond(
+        (lam == 0) & (here.size > 0),
+        lambda: (_curvature_along(product, g), products + 1),
+        lambda: (lam, products),
+    )
+
+
 def _curvature_along(product: Product, g: tree.PyTree) -> jax.Array:
     """gᵀGg/gᵀg, the size of the curvature along the gradient."""
     ratio = scalar(tree.divide(jnp.abs(tree.vdot(g, product(g))), tree.vdot(g, g)))
@@ -309,181 +342,15 @@ def _range(x: jax.Array) -> tuple[float, float]:
     return 2.0**-power, 2.0**power
 
 
-def _limit(g: tree.PyTree) -> int:
-    return min(2 * sum(leaf.size for leaf in jax.tree.leaves(g)), _MOST_ITERATIONS)
+def _ratio(here: _Here, chosen: Candidate) -> jax.Array:
+    """ρ; in the middle where rounding hides what the step gains."""
+    predicted = -here.size * (here.size * chosen.q)
+    gained = here.value - chosen.f
+    hidden = (jnp.abs(gained) <= here.noise) & (predicted <= here.noise) & (chosen.q < 0)
+    return jnp.where(hidden, 0.5, tree.divide(gained, predicted))
 
 
-# -- conjugate gradients
-
-
-class _Cg(NamedTuple):
-    p: tree.PyTree  # the solution so far, of (G + λI)p = −g
-    r: tree.PyTree  # (G + λI)p + g
-    d: tree.PyTree
-    rz: jax.Array
-    q: jax.Array  # the model at p
-    history: jax.Array  # q of every iteration
-    kept: tree.PyTree  # iterates, in a ring
-    kept_q: jax.Array
-    newest: jax.Array  # how many were kept
-    iterations: jax.Array
-    products: jax.Array
-    done: jax.Array
-
-
-def _conjugate_gradients(
-    product: Product,
-    approximate_inverse: Product | None,
-    g: tree.PyTree,
-    start: tree.PyTree,
-    progress: jax.Array,
-    maxiter: jax.Array,
-    iterates: int,
-) -> _Cg:
-    """Preconditioned CG for the minimum of q, which falls in every iteration."""
-    plain = approximate_inverse is None
-    inverse = approximate_inverse or (lambda r: r)
-    zeros = jax.tree.map(jnp.zeros_like, g)
-    started = tree.max_abs(start) > 0
-    curved = jax.lax.cond(started, lambda: product(start), lambda: zeros)
-    # a start that does not lower the model is none
-    q = tree.vdot(start, g) + 0.5 * tree.vdot(start, curved)
-    warm = q < 0
-    start, curved = (tree.select(warm, x, zeros) for x in (start, curved))
-    r = tree.map(jnp.add, curved, g)
-    z = inverse(r)
-    limit = _limit(g)
-    rounding = jnp.finfo(q.dtype).eps ** 2 * tree.vdot(g, inverse(g))
-    keep = jnp.asarray(_kept_iterations(limit))
-    zero = jnp.array(0, jnp.int32)
-    cg = _Cg(
-        p=start,
-        r=r,
-        d=jax.tree.map(jnp.negative, z),
-        rz=tree.vdot(r, z),
-        q=jnp.where(warm, q, 0),
-        history=jnp.zeros(limit + 1, q.dtype).at[0].set(jnp.where(warm, q, 0)),
-        kept=jax.tree.map(lambda x: jnp.stack([x] * iterates), start),
-        kept_q=jnp.zeros(iterates, q.dtype),
-        newest=zero,
-        iterations=zero,
-        products=started.astype(jnp.int32),
-        done=jnp.array(False),
-    )
-
-    def body(cg: _Cg) -> _Cg:
-        bd = product(cg.d)
-        curvature = tree.vdot(cg.d, bd)
-        old = tree.vdot(cg.r, cg.r) if plain else cg.rz
-        broken = ~(curvature > 0)  # or not finite
-        usable = jnp.isfinite(curvature) & (curvature != 0)
-        step = jnp.where(usable, old / jnp.where(usable, jnp.abs(curvature), 1), 0)
-        p = tree.map(lambda p, d: p + step * d, cg.p, cg.d)
-        r = tree.map(lambda r, bd: r + step * bd, cg.r, bd)
-        z = inverse(r)
-        rz = tree.next_square(cg.r, step, bd, r) if plain else tree.vdot(r, z)
-        q = cg.q - 0.5 * step * old
-
-        i = cg.iterations + 1
-        slot = cg.newest % iterates
-        kept = jax.tree.map(
-            lambda ring, x: ring.at[slot].set(jnp.where(keep[i], x, ring[slot])), cg.kept, p
-        )
-        k = jnp.maximum(10, i // 10)
-        gained = q - cg.history[jnp.maximum(i - k, 0)]
-        slow = (i > k) & (q < 0) & (gained > scalar(k) * progress * q)
-        return _Cg(
-            p=p,
-            r=r,
-            d=tree.map(lambda d, z: tree.divide(rz, old) * d - z, cg.d, z),
-            rz=rz,
-            q=q,
-            history=cg.history.at[i].set(q),
-            kept=kept,
-            kept_q=cg.kept_q.at[slot].set(jnp.where(keep[i], q, cg.kept_q[slot])),
-            newest=cg.newest + keep[i],
-            iterations=i,
-            products=cg.products + 1,
-            done=broken | slow,
-        )
-
-    def unfinished(cg: _Cg) -> jax.Array:
-        return ~cg.done & (scalar(cg.iterations) < maxiter) & (cg.rz > rounding)
-
-    cg = tree.varying_like(cg, g)
-    return forward_only("hessian_free", jax.lax.while_loop(unfinished, body, cg))
-
-
-def _kept_iterations(limit: int) -> np.ndarray:
-    """1 at every iteration ⌈1.3^j⌉ up to ``limit``, 0 at the others."""
-    steps = range(math.ceil(math.log(limit + 1, _SPACING)))
-    numbers = [math.ceil(_SPACING**j) for j in steps]
-    return np.isin(np.arange(limit + 1), numbers).astype(np.int32)
-
-
-# -- the choice of the step
-
-
-class _Chosen(NamedTuple):
-    p: tree.PyTree
-    q: jax.Array  # the model there
-    f: jax.Array  # the objective there, the largest number where it is not finite
-
-
-def _backtrack(
-    value_at: Callable[[tree.PyTree], jax.Array], cg: _Cg, iterates: int
-) -> tuple[_Chosen, jax.Array]:
-    """The last of CG's iterates, or an earlier one as long as the value falls on the way there."""
-
-    def body(carry: tuple[_Chosen, jax.Array, jax.Array]) -> tuple[_Chosen, jax.Array, jax.Array]:
-        best, back, _ = carry
-        slot = (cg.newest - back) % iterates
-        p = jax.tree.map(lambda ring: ring[slot], cg.kept)
-        f = value_at(p)
-        better = (f < best.f) | (best.f == tree.largest())
-        earlier = _Chosen(p, cg.kept_q[slot], f)
-        return tree.select(better, earlier, best), back + 1, better
-
-    def unfinished(carry: tuple[_Chosen, jax.Array, jax.Array]) -> jax.Array:
-        _, back, better = carry
-        return better & (back <= jnp.minimum(cg.newest, iterates))
-
-    # the newest that was kept may be the last itself
-    newest = cg.kept_q[(cg.newest - 1) % iterates]
-    first = jnp.where((cg.newest > 0) & (newest == cg.q), 2, 1)
-    last = _Chosen(cg.p, cg.q, value_at(cg.p))
-    best, back, _ = jax.lax.while_loop(
-        unfinished, body, tree.varying_like((last, first, jnp.array(True)), cg.p)
-    )
-    return forward_only("hessian_free", best), 1 + back - first
-
-
-_Trial: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]  # α, the value, the values taken
-
-
-def _line_search(
-    value_at: Callable[[tree.PyTree], jax.Array],
-    chosen: _Chosen,
-    bound: jax.Array,
-    slope: jax.Array,
-) -> _Trial:
-    """Armijo's search: α, whether the value there is low enough, and the values taken."""
-    trials = jnp.array(0, jnp.int32)
-
-    def too_high(alpha: jax.Array, f: jax.Array) -> jax.Array:
-        return ~(f <= bound + _ARMIJO * alpha * slope)
-
-    def body(carry: _Trial) -> _Trial:
-        alpha, _, trials = carry
-        alpha = _SHRINK * alpha
-        return alpha, value_at(tree.scale(alpha, chosen.p)), trials + 1
-
-    def unfinished(carry: _Trial) -> jax.Array:
-        alpha, f, trials = carry
-        return too_high(alpha, f) & (trials < _TRIALS) & (slope < 0)
-
-    one = jnp.ones_like(chosen.f)
-    start = tree.varying_like((one, chosen.f, trials), chosen.p)
-    alpha, f, trials = jax.lax.while_loop(unfinished, body, start)
-    # α is a power of a constant
-    return jax.lax.stop_gradient(alpha), ~too_high(alpha, f) & (slope < 0), trials
+def _next_damping(lam: jax.Array, ratio: jax.Array) -> jax.Array:
+    """Levenberg and Marquardt's rule."""
+    factor = jnp.where(ratio > _GOOD, 1 / _FACTOR, jnp.where(ratio < _POOR, _FACTOR, 1))
+    return jnp.where(lam > 0, jnp.clip(factor * lam, *_range(lam)), 0)

@@ -1,4 +1,10 @@
-"""Newton's method with the whole Hessian."""
+"""Newton's method with the whole Hessian.
+
+The lecture's step at θ, with the gradient g, the Hessian H and the learning rate ε::
+
+    solve (H + αI) d = g
+    θ ← θ − ε d
+"""
 
 from typing import Any, NamedTuple
 
@@ -133,6 +139,9 @@ def newton(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Newton's method, regularised when α > 0.
 
+    Its steps may climb far from a minimum: ``gx.with_line_search(gx.scale_by_newton())`` and
+    :func:`gradxform.trust_region` are the safe forms.
+
     .. math::
         \theta \leftarrow \theta - \varepsilon_k\, (H + \alpha I)^{-1} g
 
@@ -143,10 +152,8 @@ def newton(
     .. math::
         \lambda_i \leftarrow \max(|\lambda_i|, \phi \max_j |\lambda_j|)
 
-    Of an H that is not finite d is g, and of such a g nothing moves.
-
-    Far from a minimum a full step may still climb: there use
-    ``gx.with_line_search(gx.scale_by_newton())``, a smaller ε or a larger α.
+    If H is not finite, the step is along g. If g is not finite either, the step is zero. A smaller
+    ε or a larger α shortens the steps.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.

@@ -1,4 +1,10 @@
-"""Newton's method with its step from conjugate gradients: products with the Hessian alone."""
+"""Newton's method with its step from conjugate gradients: products with the Hessian alone.
+
+At θ, with the gradient g, products with the Hessian H and the learning rate ε::
+
+    d ← conjugate gradients for (H + αI) d = g, until ‖(H + αI) d − g‖ ≤ η ‖g‖
+    θ ← θ − ε d
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -232,6 +238,9 @@ def newton_cg(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Newton's method without the Hessian: conjugate gradients solve for the step.
 
+    Its steps may climb far from a minimum: ``gx.with_line_search(gx.scale_by_newton_cg())`` and
+    :func:`gradxform.trust_region` are the safe forms.
+
     .. math::
         \theta \leftarrow \theta - \varepsilon_k d, \qquad (H + \alpha I)\, d \approx g
 
@@ -261,10 +270,8 @@ def newton_cg(
 
     CG also ends before a direction without curvature, and where products are not finite. If nothing
     is left then, or if a warm start has led to an ascent, d = g. If g is not finite, the step is
-    zero. Derivatives through d are those of the exact solution of :math:`(H + \alpha I)\, d = g`.
-
-    Far from a minimum a full step may still climb: there use
-    ``gx.with_line_search(gx.scale_by_newton_cg())``, a smaller ε or a larger α.
+    zero. Derivatives through d are those of the exact solution of :math:`(H + \alpha I)\, d = g`. A
+    smaller ε or a larger α shortens the steps.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.

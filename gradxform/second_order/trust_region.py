@@ -1,6 +1,17 @@
-"""Trust region: a quadratic model of the objective, minimised where it is trusted."""
+r"""Trust region: a quadratic model of the objective, minimised where it is trusted.
 
-import functools
+Nocedal & Wright's Algorithm 4.1, for a model m of the objective f at x::
+
+    p ← the minimum of m within ‖Dp‖ ≤ Δ
+    ρ ← (f(x) − f(x + p)) / (m(0) − m(p))
+    if ρ is poor:                        Δ ← a part of ‖Dp‖
+    if ρ is good and ‖Dp‖ is near Δ:     Δ ← 2Δ
+    if ρ ≥ η:                            x ← x + p
+
+The loop holds x + p. An update sees f there, does all but the first line, and then finds the next p
+within the new Δ. The modules of ``subproblems`` say how.
+"""
+
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,8 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import protocol, tree
-from gradxform.curvature import Curvature, Product, hessian
-from gradxform.derivatives import eigh
+from gradxform.curvature import Curvature, hessian
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import (
     BelowQuarter,
@@ -22,19 +32,18 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
-from gradxform.second_order.newton import dense
-from gradxform.second_order.steihaug import Step, cauchy_length, steihaug_step
+from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
+from gradxform.second_order.inner_products import vdots
+from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem
+from gradxform.second_order.subproblems.exact import Scaling, exact
+from gradxform.second_order.subproblems.steihaug import steihaug
 
-Solver = Literal["exact", "steihaug"]
-Scaling = Literal["curvature", "none"]
+Solver = Literal["auto", "exact", "steihaug"]
 
 # along a curved valley the reduction per step is largest at a ratio of 2/3, between these two
 _POOR, _GOOD = 0.5, 0.75
 _GROWTH, _BOUNDARY = 2.0, 0.9  # a step within a tenth of the boundary counts as on it
 _SHRINK = (0.1, 0.5)  # bounds of the factor by which a poor step is shortened
-_FIRST = 0.2  # first radius of the exact solver, in units of ‖g‖/‖H‖
-_SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rounding
-_IDLE = 10  # accepted points in a row without progress until it has stalled
 
 
 @diagnostics
@@ -46,22 +55,11 @@ class TrustRegionInfo(NamedTuple):
     non_finite: jax.Array  #: updates whose value, gradient or curvature was NaN or infinite
     negative_curvature: jax.Array  #: points accepted where the model curves downwards somewhere
     curvature_products: jax.Array  #: products; a dense matrix of n columns counts n
+    value: jax.Array  #: f(x), at the accepted point
+    grad_norm: jax.Array  #: largest absolute entry of ∇f(x)
     radius: jax.Array  #: Δ within which the trial point in the loop was chosen
     ratio: jax.Array  #: ρ of the last trial, actual over predicted reduction
     stalled: jax.Array  #: the radius is too small to move the parameters, or nothing improves
-
-
-class EigenModel(NamedTuple):
-    """Gradient and curvature at the accepted point, each over its largest absolute entry.
-
-    The two sizes are kept apart, so that objectives of any unit neither overflow nor underflow.
-    """
-
-    axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ, the rows of each leaf in one: (*shape, n)
-    values: jax.Array  #: Λ, ascending
-    slopes: jax.Array  #: Aᵀg
-    grad_size: jax.Array
-    curvature_size: jax.Array
 
 
 class TrustRegionState(NamedTuple):
@@ -74,16 +72,14 @@ class TrustRegionState(NamedTuple):
     predicted: jax.Array  #: the reduction m(0) − m(p) of the model
     radius: jax.Array  #: Δ
     begin: jax.Array  #: whether the point in the loop is accepted as it is
-    lowest: jax.Array  #: value accepted
-    smallest: jax.Array  #: largest gradient entry accepted
-    idle: jax.Array  #: points accepted in a row without progress in either
-    model: Any  #: an EigenModel; with "steihaug" the largest entry of the first gradient
+    progress: Progress  #: of the accepted points
+    model: Any  #: what the solver keeps: an EigenModel, or the largest entry of the first gradient
     info: TrustRegionInfo
 
 
 @checked
 def trust_region(
-    solver: Solver = "exact",
+    solver: Solver = "auto",
     *,
     curvature: Curvature | None = None,
     scaling: Scaling = "curvature",
@@ -134,7 +130,8 @@ def trust_region(
     a saddle is one.
 
     Args:
-      solver: "exact" for up to ``max_size`` parameters, "steihaug" for any number.
+      solver: "exact"; "steihaug"; "auto" for "exact" with up to ``max_size`` parameters and
+        "steihaug" with more.
       curvature: of ``(value_fn, params)`` to a symmetric map, such as ``gx.gauss_newton()``;
         ``None`` for ``gx.hessian()``. One that is not finite somewhere counts as zero there.
       scaling: of "exact": "curvature" for D as above, "none" for D = I, a ball.
@@ -149,9 +146,9 @@ def trust_region(
       maxiter: of "steihaug": most products of an update; never more than twice the parameters.
       columns: of "exact": how many columns of H are evaluated at once: more is faster and takes the
         memory of as many gradients.
-      max_size: of "exact": most parameters n. The state keeps an n × n matrix, its rows sharded
-        like the parameters; an accepted point takes n curvature products and O(n³) operations,
-        these and the matrix on every device.
+      max_size: of "auto" and "exact": most parameters n that are solved for exactly. The state
+        then keeps an n × n matrix, its rows sharded like the parameters; an accepted point takes n
+        curvature products and O(n³) operations, these and the matrix on every device.
 
     Returns:
       The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, of one fixed
@@ -159,8 +156,8 @@ def trust_region(
       ``value_fn`` are handed on to it.
 
     Raises:
-      TypeError, ValueError: an argument is of the wrong type or out of range, there are more
-        parameters than ``max_size``, or ``update`` misses an argument.
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``solver="exact"``
+        and there are more parameters than ``max_size``, or ``update`` misses an argument.
 
     References:
       Lecture 7, "Newton's Method". Moré & Sorensen, "Computing a trust region step", SIAM J. Sci.
@@ -179,37 +176,25 @@ def trust_region(
     Array(-1., dtype=float32)
     """
 
+    def subproblem(size: int) -> Subproblem:
+        if solver == "steihaug" or (solver == "auto" and size > max_size):
+            return steihaug(initial_radius=initial_radius, tol=tol, maxiter=maxiter)
+        return exact(
+            initial_radius=initial_radius, scaling=scaling, columns=columns, max_size=max_size
+        )
+
     def init(params: tree.PyTree) -> TrustRegionState:
-        def number(x: float = 0) -> jax.Array:
-            return jnp.array(scalar(x), copy=True)
-
-        def count() -> jax.Array:
-            return jnp.array(0, jnp.int32)
-
-        if solver == "exact":
-            _check_size(params, max_size)
         return TrustRegionState(
             params=tree.copy(params),
             grad=tree.zeros_like(params),
-            value=number(),
-            length=number(),
-            predicted=number(),
-            radius=number(),
+            value=_number(),
+            length=_number(),
+            predicted=_number(),
+            radius=_number(),
             begin=jnp.array(True),
-            lowest=number(tree.largest()),
-            smallest=number(tree.largest()),
-            idle=count(),
-            model=_no_model(params) if solver == "exact" else number(),
-            info=TrustRegionInfo(
-                accepted=count(),
-                rejected=count(),
-                non_finite=count(),
-                negative_curvature=count(),
-                curvature_products=count(),
-                radius=number(),
-                ratio=number(),
-                stalled=jnp.array(False),
-            ),
+            progress=no_progress(),
+            model=subproblem(tree.count(params)).init(params),
+            info=_no_info(),
         )
 
     def update(
@@ -225,69 +210,40 @@ def trust_region(
         value = protocol.check_value("value", protocol.require("trust_region", "value", value))
         value_fn = protocol.bind(protocol.require("trust_region", "value_fn", value_fn), extra_args)
         protocol.check_unmasked("trust_region", params)
-        size = tree.count(grads)
-        if size == 0:
+        if tree.count(grads) == 0:
             return grads, state
+        solve = subproblem(tree.count(grads))
 
-        # -- the trial point
-        begin, info = state.begin, state.info
-        finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(grads))
-        relative = jnp.maximum(scalar(noise), 10 * jnp.finfo(value.dtype).eps)
-        moved = tree.map(lambda x, q: q - x, state.params, params)
-        slopes = tree.vdot(state.grad, moved), tree.vdot(grads, moved)
-        ratio = jnp.where(begin, 1, _ratio(state, scalar(value), slopes, relative))
-        accept = finite & (begin | (ratio >= scalar(decrease)))
-        radius = _next_radius(state, scalar(value), slopes[0], finite, accept, ratio)
-
+        # whether the trial point is accepted
+        trial = _Trial(params, grads, value, scalar(tree.max_abs(grads)))
+        verdict = _verdict(state, trial, scalar(decrease), scalar(noise))
+        accept = verdict.accept
         x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
-        here = jax.tree.map(tree.promote, grads)
-        g = tree.select(accept, here, state.grad)
+        g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
-        largest = scalar(tree.max_abs(g))
-        progress = (fx < state.lowest) | (largest < 0.9 * state.smallest)
-        idle = jnp.where(accept, jnp.where(progress, 0, state.idle + 1), state.idle)
+        progress = progress_after(state.progress, accept, fx, trial.largest)
 
-        # -- the next step
+        # the model there, and how far it is trusted
         product = (curvature or hessian())(value_fn, tree.cast_like(x, params))
-        model: Any = state.model
-        same = functools.partial(tree.varying_like, like=g)  # the types of both branches
-        products, curved = same((jnp.array(0, jnp.int32), jnp.array(True)))
-        if solver == "exact":
-            model, curved, products = jax.lax.cond(
-                accept,
-                lambda: same((*_eigen_model(product, g, columns, scaling), products + size)),
-                lambda: (state.model, curved, products),
-            )
-        else:
-            model = jnp.where(begin, largest, state.model)
-        if initial_radius is not None:
-            guess = scalar(initial_radius)
-        elif solver == "exact":
-            guess = _usable_radius(_first_radius(model), x)
-        else:
-            guess, products = jax.lax.cond(
-                begin,
-                lambda: same((_usable_radius(cauchy_length(product, g), x), products + 1)),
-                lambda: (radius, products),
-            )
-        radius = jnp.where(begin, guess, radius)
+        point = Point(
+            params=x,
+            grad=g,
+            product=product,
+            is_new=accept,
+            is_first=accept & state.begin,
+            grad_size=trial.largest,
+            params_size=scalar(tree.max_abs(params)),
+        )
+        prepared = solve.prepare(point, state.model)
+        radius = jnp.where(state.begin, prepared.radius, _next_radius(state, trial, verdict))
         if max_radius is not None:
             radius = jnp.minimum(radius, scalar(max_radius))
 
-        if solver == "exact":
-            step = _exact_step(model, radius)
-        else:
-            most = jnp.minimum(scalar(maxiter), 2.0 * size)
-            forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(largest, model)))
-            step, curved, more = steihaug_step(product, g, radius, forcing, most)
-            products = products + more
-
-        waiting = begin & ~accept  # the first value is not finite: stay
+        # the next trial point
+        step = solve.step(point, prepared.model, radius)
+        waiting = state.begin & ~accept  # the first value is not finite: stay
         p = tree.scale(jnp.where(waiting, 0, 1), step.p)
-        trial = tree.cast_like(tree.map(jnp.add, x, p), params)
-        resting = jax.tree.map(lambda t, x: jnp.all(t == x), trial, tree.cast_like(x, params))
-        stuck = ~waiting & jnp.all(jnp.stack(jax.tree.leaves(resting)))
-
+        stuck = ~waiting & _rests(x, p, params)
         new_state = TrustRegionState(
             params=x,
             grad=g,
@@ -296,24 +252,14 @@ def trust_region(
             predicted=step.predicted,
             radius=radius,
             begin=waiting | stuck,
-            lowest=jnp.where(accept, jnp.minimum(fx, state.lowest), state.lowest),
-            smallest=jnp.where(accept & progress, largest, state.smallest),
-            idle=idle,
-            model=model,
-            info=TrustRegionInfo(
-                tree.add_count(info.accepted, accept.astype(jnp.int32)),
-                tree.add_count(info.rejected, (~accept).astype(jnp.int32)),
-                tree.add_count(info.non_finite, (~(finite & curved)).astype(jnp.int32)),
-                tree.add_count(info.negative_curvature, (accept & step.negative).astype(jnp.int32)),
-                tree.add_count(info.curvature_products, products),
-                radius,
-                ratio,
-                stuck | (idle >= _IDLE),
+            progress=progress,
+            model=prepared.model,
+            info=_reported(state.info, trial, verdict, prepared, step)._replace(
+                radius=radius, stalled=stuck | (progress.idle >= PATIENCE)
             ),
         )
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
-        updates = tree.map(lambda _, x, p, q: (x + p) - q, grads, x, p, params)
-        return updates, new_state
+        return tree.map(lambda _, x, p, q: (x + p) - q, grads, x, p, params), new_state
 
     return protocol.transformation(init, update)
 
@@ -323,154 +269,89 @@ def _(state: TrustRegionState, params: tree.PyTree) -> tree.PyTree:
     return tree.map_unmasked(lambda _, x: x, params, state.params)
 
 
+def _number() -> jax.Array:
+    return jnp.array(scalar(0), copy=True)
+
+
+def _no_info() -> TrustRegionInfo:
+    counts = (jnp.array(0, jnp.int32) for _ in range(5))
+    return TrustRegionInfo(*counts, *(_number() for _ in range(4)), stalled=jnp.array(False))
+
+
 # -- the trial point and the radius
 
 
-def _ratio(
-    state: TrustRegionState,
-    value: jax.Array,
-    slopes: tuple[jax.Array, jax.Array],
-    relative: jax.Array,
-) -> jax.Array:
-    """ρ; ``slopes`` are those of the objective along the step, at its two ends."""
-    noise = relative * jnp.abs(state.value)
-    actual = state.value - value
+class _Trial(NamedTuple):
+    """The point in the loop."""
+
+    params: tree.PyTree
+    grad: tree.PyTree
+    value: jax.Array
+    largest: jax.Array  # entry of the gradient
+
+
+class _Verdict(NamedTuple):
+    """Of the trial point."""
+
+    accept: jax.Array
+    finite: jax.Array
+    ratio: jax.Array  # ρ; 1 where a search begins
+    slope: jax.Array  # gᵀp at the accepted point
+
+
+def _verdict(
+    state: TrustRegionState, trial: _Trial, decrease: jax.Array, noise: jax.Array
+) -> _Verdict:
+    finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.largest)
+    p = tree.map(lambda x, q: q - x, state.params, trial.params)
+    slope, slope_there = vdots((state.grad, p), (trial.grad, p))
+    actual = state.value - scalar(trial.value)
     # the trapezoidal rule is exact for quadratics, and resolves what values of this size cannot
-    hidden = (jnp.abs(actual) <= noise) & (state.predicted <= noise)
-    actual = jnp.where(hidden, -0.5 * (slopes[0] + slopes[1]), actual)
+    relative = jnp.maximum(noise, 10 * jnp.finfo(trial.value.dtype).eps)
+    rounding = relative * jnp.abs(state.value)
+    hidden = (jnp.abs(actual) <= rounding) & (state.predicted <= rounding)
+    actual = jnp.where(hidden, -0.5 * (slope + slope_there), actual)
     predicts = state.predicted > 0
-    return jnp.where(predicts, actual / jnp.where(predicts, state.predicted, 1), jnp.sign(actual))
+    ratio = jnp.where(predicts, actual / jnp.where(predicts, state.predicted, 1), jnp.sign(actual))
+    ratio = jnp.where(state.begin, 1, ratio)
+    return _Verdict(finite & (state.begin | (ratio >= decrease)), finite, ratio, slope)
 
 
-def _next_radius(
-    state: TrustRegionState,
-    value: jax.Array,
-    slope: jax.Array,
-    finite: jax.Array,
-    accept: jax.Array,
-    ratio: jax.Array,
-) -> jax.Array:
-    bend = 2 * (value - state.value - slope)
-    factor = jnp.clip(jnp.where(bend == 0, _SHRINK[1], tree.divide(-slope, bend)), *_SHRINK)
-    factor = jnp.where(finite, factor, _SHRINK[0])
-    poor = ~accept | ~(ratio >= _POOR)
-    grow = (ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
+def _next_radius(state: TrustRegionState, trial: _Trial, verdict: _Verdict) -> jax.Array:
+    bend = 2 * (scalar(trial.value) - state.value - verdict.slope)
+    factor = jnp.where(bend == 0, _SHRINK[1], tree.divide(-verdict.slope, bend))
+    factor = jnp.where(verdict.finite, jnp.clip(factor, *_SHRINK), _SHRINK[0])
+    poor = ~verdict.accept | ~(verdict.ratio >= _POOR)
+    grow = (verdict.ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
     kept = jnp.where(grow, _GROWTH, 1) * state.radius
     return jnp.where(poor, factor * state.length, kept)
 
 
-def _usable_radius(guess: jax.Array, x: tree.PyTree) -> jax.Array:
-    size = scalar(tree.max_abs(x))
-    rough = jnp.where(size > 0, 0.1 * size, 1)
-    return jnp.where((guess > 0) & jnp.isfinite(guess), guess, rough)
-
-
-# -- the exact solver
-
-
-def _check_size(params: tree.PyTree, max_size: int) -> None:
-    size = tree.count(params)
-    if size > max_size:
-        raise ValueError(
-            f"trust_region(max_size={max_size}): there are {size} parameters, and every accepted "
-            f'point takes the eigenvalues of a {size} × {size} matrix: use solver="steihaug", '
-            "which takes products with it alone, or raise max_size"
-        )
-
-
-def _no_model(params: tree.PyTree) -> EigenModel:
-    zero, _ = tree.ravel(tree.zeros_like(params))
-    return EigenModel(
-        axes=tree.identity_rows(params),
-        values=jnp.zeros_like(zero),
-        slopes=zero,
-        grad_size=jnp.zeros((), zero.dtype),
-        curvature_size=jnp.zeros((), zero.dtype),
+def _rests(x: tree.PyTree, p: tree.PyTree, params: tree.PyTree) -> jax.Array:
+    """Whether x + p is x in the dtypes of the parameters."""
+    moved, x = (tree.cast_like(y, params) for y in (tree.map(jnp.add, x, p), x))
+    return jnp.all(
+        jnp.stack([jnp.all(a == b) for a, b in zip(*map(jax.tree.leaves, (moved, x)), strict=True)])
     )
 
 
-def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
-
-
-def _eigen_model(
-    product: Product, g: tree.PyTree, columns: int, scaling: Scaling
-) -> tuple[EigenModel, jax.Array]:
-    """The model, and whether its curvature was finite."""
-    matrix = dense(product, g, columns)
-    finite = jnp.isfinite(matrix).all()
-    matrix = jnp.where(finite, matrix / 2 + matrix.T / 2, 0)
-    gradient, _ = tree.ravel(g)
-    curvature_size, grad_size = tree.max_abs(matrix), tree.max_abs(gradient)
-    matrix = matrix / jnp.where(curvature_size > 0, curvature_size, 1)
-    scales = _scales(matrix) if scaling == "curvature" else jnp.ones_like(gradient)
-    values, axes = eigh(matrix / scales[:, None] / scales[None, :])
-    axes = axes / scales[:, None]
-    slopes = _matvec(axes.T, gradient / jnp.where(grad_size > 0, grad_size, 1))
-    model = EigenModel(tree.rows_like(axes, g), values, slopes, grad_size, curvature_size)
-    return model, finite
-
-
-def _scales(matrix: jax.Array) -> jax.Array:
-    """The diagonal of D. By it no entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
-    columns = tree.sqrt(jnp.sum(jnp.square(matrix), axis=0))
-    largest = jnp.max(columns)
-    scales = tree.sqrt(columns / jnp.where(largest > 0, largest, 1))
-    return jnp.where(largest > 0, jnp.maximum(scales, jnp.finfo(matrix.dtype).eps), 1)
-
-
-def _first_radius(model: EigenModel) -> jax.Array:
-    """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
-    units = tree.divide(model.grad_size, model.curvature_size)
-    norm = tree.norm(model.slopes)
-    return scalar(_FIRST * units * tree.divide(norm, jnp.max(jnp.abs(model.values))))
-
-
-def _exact_step(model: EigenModel, radius: jax.Array) -> Step:
-    """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball."""
-    delta = radius.astype(model.values.dtype)
-    # the linear and the quadratic term at the boundary, over the larger of them
-    linear, quadratic = model.grad_size, model.curvature_size * delta
-    larger = jnp.maximum(linear, quadratic)
-    b = model.slopes * tree.divide(linear, larger)
-    c = model.values * tree.divide(quadratic, larger)
-    rounding = 10 * jnp.finfo(c.dtype).eps * jnp.max(jnp.abs(c))
-    c = jnp.where((c < 0) & (c >= -rounding), 0, c)
-    lowest, above = c[0], c - c[0]
-    u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))
-
-    # the hard case: what is missing to the boundary is filled along the lowest curvature
-    negative = lowest < 0
-    missing = jnp.where(negative, jnp.maximum(1 - u @ u, 0), 0)
-    sign = jnp.where(jnp.where(u[0] != 0, u[0], -b[0]) < 0, -1, 1)
-    filled = sign * tree.sqrt(jnp.where(missing > 0, u[0] ** 2 + missing, 0))
-    u = u.at[0].set(jnp.where(missing > 0, filled, u[0]))
-
-    # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
-    reduction = 0.5 * jnp.sum((above + shift + (shift - lowest)) * u**2)
-    length = delta * tree.norm(u)
-    p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
-    return Step(p, length, delta * larger * reduction, negative)
-
-
-def _secular_solution(
-    b: jax.Array, above: jax.Array, least: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """u = −b/(above + μ) with the least μ ≥ ``least`` for which ‖u‖ ≤ 1, and μ.
-
-    μ = λ + λ₁ counts from the lowest eigenvalue, so that it keeps its digits near the hard case.
-    """
-
-    def at(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        u = -tree.divide(b, above + shift)
-        return u, jnp.sum(tree.divide(u**2, above + shift))
-
-    def newton(_: int, shift: jax.Array) -> jax.Array:
-        u, steepness = at(shift)
-        norm = tree.norm(u)
-        # N&W eq. 4.44; from below, where it starts, Newton's method never overshoots
-        return jnp.maximum(shift, shift + tree.divide(norm**2, steepness) * (norm - 1))
-
-    start = jnp.maximum(least, jnp.max(jnp.abs(b) - above))  # no entry of u is larger than 1
-    shift = jax.lax.fori_loop(0, _SECULAR_STEPS, newton, start)
-    return at(shift)[0], shift
+def _reported(
+    info: TrustRegionInfo, trial: _Trial, verdict: _Verdict, prepared: Prepared, step: Step
+) -> TrustRegionInfo:
+    accept, finite = verdict.accept, verdict.finite & prepared.finite & step.finite
+    return TrustRegionInfo(
+        accepted=tree.add_count(info.accepted, accept.astype(jnp.int32)),
+        rejected=tree.add_count(info.rejected, (~accept).astype(jnp.int32)),
+        non_finite=tree.add_count(info.non_finite, (~finite).astype(jnp.int32)),
+        negative_curvature=tree.add_count(
+            info.negative_curvature, (accept & step.negative).astype(jnp.int32)
+        ),
+        curvature_products=tree.add_count(
+            info.curvature_products, prepared.products + step.products
+        ),
+        value=jnp.where(accept, scalar(trial.value), info.value),
+        grad_norm=jnp.where(accept, trial.largest, info.grad_norm),
+        radius=info.radius,
+        ratio=verdict.ratio,
+        stalled=info.stalled,
+    )

@@ -144,6 +144,16 @@ def test_the_value_never_rises() -> None:
         assert values[-1] < 0.7 * values[0]
 
 
+def test_info_tells_value_and_gradient_of_the_point_of_the_update() -> None:
+    value_fn = fit()
+    path = follow(gx.hessian_free(damping=1e-6), value_fn, weights(), 4)
+    for (params, *_), (_, state, _) in itertools.pairwise(path):
+        value, grads = jax.value_and_grad(value_fn)(params)
+        largest = jnp.max(jnp.abs(ravel_pytree(grads)[0]))
+        np.testing.assert_allclose(state.info.value, value, rtol=1e-5)
+        np.testing.assert_allclose(state.info.grad_norm, largest, rtol=1e-4)
+
+
 def test_has_stalled_where_rounding_hides_what_a_step_gains() -> None:
     """And not before: neither at the start nor while the value falls."""
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import gradxform as gx
-from gradxform.second_order import trust_region as module
+from gradxform.second_order.subproblems import exact as module
 from tests.methods import step
 
 rng = np.random.default_rng(11)
@@ -426,6 +426,35 @@ def test_traced_once_with_data_and_a_bound() -> None:
     assert len(traces) <= 2
 
 
+@pytest.mark.parametrize(("size", "solver"), [(4, "exact"), (5, "steihaug")])
+def test_by_default_up_to_max_size_is_solved_exactly(size: int, solver: Any) -> None:
+    start = jnp.linspace(-1.2, 1.0, size)
+    ends = [
+        follow(gx.trust_region(**options, max_size=4), rosenbrock, start, 8)[-1]
+        for options in ({}, {"solver": solver})
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_default_takes_any_number_of_parameters() -> None:
+    start = jnp.linspace(0, 1, 2001)
+    f = lambda x: jnp.sum((x - 1) ** 2 + 0.1 * (x - 1) ** 4)
+    assert gx.minimize(f, start, gx.trust_region(), tol=1e-4).status == gx.Status.converged
+
+
+@pytest.mark.usefixtures("x64")
+@every_solver
+def test_info_tells_value_and_gradient_of_the_accepted_point(solver: Any) -> None:
+    seen = follow(gx.trust_region(solver), rosenbrock, jnp.asarray([-1.2, 1.0, -1.2, 1.0]), 60)
+    assert int(seen[-1][1].info.rejected) > 0
+    for x, state in seen:
+        value, grads = jax.value_and_grad(rosenbrock)(gx.eval_params(state, x))
+        np.testing.assert_allclose(state.info.value, value, rtol=1e-9, atol=1e-20)
+        np.testing.assert_allclose(
+            state.info.grad_norm, jnp.max(jnp.abs(grads)), rtol=1e-9, atol=1e-9
+        )
+
+
 def test_bad_arguments_are_named() -> None:
     x = jnp.ones(2)
     tx = gx.trust_region()
@@ -448,7 +477,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match=r"curvature=3\): expected a curvature"):
         gx.trust_region(curvature=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"max_size=10\): there are 11 parameters.*steihaug"):
-        gx.trust_region(max_size=10).init(jnp.zeros(11))
+        gx.trust_region("exact", max_size=10).init(jnp.zeros(11))
     gx.trust_region("steihaug", max_size=10).init(jnp.zeros(11))
 
 

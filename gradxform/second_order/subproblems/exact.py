@@ -1,0 +1,193 @@
+r"""The step of a trust region from the eigenvalues of the curvature, to rounding.
+
+Moré and Sorensen's step within ‖Dp‖ ≤ Δ, with D⁻¹HD⁻¹ = QΛQᵀ, A = D⁻¹Q and b = Aᵀg::
+
+    p = A u,    uᵢ = −bᵢ / (Λᵢ + λ),    λ ≥ max(0, −Λ₁) the least for which ‖u‖ ≤ Δ
+
+λ solves the secular equation 1/‖u(λ)‖ = 1/Δ by Newton's method. In the hard case, where λ = −Λ₁
+leaves ‖u‖ < Δ, the step goes on along the first axis to the boundary.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradxform import tree
+from gradxform.derivatives import eigh
+from gradxform.hyperparameters import Scalar, scalar
+from gradxform.second_order.inner_products import vdots
+from gradxform.second_order.newton import dense
+from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
+
+Scaling = Literal["curvature", "none"]
+
+_FIRST = 0.2  # first radius, in units of ‖g‖/‖H‖
+_SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rounding
+
+
+class EigenModel(NamedTuple):
+    """Gradient and curvature at the accepted point, each over its largest absolute entry.
+
+    The two sizes are kept apart, so that objectives of any unit neither overflow nor underflow.
+    """
+
+    axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ, the rows of each leaf in one: (*shape, n)
+    values: jax.Array  #: Λ, ascending; those negative within rounding are 0
+    slopes: jax.Array  #: Aᵀg
+    grad_size: jax.Array
+    curvature_size: jax.Array
+
+
+def exact(
+    *, initial_radius: Scalar | None, scaling: Scaling, columns: int, max_size: int
+) -> Subproblem:
+    """Of at most ``max_size`` parameters; the arguments are those of ``trust_region``."""
+
+    def init(params: tree.PyTree) -> EigenModel:
+        _check_size(params, max_size)
+        return _no_model(params)
+
+    def prepare(point: Point, model: EigenModel) -> Prepared:
+        def made() -> EigenModel:  # both branches need the same types
+            return tree.varying_like(_eigen_model(point, columns, scaling), point.grad)
+
+        model = jax.lax.cond(point.is_new, made, lambda: model)
+        finite = jnp.isfinite(model.curvature_size)
+        model = model._replace(curvature_size=jnp.where(finite, model.curvature_size, 0))
+        products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
+        if initial_radius is None:
+            radius = usable_radius(_first_radius(model), point.params_size)
+        else:
+            radius = scalar(initial_radius)
+        return Prepared(model, radius, products, finite)
+
+    def step(point: Point, model: EigenModel, radius: jax.Array) -> Step:
+        return exact_step(model, radius)
+
+    return Subproblem(init, prepare, step)
+
+
+def _check_size(params: tree.PyTree, max_size: int) -> None:
+    size = tree.count(params)
+    if size > max_size:
+        raise ValueError(
+            f"trust_region(max_size={max_size}): there are {size} parameters, and every accepted "
+            f'point takes the eigenvalues of a {size} × {size} matrix: use solver="steihaug", '
+            "which takes products with it alone, or raise max_size"
+        )
+
+
+def _no_model(params: tree.PyTree) -> EigenModel:
+    zero, _ = tree.ravel(tree.zeros_like(params))
+    return EigenModel(
+        axes=tree.identity_rows(params),
+        values=jnp.zeros_like(zero),
+        slopes=zero,
+        grad_size=jnp.zeros((), zero.dtype),
+        curvature_size=jnp.zeros((), zero.dtype),
+    )
+
+
+def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
+
+
+def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
+    """The model; of a curvature that is not finite it has the size, and zeros."""
+    matrix = dense(point.product, point.grad, columns)
+    curvature_size = tree.max_abs(matrix)
+    unit = tree.reciprocal(curvature_size)
+    matrix = jnp.where(jnp.isfinite(curvature_size), (matrix / 2 + matrix.T / 2) * unit, 0)
+    gradient, _ = tree.ravel(point.grad)
+    grad_size = point.grad_size.astype(gradient.dtype)
+    if scaling == "curvature":
+        inverse = _inverse_scales(matrix)
+        values, axes = eigh(matrix * inverse[:, None] * inverse[None, :])
+        axes = axes * inverse[:, None]
+    else:
+        values, axes = eigh(matrix)
+    rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
+    values = jnp.where((values < 0) & (values >= -rounding), 0, values)
+    slopes = _matvec(axes.T, gradient * tree.reciprocal(grad_size))
+    axes = tree.rows_like(axes, point.grad)
+    return EigenModel(axes, values, slopes, grad_size, curvature_size)
+
+
+def _inverse_scales(matrix: jax.Array) -> jax.Array:
+    """The diagonal of D⁻¹. No entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
+    squares = jnp.sum(jnp.square(matrix), axis=0)
+    largest, most = jnp.max(squares), float(jnp.finfo(matrix.dtype).eps) ** -4
+    ratio = jnp.where(squares > 0, jnp.minimum(tree.divide(largest, squares), most), most)
+    # the roots come last, so that one kernel makes all of it
+    return jnp.sqrt(jnp.sqrt(jnp.where(largest > 0, ratio, 1)))
+
+
+def _first_radius(model: EigenModel) -> jax.Array:
+    """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
+    units = tree.divide(model.grad_size, model.curvature_size)
+    norm = tree.norm(model.slopes)
+    return scalar(_FIRST * units * tree.divide(norm, _largest(model.values)))
+
+
+def _largest(values: jax.Array) -> jax.Array:
+    """The largest absolute value of ascending ones."""
+    return jnp.maximum(-values[0], values[-1])
+
+
+def exact_step(model: EigenModel, radius: jax.Array) -> Step:
+    """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball.
+
+    The cᵢ ascend; c is kept as its first entry, ``lowest``, and what the others are ``above`` it.
+    """
+    delta = radius.astype(model.values.dtype)
+    # the linear and the quadratic term at the boundary, over the larger of them
+    linear, quadratic = model.grad_size, model.curvature_size * delta
+    larger = jnp.maximum(linear, quadratic)
+    b = model.slopes * tree.divide(linear, larger)
+    bend = tree.divide(quadratic, larger)
+    lowest, above = bend * model.values[0], bend * (model.values - model.values[0])
+    negative = lowest < 0
+    u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))
+
+    # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
+    weights = above + shift + (shift - lowest)
+    square, reduction = _sums(u, weights * u)
+
+    # the hard case: what is missing to the boundary is filled along the lowest curvature
+    missing = jnp.where(negative, jnp.maximum(1 - square, 0), 0)
+    sign = jnp.where(jnp.where(u[0] != 0, u[0], -b[0]) < 0, -1, 1)
+    filled = sign * tree.sqrt(jnp.where(missing > 0, u[0] ** 2 + missing, 0))
+    u = jnp.where((jnp.arange(len(u)) == 0) & (missing > 0), filled, u)
+    reduction = 0.5 * (reduction + (shift + (shift - lowest)) * missing)
+    p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
+    none, yes = jnp.array(0, jnp.int32), jnp.array(True)
+    length = delta * tree.sqrt(square + missing)
+    return Step(p, length, delta * larger * reduction, negative, none, yes)
+
+
+def _sums(u: jax.Array, weighted: jax.Array) -> list[jax.Array]:
+    return [total.astype(u.dtype) for total in vdots((u, u), (u, weighted))]
+
+
+def _secular_solution(
+    b: jax.Array, above: jax.Array, least: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """u = −b/(above + μ) with the least μ ≥ ``least`` for which ‖u‖ ≤ 1, and μ.
+
+    μ = λ + λ₁ counts from the lowest eigenvalue, so that it keeps its digits near the hard case.
+    """
+
+    def at(shift: jax.Array) -> jax.Array:
+        return -tree.divide(b, above + shift)
+
+    def newton(_: int, shift: jax.Array) -> jax.Array:
+        u = at(shift)
+        square, steepness = _sums(u, tree.divide(u, above + shift))
+        # N&W eq. 4.44; from below, where it starts, Newton's method never overshoots
+        step = tree.divide(square, steepness) * (tree.sqrt(square) - 1)
+        return jnp.maximum(shift, shift + step)
+
+    start = jnp.maximum(least, jnp.max(jnp.abs(b) - above))  # no entry of u is larger than 1
+    shift = jax.lax.fori_loop(0, _SECULAR_STEPS, newton, start)
+    return at(shift), shift
