@@ -117,8 +117,9 @@ def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
 def _inverse_scales(matrix: jax.Array) -> jax.Array:
     """The diagonal of D⁻¹. No entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
     squares = jnp.sum(jnp.square(matrix), axis=0)
-    largest, most = jnp.max(squares), float(jnp.finfo(matrix.dtype).eps) ** -4
-    ratio = jnp.where(squares > 0, jnp.minimum(tree.divide(largest, squares), most), most)
+    largest = jnp.max(squares)
+    safe = jnp.where(largest > 0, largest, 1)
+    ratio = safe / jnp.maximum(squares, float(jnp.finfo(matrix.dtype).eps) ** 4 * safe)
     # the roots come last, so that one kernel makes all of it
     return jnp.sqrt(jnp.sqrt(jnp.where(largest > 0, ratio, 1)))
 
