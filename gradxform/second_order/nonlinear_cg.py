@@ -167,8 +167,9 @@ def nonlinear_cg(
             \eta \frac{d_{old}^T g_{old}}{d_{old}^T d_{old}}\Big)
 
     All agree, and are linear conjugate gradients, where the objective is quadratic and the steps
-    are exact. It begins again with d = −g every 6 n updates, when :math:`|g^T g_{old}| > \nu \|g\|^2`
-    (Powell), and where d would not descend. The step t comes from
+    are exact. It begins again with d = −g every 6 n updates, when
+    :math:`|g^T g_{old}| > \nu \|g\|^2` (Powell), and where d would not
+    descend. The step t comes from
     :func:`gradxform.with_line_search`: the loop holds trial points, and
     :func:`gradxform.eval_params` gives θ.
 
