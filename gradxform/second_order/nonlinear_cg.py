@@ -6,7 +6,7 @@ Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 5.4, with restarts:
     repeat
         θ ← θ + t d                     t by a line search
         β ← one of the formulas of :func:`nonlinear_cg`
-        β ← 0 after n updates, where |gᵀg_old| > ν ‖g‖², and where −g + β d would not descend
+        β ← 0 after 6 n updates, where |gᵀg_old| > ν ‖g‖², and where −g + β d would not descend
         d ← −g + β d
 
 The state keeps p = −d, a direction of ascent as Optax's methods return it.
@@ -27,6 +27,10 @@ from gradxform.protocol import transformation
 from gradxform.section import Rules
 
 Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
+
+# updates for each parameter after which it begins again, as in Hager & Zhang's CG_DESCENT: where n
+# is small, n updates are too few to follow a valley
+_CYCLE = 6
 
 
 @diagnostics
@@ -91,10 +95,10 @@ def scale_by_nonlinear_cg(
         gg = tree.vdot(new, new)
         b = _beta(beta, new, old, p, scalar(truncation))
         ascent = tree.map(lambda g, p: g + b * p, new, p)
-        size = tree.count_int32(g)
+        cycle = min(_CYCLE * tree.count(g), jnp.iinfo(jnp.int32).max)
         again = (
             (state.since_restart == 0)
-            | (state.since_restart >= size)
+            | (state.since_restart >= cycle)
             | (jnp.abs(tree.vdot(new, old)) > scalar(restart) * gg)
             | ~(tree.vdot(new, ascent) > 0)
             | ~jnp.isfinite(b)
@@ -163,8 +167,9 @@ def nonlinear_cg(
             \eta \frac{d_{old}^T g_{old}}{d_{old}^T d_{old}}\Big)
 
     All agree, and are linear conjugate gradients, where the objective is quadratic and the steps
-    are exact. It begins again with d = −g every n updates, when :math:`|g^T g_{old}| > \nu \|g\|^2`
-    (Powell), and where d would not descend. The step t comes from
+    are exact. It begins again with d = −g every 6 n updates, when
+    :math:`|g^T g_{old}| > \nu \|g\|^2` (Powell), and where d would not
+    descend. The step t comes from
     :func:`gradxform.with_line_search`: the loop holds trial points, and
     :func:`gradxform.eval_params` gives θ.
 

@@ -86,7 +86,7 @@ def test_rosenbrock(beta: Any) -> None:
     np.testing.assert_allclose(solution.params, 1.0, atol=1e-2)
 
 
-def test_powell_restart_and_the_restart_after_n_updates() -> None:
+def test_powell_restart_and_the_restart_after_6_n_updates() -> None:
     tx = gx.scale_by_nonlinear_cg("fletcher_reeves", restart=0.2)
     g = jnp.asarray([1.0, 1.0])
     _, state = tx.update(g, tx.init(g))
@@ -95,10 +95,10 @@ def test_powell_restart_and_the_restart_after_n_updates() -> None:
     assert int(state.info.restarts) == 1
     tx = gx.scale_by_nonlinear_cg("fletcher_reeves", restart=10.0)
     state, betas = tx.init(g), []
-    for k in range(5):
+    for k in range(14):
         _, state = tx.update(jnp.asarray([1.0, 0.0]) if k % 2 else jnp.asarray([0.0, 1.0]), state)
         betas.append(float(state.info.beta))
-    assert betas == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert betas == [0.0, *[1.0] * 11, 0.0, 1.0]
 
 
 def test_unknown_beta_is_named() -> None:
