@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from gradxform import tree
+from gradxform.sharding import is_explicit
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 def is_small(trees: tree.PyTree) -> bool:
     """Whether every leaf is small enough to be copied to save a kernel."""
     leaves = jax.tree.leaves(trees)
-    whole = not any(tree.is_explicit(x) for x in leaves)
+    whole = not any(is_explicit(x) for x in leaves)
     return whole and bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
 
 

@@ -26,6 +26,7 @@ from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked, scalar
 from gradxform.info import carry_totals, diagnostics
 from gradxform.kernels import in_one_kernel, maxima
+from gradxform.leaves import has_holes, map_unmasked
 from gradxform.objective import check_value
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.protocol import require, require_params, transformation
@@ -41,6 +42,7 @@ from gradxform.section import (
     no_section,
     slowness,
 )
+from gradxform.sharding import check_whole, sharded_like
 
 # how many times as far out as the last step a search begins at most; directions with a scale of
 # their own know better how far to go
@@ -190,7 +192,7 @@ def search(
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
         values = jax.tree.map(tree.promote, values)
-        return tree.ravel(values)[0] if ravel and not tree.has_holes(values) else values
+        return tree.ravel(values)[0] if ravel and not has_holes(values) else values
 
     def init(params: tree.PyTree) -> LineSearchState:
         def number() -> jax.Array:
@@ -203,7 +205,7 @@ def search(
             return jnp.array(value)
 
         if ravel:
-            tree.check_whole(method, params)
+            check_whole(method, params)
         return LineSearchState(
             accepted=Point(flatten(tree.copy(params)), number(), flatten(tree.zeros_like(params))),
             direction=flatten(tree.zeros_like(params)),
@@ -252,7 +254,7 @@ def search(
         value = check_value("value", require(method, "value", value))
 
         # the loop is at a trial point of the section along d
-        here = Point(flatten(params), scalar(value), flatten(tree.sharded_like(grads, params)))
+        here = Point(flatten(params), scalar(value), flatten(sharded_like(grads, params)))
         seen = _look(state, here, rules, float(jnp.finfo(value.dtype).eps))
         verdict, accepted = seen.verdict, seen.accepted
         grad_norm = scalar(tree.max_abs(here.grad))
@@ -289,7 +291,7 @@ def search(
 
 @eval_params.register
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
-    return tree.map_unmasked(lambda _, x: x, params, tree.unflatten(state.accepted.params, params))
+    return map_unmasked(lambda _, x: x, params, tree.unflatten(state.accepted.params, params))
 
 
 class _Seen(NamedTuple):

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from gradxform import tree
+from gradxform import leaves, tree
 from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, shown
+from gradxform.leaves import check_floating
 from gradxform.loop import run
 from gradxform.programs import program
 from gradxform.second_order.bfgs import bfgs
 from gradxform.second_order.lbfgs import lbfgs
+from gradxform.sharding import is_sharded
 from gradxform.solution import Solution, Status
 
 DENSE_LIMIT = 128  #: parameters up to which ``minimize`` takes ``bfgs`` rather than ``lbfgs``
@@ -104,10 +106,10 @@ def minimize(
         raise ValueError(f"minimize(max_steps={max_steps!r}): must be a whole number")
     if isinstance(tol, float | int) and tol == 0:
         raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
-    tree.check_floating(params, "minimize: params")
+    check_floating(params, "minimize: params")
     params = jax.tree.map(_strong, params)
     if tx is None:
-        whole = not any(tree.is_sharded(p) for p in jax.tree.leaves(params))
+        whole = not any(is_sharded(p) for p in jax.tree.leaves(params))
         tx = _usual(tree.count(params) <= DENSE_LIMIT, whole)
     if resume is not None:
         _check_resume(resume, tx, params)
@@ -200,7 +202,7 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
         ("params", resume.loop.params, params),
         ("tx", resume.loop.state, state),
     ):
-        if (difference := tree.difference(old, new)) is not None:
+        if (difference := leaves.difference(old, new)) is not None:
             raise ValueError(
                 f"minimize(resume=…): it comes from other {name}: {difference}; give the tx of "
                 "that call and a start of the same structure, shapes and dtypes"

@@ -8,8 +8,6 @@ import jax
 import optax
 
 from gradxform import leaves
-from gradxform.objective import bind as bind  # until the callers name the new place
-from gradxform.objective import check_value as check_value
 from gradxform.sharding import varying_like
 from gradxform.tree import PyTree
 

@@ -5,7 +5,6 @@ float16 gradients lose their small terms, and ``b2 = 0.999`` is 1 in bfloat16. f
 float64. An update is handed back in the dtype of the gradient it came from.
 """
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -200,18 +199,3 @@ def reciprocal(x: Array) -> Array:
     """``1 / x`` for a size ``x``, and 1 where that is not finite: for 0 and NaN."""
     usable = x > 2.0 ** -jnp.finfo(x.dtype).maxexp  # else 1 / x overflows
     return 1 / jnp.where(usable, x, 1)
-
-
-_MOVED = {
-    "leaves": ("check_floating", "difference", "has_holes", "map_unmasked"),
-    "sharding": ("check_whole", "is_sharded", "varying_like"),
-    "rows": ("identity_rows", "outer", "rows_dot", "rows_like"),
-}
-
-
-# until the modules that call them here name the new place
-def __getattr__(name: str) -> Any:
-    for module, names in _MOVED.items():
-        if name in names:
-            return getattr(importlib.import_module(f"gradxform.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

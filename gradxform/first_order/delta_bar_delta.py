@@ -16,6 +16,7 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.protocol import transformation
+from gradxform.sharding import sharded_like
 
 
 class DeltaBarDeltaState(NamedTuple):
@@ -77,7 +78,7 @@ def delta_bar_delta(
 
     def init(params: tree.PyTree) -> DeltaBarDeltaState:
         zeros = tree.zeros_like(params)
-        gains = tree.sharded_like(jax.tree.map(lambda z: z + 1, zeros), params)
+        gains = sharded_like(jax.tree.map(lambda z: z + 1, zeros), params)
         return DeltaBarDeltaState(jnp.zeros((), jnp.int32), gains, zeros)
 
     def update(

@@ -23,8 +23,10 @@ from gradxform import tree
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
+from gradxform.rows import identity_rows, outer, rows_dot
 from gradxform.second_order.pairs import QuasiNewtonInfo, counted, curvature_pair, no_pairs
 from gradxform.section import Rules
+from gradxform.sharding import check_whole
 
 
 class ScaleByBfgsState(NamedTuple):
@@ -80,13 +82,13 @@ def _bfgs_direction(
                 f"takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.lbfgs"
             )
         if ravel:
-            tree.check_whole(method, params)
+            check_whole(method, params)
         return ScaleByBfgsState(
             started=jnp.array(False),
             learnt=jnp.array(False),
             params=() if told_last else flatten(tree.zeros_like(params)),
             grad=() if told_last else flatten(tree.zeros_like(params)),
-            inverse_hessian=tree.identity_rows(flatten(params)),
+            inverse_hessian=identity_rows(flatten(params)),
             info=no_pairs(),
         )
 
@@ -113,7 +115,7 @@ def _bfgs_direction(
         # the first pair shows the scale that H should have started with (N&W eq. 6.20)
         learnt = state.learnt & ~restart
         h = state.inverse_hessian
-        hy = tree.select(learnt, tree.rows_dot(h, pair.y), pair.y)
+        hy = tree.select(learnt, rows_dot(h, pair.y), pair.y)
         yhy = tree.vdot(pair.y, hy)
         ratio = tree.divide(pair.sy, yhy)
         scale = jnp.where(~learnt, ratio, jnp.maximum(ratio, 1) if self_scaling else 1)
@@ -123,8 +125,8 @@ def _bfgs_direction(
         p = tree.map(lambda hy, s: pair.rho * (scale * hy - middle * s), hy, pair.s)
         (row_s, _), (row_p, _) = tree.ravel(pair.s), tree.ravel(p)
         h = tree.map(
-            lambda h, s, p: scale * h - tree.outer(s, row_p) - tree.outer(p, row_s),
-            tree.select(learnt, h, tree.identity_rows(g)),
+            lambda h, s, p: scale * h - outer(s, row_p) - outer(p, row_s),
+            tree.select(learnt, h, identity_rows(g)),
             pair.s,
             p,
         )
@@ -136,7 +138,7 @@ def _bfgs_direction(
             inverse_hessian=h,
             info=counted(state.info, pair),
         )
-        direction = tree.unflatten(tree.rows_dot(h, g), grads)
+        direction = tree.unflatten(rows_dot(h, g), grads)
         return tree.cast_like(direction, grads), new_state
 
     return transformation(init, update)

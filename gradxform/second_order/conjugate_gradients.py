@@ -40,7 +40,8 @@ from jax.scipy.sparse.linalg import cg
 from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.second_order.inner_products import vdots
+from gradxform.kernels import vdots
+from gradxform.sharding import is_explicit, varying_like
 
 _MOST_ITERATIONS = 1000
 _ENDED, _CARRIED, _NEGATIVE = -1, -2, -3  # the marks behind those of the products
@@ -233,7 +234,7 @@ def counted_cg(
     vector = jax.tree.map(lambda x: x.astype(dtype), begin.b)
     x, marks = _jax_cg(
         _operator(product, begin, b, limit, stop),
-        (vector, tree.varying_like(jnp.zeros(most + 3, dtype), b)),
+        (vector, varying_like(jnp.zeros(most + 3, dtype), b)),
         None if inverse is None else scaled_inverse,
         tol,
         jnp.where(limit > 0, limit + 1, 0),
@@ -352,7 +353,7 @@ def _jax_cg(
         # as JAX does not look programs up by nodes that hold arrays as metadata
         return jax.tree.unflatten(structure, jax.jit(found)(leaves, tol, maxiter))
 
-    divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if tree.is_explicit(x)]
+    divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if is_explicit(x)]
     if not divided:
         return solve(operator, inverse, b, tol, maxiter)
     mesh, specs = divided[0].mesh, jax.tree.map(lambda x: jax.typeof(x).sharding.spec, b)

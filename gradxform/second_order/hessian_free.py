@@ -32,7 +32,7 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
-from gradxform.objective import Composed
+from gradxform.objective import Composed, bind, check_value
 from gradxform.preconditioners import Preconditioner, checked_inverse
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.second_order.martens import Candidate, choose_iterate, minimise_model, shorten
@@ -177,9 +177,9 @@ def hessian_free(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, HessianFreeState]:
         params = protocol.require_params("hessian_free", params, grads)
-        value = protocol.check_value("value", protocol.require("hessian_free", "value", value))
+        value = check_value("value", protocol.require("hessian_free", "value", value))
         value_fn = protocol.require("hessian_free", "value_fn", value_fn)
-        value_fn = protocol.bind(value_fn, extra_args)
+        value_fn = bind(value_fn, extra_args)
         protocol.check_unmasked("hessian_free", params)
         if tree.count(grads) == 0:
             return grads, state

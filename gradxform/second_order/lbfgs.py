@@ -24,6 +24,7 @@ from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.second_order.pairs import QuasiNewtonInfo, counted, curvature_pair, no_pairs
 from gradxform.section import Rules
+from gradxform.sharding import check_whole, whole
 
 
 class ScaleByLbfgsState(NamedTuple):
@@ -82,7 +83,7 @@ def _lbfgs_direction(
 
     def init(params: tree.PyTree) -> ScaleByLbfgsState:
         if ravel:
-            tree.check_whole(method, params)
+            check_whole(method, params)
 
         def zeros() -> tree.PyTree:
             return flatten(tree.zeros_like(params))
@@ -175,7 +176,7 @@ def _products(slots: tree.PyTree, *vectors: tree.PyTree) -> list[jax.Array]:
 
     def products(vector: tree.PyTree) -> jax.Array:
         leaves = jax.tree.map(
-            lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=tree.whole(x)), slots, vector
+            lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=whole(x)), slots, vector
         )
         return jnp.asarray(sum(jax.tree.leaves(leaves), start=0.0))
 

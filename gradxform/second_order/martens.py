@@ -26,6 +26,7 @@ from gradxform.curvature import Product
 from gradxform.derivatives import forward_only
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order import conjugate_gradients as cg
+from gradxform.sharding import varying_like
 
 _SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept
 _MOST_ITERATIONS = 1000
@@ -98,7 +99,7 @@ def minimise_model(
     def unfinished(path: Path) -> jax.Array:
         return ~path.done & (scalar(path.iterations) < most) & (path.at.rz > rounding)
 
-    found = jax.lax.while_loop(unfinished, body, tree.varying_like(begin, g))
+    found = jax.lax.while_loop(unfinished, body, varying_like(begin, g))
     return forward_only("hessian_free", found)
 
 
@@ -181,7 +182,7 @@ def choose_iterate(
     newest = path.kept_q[(path.newest - 1) % iterates]
     first = jnp.where((path.newest > 0) & (newest == path.q), 2, 1)
     last = Candidate(path.at.x, path.q, value_at(path.at.x))
-    begin = tree.varying_like((last, first, jnp.array(True)), path.at.x)
+    begin = varying_like((last, first, jnp.array(True)), path.at.x)
     best, back, _ = jax.lax.while_loop(unfinished, body, begin)
     return forward_only("hessian_free", best), 1 + back - first
 
@@ -211,7 +212,7 @@ def shorten(
         return too_high(alpha, f) & (trials < _TRIALS) & (slope < 0)
 
     one = jnp.ones_like(chosen.f)
-    start = tree.varying_like((one, chosen.f, trials), chosen.p)
+    start = varying_like((one, chosen.f, trials), chosen.p)
     alpha, f, trials = jax.lax.while_loop(unfinished, body, start)
     # α is a power of a constant
     return jax.lax.stop_gradient(alpha), ~too_high(alpha, f) & (slope < 0), trials

@@ -26,6 +26,8 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
+from gradxform.leaves import check_floating
+from gradxform.objective import bind
 
 
 @diagnostics
@@ -87,7 +89,7 @@ def _direction(
     """:func:`scale_by_newton` as a part of ``method``, which its errors name."""
 
     def init(params: tree.PyTree) -> ScaleByNewtonState:
-        tree.check_floating(params)
+        check_floating(params)
         _check_size(method, params, max_size)
         return ScaleByNewtonState(NewtonInfo(*(jnp.array(0, jnp.int32) for _ in range(3))))
 
@@ -100,7 +102,7 @@ def _direction(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByNewtonState]:
         params = protocol.require_params(method, params, grads)
-        value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
+        value_fn = bind(protocol.require(method, "value_fn", value_fn), extra_args)
         protocol.check_unmasked(method, params)
         g, unravel = tree.ravel(jax.tree.map(tree.promote, grads))
         if g.size == 0:

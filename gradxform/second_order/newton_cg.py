@@ -26,6 +26,7 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
+from gradxform.objective import bind
 from gradxform.preconditioners import Preconditioner, checked_inverse
 from gradxform.second_order.conjugate_gradients import (
     as_solution,
@@ -33,6 +34,7 @@ from gradxform.second_order.conjugate_gradients import (
     norm,
     of_constants,
 )
+from gradxform.sharding import varying_like
 
 Forcing = Literal["eisenstat_walker", "fixed"]
 
@@ -186,7 +188,7 @@ def _direction(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByNewtonCgState]:
         params = protocol.require_params(method, params, grads)
-        value_fn = protocol.bind(protocol.require(method, "value_fn", value_fn), extra_args)
+        value_fn = bind(protocol.require(method, "value_fn", value_fn), extra_args)
         protocol.check_unmasked(method, params)
         if tree.count(grads) == 0:
             return grads, state
@@ -194,7 +196,7 @@ def _direction(
         finite = jnp.isfinite(tree.max_abs(g))
         g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
         undamped = (curvature or hessian())(value_fn, params)
-        alpha = tree.varying_like(scalar(damping), g)
+        alpha = varying_like(scalar(damping), g)
 
         # d is found by loops without a derivative, and is then given that of the exact solution
         product, consts = of_constants(

@@ -32,8 +32,10 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
+from gradxform.kernels import vdots
+from gradxform.leaves import map_unmasked
+from gradxform.objective import bind, check_value
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
-from gradxform.second_order.inner_products import vdots
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem
 from gradxform.second_order.subproblems.exact import Scaling, exact
 from gradxform.second_order.subproblems.steihaug import steihaug
@@ -207,8 +209,8 @@ def trust_region(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, TrustRegionState]:
         params = protocol.require_params("trust_region", params, grads)
-        value = protocol.check_value("value", protocol.require("trust_region", "value", value))
-        value_fn = protocol.bind(protocol.require("trust_region", "value_fn", value_fn), extra_args)
+        value = check_value("value", protocol.require("trust_region", "value", value))
+        value_fn = bind(protocol.require("trust_region", "value_fn", value_fn), extra_args)
         protocol.check_unmasked("trust_region", params)
         if tree.count(grads) == 0:
             return grads, state
@@ -266,7 +268,7 @@ def trust_region(
 
 @eval_params.register
 def _(state: TrustRegionState, params: tree.PyTree) -> tree.PyTree:
-    return tree.map_unmasked(lambda _, x: x, params, state.params)
+    return map_unmasked(lambda _, x: x, params, state.params)
 
 
 def _number() -> jax.Array:

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from gradxform import tree
 from gradxform.derivatives import eigh
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.second_order.inner_products import vdots
+from gradxform.kernels import vdots
+from gradxform.rows import identity_rows, rows_like
 from gradxform.second_order.newton import dense
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
+from gradxform.sharding import varying_like
 
 Scaling = Literal["curvature", "none"]
 
@@ -50,7 +52,7 @@ def exact(
 
     def prepare(point: Point, model: EigenModel) -> Prepared:
         def made() -> EigenModel:  # both branches need the same types
-            return tree.varying_like(_eigen_model(point, columns, scaling), point.grad)
+            return varying_like(_eigen_model(point, columns, scaling), point.grad)
 
         model = jax.lax.cond(point.is_new, made, lambda: model)
         finite = jnp.isfinite(model.curvature_size)
@@ -81,7 +83,7 @@ def _check_size(params: tree.PyTree, max_size: int) -> None:
 def _no_model(params: tree.PyTree) -> EigenModel:
     zero, _ = tree.ravel(tree.zeros_like(params))
     return EigenModel(
-        axes=tree.identity_rows(params),
+        axes=identity_rows(params),
         values=jnp.zeros_like(zero),
         slopes=zero,
         grad_size=jnp.zeros((), zero.dtype),
@@ -110,7 +112,7 @@ def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
     rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
     values = jnp.where((values < 0) & (values >= -rounding), 0, values)
     slopes = _matvec(axes.T, gradient * tree.reciprocal(grad_size))
-    axes = tree.rows_like(axes, point.grad)
+    axes = rows_like(axes, point.grad)
     return EigenModel(axes, values, slopes, grad_size, curvature_size)
 
 

@@ -17,9 +17,10 @@ from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.derivatives import forward_only
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.kernels import vdots
 from gradxform.second_order import conjugate_gradients as cg
-from gradxform.second_order.inner_products import vdots
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
+from gradxform.sharding import varying_like
 
 
 class Sizes(NamedTuple):
@@ -36,7 +37,7 @@ def steihaug(*, initial_radius: Scalar | None, tol: Scalar, maxiter: Scalar) -> 
         return Sizes(*(jnp.array(scalar(0), copy=True) for _ in range(2)))
 
     def prepare(point: Point, sizes: Sizes) -> Prepared:
-        yes, zero = tree.varying_like((jnp.array(True), scalar(0)), point.grad)
+        yes, zero = varying_like((jnp.array(True), scalar(0)), point.grad)
         sizes = Sizes(
             first=jnp.where(point.is_first, point.grad_size, sizes.first),
             grad=jnp.where(point.is_new, point.grad_size, sizes.grad),
@@ -47,7 +48,7 @@ def steihaug(*, initial_radius: Scalar | None, tol: Scalar, maxiter: Scalar) -> 
         def along_gradient() -> jax.Array:
             length = cauchy_length(point.product, point.grad, sizes.grad)
             radius = usable_radius(length, point.params_size)
-            return tree.varying_like(radius, point.grad)  # both branches need the same types
+            return varying_like(radius, point.grad)  # both branches need the same types
 
         radius = jax.lax.cond(point.is_first, along_gradient, lambda: zero)
         return Prepared(sizes, radius, point.is_first.astype(jnp.int32), yes)
@@ -126,7 +127,7 @@ def steihaug_step(
         return (search.ending == _WITHIN) & above & (scalar(i) < maxiter)
 
     none = jnp.array(0, jnp.int32)
-    begin = tree.varying_like(_Search(start, jnp.zeros_like(start.rz), none, none), r)
+    begin = varying_like(_Search(start, jnp.zeros_like(start.rz), none, none), r)
     found = forward_only(
         'trust_region(solver="steihaug")', jax.lax.while_loop(unfinished, body, begin)
     )
