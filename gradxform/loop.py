@@ -93,24 +93,17 @@ def run(
         extent = _extent(here, loop)
         small = (here.grad_norm <= tol) & (is_low | keep_last) & ~penalised
         at_rest = _at_rest(here, loop, tol)
-        resting = jnp.where(penalised, int(Status.converged), int(Status.stalled))
-        status = jnp.select(
-            [
-                lost,
-                small,
-                at_rest >= _PATIENCE,
-                finite & _is_unbounded(here, start_value, extent),
-                steps >= max_steps,
-            ],
-            [
-                jnp.int32(Status.non_finite),
-                jnp.int32(Status.converged),
-                resting.astype(jnp.int32),
-                jnp.int32(Status.unbounded),
-                jnp.int32(Status.max_steps),
-            ],
-            jnp.int32(_RUNNING),
+        ends = (
+            (lost, Status.non_finite),
+            (small, Status.converged),
+            (penalised & (at_rest >= _PATIENCE), Status.converged),
+            (at_rest >= _PATIENCE, Status.stalled),
+            (finite & _is_unbounded(here, start_value, extent), Status.unbounded),
+            (steps >= max_steps, Status.max_steps),
         )
+        status = jnp.int32(_RUNNING)
+        for holds, end in reversed(ends):  # the first that holds
+            status = jnp.where(holds, jnp.int32(end), status)
         looked = loop._replace(
             value=here.value,
             grad_norm=here.grad_norm,

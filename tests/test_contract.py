@@ -55,8 +55,7 @@ def determined(tree: Any) -> Any:
         return (
             (q * node.values[None, :]) @ q.T,
             q @ node.slopes,
-            node.grad_size,
-            node.curvature_size,
+            node.sizes,
         )
 
     return jax.tree.map(matrix, tree, is_leaf=is_model)

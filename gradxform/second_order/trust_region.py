@@ -12,6 +12,7 @@ The loop holds x + p. An update sees f there, does all but the first line, and t
 within the new Δ. The modules of ``subproblems`` say how.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +33,7 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
-from gradxform.kernels import vdots
+from gradxform.kernels import in_one_kernel, vdots
 from gradxform.leaves import map_unmasked
 from gradxform.objective import bind, check_value
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
@@ -219,6 +220,7 @@ def trust_region(
         # whether the trial point is accepted
         trial = _Trial(params, grads, value, scalar(tree.max_abs(grads)))
         verdict = _verdict(state, trial, scalar(decrease), scalar(noise))
+        verdict, radius = in_one_kernel((verdict, _next_radius(state, trial, verdict)))
         accept = verdict.accept
         x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
         g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
@@ -226,18 +228,18 @@ def trust_region(
         progress = progress_after(state.progress, accept, fx, trial.largest)
 
         # the model there, and how far it is trusted
-        product = (curvature or hessian())(value_fn, tree.cast_like(x, params))
+        linearise = functools.partial(curvature or hessian(), value_fn, tree.cast_like(x, params))
         point = Point(
             params=x,
             grad=g,
-            product=product,
+            linearise=linearise,
             is_new=accept,
             is_first=accept & state.begin,
             grad_size=trial.largest,
             params_size=scalar(tree.max_abs(params)),
         )
         prepared = solve.prepare(point, state.model)
-        radius = jnp.where(state.begin, prepared.radius, _next_radius(state, trial, verdict))
+        radius = jnp.where(state.begin, prepared.radius, radius)
         if max_radius is not None:
             radius = jnp.minimum(radius, scalar(max_radius))
 

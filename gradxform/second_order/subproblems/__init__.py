@@ -15,7 +15,7 @@ class Point(NamedTuple):
 
     params: tree.PyTree  #: x, in at least float32
     grad: tree.PyTree  #: g, in at least float32
-    product: Product  #: v ↦ Hv at x
+    linearise: Callable[[], Product]  #: makes v ↦ Hv at x, which takes an evaluation
     is_new: jax.Array  #: whether this update accepted it
     is_first: jax.Array  #: whether a search begins here, with a point that is new
     grad_size: jax.Array  #: largest absolute entry of g, where the point is new

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gradxform import tree
 from gradxform.derivatives import eigh
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.kernels import vdots
+from gradxform.kernels import in_one_kernel, vdots
 from gradxform.rows import identity_rows, rows_like
 from gradxform.second_order.newton import dense
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
@@ -37,8 +37,7 @@ class EigenModel(NamedTuple):
     axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ, the rows of each leaf in one: (*shape, n)
     values: jax.Array  #: Λ, ascending; those negative within rounding are 0
     slopes: jax.Array  #: Aᵀg
-    grad_size: jax.Array
-    curvature_size: jax.Array
+    sizes: jax.Array  #: of g and H
 
 
 def exact(
@@ -55,8 +54,7 @@ def exact(
             return varying_like(_eigen_model(point, columns, scaling), point.grad)
 
         model = jax.lax.cond(point.is_new, made, lambda: model)
-        finite = jnp.isfinite(model.curvature_size)
-        model = model._replace(curvature_size=jnp.where(finite, model.curvature_size, 0))
+        finite = jnp.isfinite(model.sizes[1])
         products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
         if initial_radius is None:
             radius = usable_radius(_first_radius(model), point.params_size)
@@ -86,8 +84,7 @@ def _no_model(params: tree.PyTree) -> EigenModel:
         axes=identity_rows(params),
         values=jnp.zeros_like(zero),
         slopes=zero,
-        grad_size=jnp.zeros((), zero.dtype),
-        curvature_size=jnp.zeros((), zero.dtype),
+        sizes=jnp.zeros(2, zero.dtype),
     )
 
 
@@ -97,7 +94,7 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
     """The model; of a curvature that is not finite it has the size, and zeros."""
-    matrix = dense(point.product, point.grad, columns)
+    matrix = dense(point.linearise(), point.grad, columns)
     curvature_size = tree.max_abs(matrix)
     unit = tree.reciprocal(curvature_size)
     matrix = jnp.where(jnp.isfinite(curvature_size), (matrix / 2 + matrix.T / 2) * unit, 0)
@@ -113,7 +110,7 @@ def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
     values = jnp.where((values < 0) & (values >= -rounding), 0, values)
     slopes = _matvec(axes.T, gradient * tree.reciprocal(grad_size))
     axes = rows_like(axes, point.grad)
-    return EigenModel(axes, values, slopes, grad_size, curvature_size)
+    return EigenModel(axes, values, slopes, jnp.stack([grad_size, curvature_size]))
 
 
 def _inverse_scales(matrix: jax.Array) -> jax.Array:
@@ -128,9 +125,15 @@ def _inverse_scales(matrix: jax.Array) -> jax.Array:
 
 def _first_radius(model: EigenModel) -> jax.Array:
     """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
-    units = tree.divide(model.grad_size, model.curvature_size)
+    units = tree.divide(*_sizes(model))
     norm = tree.norm(model.slopes)
     return scalar(_FIRST * units * tree.divide(norm, _largest(model.values)))
+
+
+def _sizes(model: EigenModel) -> tuple[jax.Array, jax.Array]:
+    """Of gradient and curvature; of a curvature that was not finite it is 0."""
+    grad, curvature = model.sizes
+    return grad, jnp.where(jnp.isfinite(curvature), curvature, 0)
 
 
 def _largest(values: jax.Array) -> jax.Array:
@@ -145,10 +148,13 @@ def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     """
     delta = radius.astype(model.values.dtype)
     # the linear and the quadratic term at the boundary, over the larger of them
-    linear, quadratic = model.grad_size, model.curvature_size * delta
+    linear, curvature = _sizes(model)
+    quadratic = curvature * delta
     larger = jnp.maximum(linear, quadratic)
-    b = model.slopes * tree.divide(linear, larger)
-    bend = tree.divide(quadratic, larger)
+    slope, bend, larger = in_one_kernel(
+        (tree.divide(linear, larger), tree.divide(quadratic, larger), larger)
+    )
+    b = slope * model.slopes
     lowest, above = bend * model.values[0], bend * (model.values - model.values[0])
     negative = lowest < 0
     u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))

@@ -17,7 +17,7 @@ from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.derivatives import forward_only
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.kernels import vdots
+from gradxform.kernels import in_one_kernel, vdots
 from gradxform.second_order import conjugate_gradients as cg
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
 from gradxform.sharding import varying_like
@@ -45,8 +45,10 @@ def steihaug(*, initial_radius: Scalar | None, tol: Scalar, maxiter: Scalar) -> 
         if initial_radius is not None:
             return Prepared(sizes, scalar(initial_radius), jnp.array(0, jnp.int32), yes)
 
+        product = point.linearise()  # outside of the branch, so that the step can share it
+
         def along_gradient() -> jax.Array:
-            length = cauchy_length(point.product, point.grad, sizes.grad)
+            length = cauchy_length(product, point.grad, sizes.grad)
             radius = usable_radius(length, point.params_size)
             return varying_like(radius, point.grad)  # both branches need the same types
 
@@ -56,7 +58,7 @@ def steihaug(*, initial_radius: Scalar | None, tol: Scalar, maxiter: Scalar) -> 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
         forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(sizes.grad, sizes.first)))
         most = jnp.minimum(scalar(maxiter), 2.0 * tree.count(point.grad))
-        return steihaug_step(point.product, point.grad, sizes.grad, radius, forcing, most)
+        return steihaug_step(point.linearise(), point.grad, sizes.grad, radius, forcing, most)
 
     return Subproblem(init, prepare, step)
 
@@ -92,7 +94,9 @@ def steihaug_step(
 ) -> Step:
     """N&W Algorithm 7.2, for a gradient whose largest entry is ``size``."""
     size = jax.lax.stop_gradient(size)  # no result depends on which size is taken
-    unit, per_radius = tree.reciprocal(size), tree.reciprocal(radius)
+    unit, per_radius, forcing = in_one_kernel(
+        (tree.reciprocal(size), tree.reciprocal(radius), forcing)
+    )
     r = tree.scale(unit, g)
     start = cg.first_iterate(jax.tree.map(jnp.zeros_like, r), r)
     enough = forcing * tree.sqrt(start.rz)
