@@ -41,6 +41,19 @@ def in_one_kernel(values: T) -> T:
     return jax.tree.unflatten(structure, leaves)
 
 
+def vector(scalars: Sequence[jax.Array]) -> jax.Array:
+    """A vector of ``scalars``, by a chain of selects.
+
+    XLA makes one kernel of the chain and of the arithmetic that leads to it. It looks through a
+    concatenation, and makes a kernel of each scalar again.
+    """
+    place = jax.lax.iota(jnp.int32, len(scalars))
+    chosen = jnp.zeros(len(scalars), scalars[0].dtype)
+    for i, x in enumerate(scalars):
+        chosen = jnp.where(place == i, x, chosen)
+    return chosen
+
+
 def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
     """:func:`gradxform.tree.vdot` of several pairs of trees of the same shapes, in one pass."""
     if not is_small(pairs):
@@ -63,6 +76,13 @@ def maxima(*trees: tree.PyTree) -> list[jax.Array]:
 def max_abs(*trees: tree.PyTree) -> list[jax.Array]:
     """:func:`gradxform.tree.max_abs` of several trees of the same shapes, in one pass."""
     return maxima(*(jax.tree.map(jnp.abs, x) for x in trees))
+
+
+def quotients(*pairs: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
+    """:func:`gradxform.tree.divide` of several pairs of scalars; a division is never repeated."""
+    above, below = (vector(x) for x in zip(*pairs, strict=True))
+    divided = tree.divide(above, below)
+    return [divided[i] for i in range(len(pairs))]
 
 
 def _maximum(values: tree.PyTree) -> jax.Array:
@@ -93,12 +113,7 @@ def _pack_and_unpack(*scalars: jax.Array) -> list[jax.Array]:
     dtype = next(x.dtype for x in scalars if x.dtype != jnp.bool)
     if len(scalars) == 1:
         return [_settled(scalars[0])]
-    # a chain of selects: XLA looks through a concatenation, and makes a kernel of each scalar again
-    place = jax.lax.iota(jnp.int32, len(scalars))
-    packed = jnp.zeros(len(scalars), dtype)
-    for i, x in enumerate(scalars):
-        packed = jnp.where(place == i, x.astype(dtype), packed)
-    packed = _settled(packed)
+    packed = _settled(vector([x.astype(dtype) for x in scalars]))
     return [packed[i].astype(x.dtype) for i, x in enumerate(scalars)]
 
 

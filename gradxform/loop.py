@@ -11,6 +11,7 @@ from jax.extend.core import Literal as Constant
 from gradxform import tree
 from gradxform.hyperparameters import scalar, shown
 from gradxform.info import reported, total
+from gradxform.kernels import max_abs
 from gradxform.objective import Composed, bind
 from gradxform.packed_loop import alternate
 from gradxform.sharding import varying_like
@@ -71,14 +72,15 @@ def run(
     if loop is None:
         loop = _first(params, tx.init(params))
     frozen = _frozen(tx, params, loop.state)
+    is_frozen = jax.tree.unflatten(jax.tree.structure(params), frozen)
     penalised = _is_penalised(tx, params, loop.state)
     keep_last = penalised if returned is None else jnp.array(returned == "last")
 
     def look(loop: Loop) -> tuple[Loop, tuple[jax.Array, tree.PyTree]]:
         value, grads = jax.value_and_grad(value_fn)(loop.params)
-        leaves = zip(jax.tree.leaves(grads), frozen, strict=True)
-        free = [g for g, is_frozen in leaves if not is_frozen]
-        here = Point(loop.params, scalar(value), scalar(tree.max_abs(free)))
+        free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), grads, is_frozen)
+        grad_norm, size = map(scalar, max_abs(free, loop.params))
+        here = Point(loop.params, scalar(value), grad_norm)
         finite = jnp.isfinite(here.value) & jnp.isfinite(here.grad_norm)
         first = loop.evaluations == 0
         steps = loop.steps + loop.advanced.astype(jnp.int32)
@@ -90,7 +92,7 @@ def run(
         better = is_low & ((here.value < loop.lowest) | (here.grad_norm <= loop.best.grad_norm))
         best = tree.select(first | better | (keep_last & finite), here, loop.best)
 
-        extent = _extent(here, loop)
+        extent = _extent(here, size, loop)
         small = (here.grad_norm <= tol) & (is_low | keep_last) & ~penalised
         at_rest = _at_rest(here, loop, tol)
         ends = (
@@ -98,7 +100,7 @@ def run(
             (small, Status.converged),
             (penalised & (at_rest >= _PATIENCE), Status.converged),
             (at_rest >= _PATIENCE, Status.stalled),
-            (finite & _is_unbounded(here, start_value, extent), Status.unbounded),
+            (finite & _is_unbounded(here, size, start_value, extent), Status.unbounded),
             (steps >= max_steps, Status.max_steps),
         )
         status = jnp.int32(_RUNNING)
@@ -206,9 +208,9 @@ def _at_rest(here: Point, loop: Loop, tol: jax.Array) -> jax.Array:
     return jnp.where(waiting, loop.at_rest, jnp.where(same, loop.at_rest + 1, 0))
 
 
-def _extent(here: Point, loop: Loop) -> Extent:
+def _extent(here: Point, size: jax.Array, loop: Loop) -> Extent:
     start, first = loop.extent, loop.evaluations == 0
-    value, size = jnp.abs(here.value), scalar(tree.max_abs(here.params))
+    value = jnp.abs(here.value)
     changed = ~first & ~start.is_known & (here.value != loop.value)
     stepped = Extent(
         jnp.maximum(start.value, jnp.abs(here.value - loop.value)),
@@ -219,13 +221,15 @@ def _extent(here: Point, loop: Loop) -> Extent:
     return tree.select(first, begun, tree.select(changed, stepped, start))
 
 
-def _is_unbounded(here: Point, start_value: jax.Array, extent: Extent) -> jax.Array:
+def _is_unbounded(
+    here: Point, size: jax.Array, start_value: jax.Array, extent: Extent
+) -> jax.Array:
     """Whether value and parameters have left the scale of the start by more than its digits.
 
     A minimum that far would not be resolved. Or the value is near the end of the numbers.
     """
     digits = jnp.finfo(here.value.dtype)
-    far = scalar(tree.max_abs(here.params)) * digits.eps > extent.params
+    far = size * digits.eps > extent.params
     deep = (start_value - here.value) * digits.eps > extent.value
     lost = here.value < -(float(digits.max) ** 0.75)
     return (extent.is_known & far & deep) | lost

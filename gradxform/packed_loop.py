@@ -19,6 +19,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from gradxform.kernels import vector
+
 Carry = TypeVar("Carry")
 Seen = TypeVar("Seen")
 _Leaves: TypeAlias = list[jax.Array]
@@ -148,7 +150,7 @@ def _packed(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
     def pack(leaves: _Leaves) -> _Packed:
         alone = [x for x in leaves if x.ndim or x.dtype not in _WORDS]
         return alone, [
-            _vector([_WORDS[leaves[i].dtype].write(leaves[i]) for i in group])
+            vector([_WORDS[leaves[i].dtype].write(leaves[i]) for i in group])
             for group in kinds.values()
         ]
 
@@ -185,15 +187,6 @@ def _loop(
         lambda packed: parts.goes_on(unpack(packed)), body, pack(parts.carry)
     )
     return unpack(ended)
-
-
-def _vector(scalars: _Leaves) -> jax.Array:
-    """Its entries are chosen, not written one after the other, so that one kernel does it."""
-    positions = jax.lax.iota(jnp.int32, len(scalars))
-    vector = jnp.zeros(len(scalars), scalars[0].dtype)
-    for position, scalar in enumerate(scalars):
-        vector = jnp.where(positions == position, scalar, vector)
-    return vector
 
 
 def _compiled(*arguments: jax.Array, **parameters: Any) -> _Leaves:

@@ -33,11 +33,11 @@ from gradxform.hyperparameters import (
     scalar,
 )
 from gradxform.info import diagnostics
-from gradxform.kernels import in_one_kernel, vdots
+from gradxform.kernels import in_one_kernel, quotients, vdots
 from gradxform.leaves import map_unmasked
 from gradxform.objective import bind, check_value
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
-from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem
+from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, rough_radius
 from gradxform.second_order.subproblems.exact import Scaling, exact
 from gradxform.second_order.subproblems.steihaug import steihaug
 
@@ -74,6 +74,7 @@ class TrustRegionState(NamedTuple):
     length: jax.Array  #: ‖Dp‖
     predicted: jax.Array  #: the reduction m(0) − m(p) of the model
     radius: jax.Array  #: Δ
+    rough_radius: jax.Array  #: from the size of the first parameters
     begin: jax.Array  #: whether the point in the loop is accepted as it is
     progress: Progress  #: of the accepted points
     model: Any  #: what the solver keeps: an EigenModel, or the largest entry of the first gradient
@@ -181,7 +182,9 @@ def trust_region(
 
     def subproblem(size: int) -> Subproblem:
         if solver == "steihaug" or (solver == "auto" and size > max_size):
-            return steihaug(initial_radius=initial_radius, tol=tol, maxiter=maxiter)
+            return steihaug(
+                initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter
+            )
         return exact(
             initial_radius=initial_radius, scaling=scaling, columns=columns, max_size=max_size
         )
@@ -194,6 +197,7 @@ def trust_region(
             length=_number(),
             predicted=_number(),
             radius=_number(),
+            rough_radius=jnp.array(rough_radius(params), copy=True),
             begin=jnp.array(True),
             progress=no_progress(),
             model=subproblem(tree.count(params)).init(params),
@@ -220,8 +224,7 @@ def trust_region(
         # whether the trial point is accepted
         trial = _Trial(params, grads, value, scalar(tree.max_abs(grads)))
         verdict = _verdict(state, trial, scalar(decrease), scalar(noise))
-        verdict, radius = in_one_kernel((verdict, _next_radius(state, trial, verdict)))
-        accept = verdict.accept
+        accept, radius = verdict.accept, verdict.radius
         x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
         g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
@@ -236,7 +239,7 @@ def trust_region(
             is_new=accept,
             is_first=accept & state.begin,
             grad_size=trial.largest,
-            params_size=scalar(tree.max_abs(params)),
+            rough_radius=state.rough_radius,
         )
         prepared = solve.prepare(point, state.model)
         radius = jnp.where(state.begin, prepared.radius, radius)
@@ -254,12 +257,13 @@ def trust_region(
             value=fx,
             length=step.length,
             predicted=step.predicted,
-            radius=radius,
+            radius=step.radius,
+            rough_radius=state.rough_radius,
             begin=waiting | stuck,
             progress=progress,
             model=prepared.model,
             info=_reported(state.info, trial, verdict, prepared, step)._replace(
-                radius=radius, stalled=stuck | (progress.idle >= PATIENCE)
+                radius=step.radius, stalled=stuck | (progress.idle >= PATIENCE)
             ),
         )
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
@@ -300,7 +304,7 @@ class _Verdict(NamedTuple):
     accept: jax.Array
     finite: jax.Array
     ratio: jax.Array  # ρ; 1 where a search begins
-    slope: jax.Array  # gᵀp at the accepted point
+    radius: jax.Array  # Δ of the next step
 
 
 def _verdict(
@@ -315,20 +319,19 @@ def _verdict(
     rounding = relative * jnp.abs(state.value)
     hidden = (jnp.abs(actual) <= rounding) & (state.predicted <= rounding)
     actual = jnp.where(hidden, -0.5 * (slope + slope_there), actual)
-    predicts = state.predicted > 0
-    ratio = jnp.where(predicts, actual / jnp.where(predicts, state.predicted, 1), jnp.sign(actual))
+    # the parabola through the two values and the slope gives the part of a step that was too long
+    bend = 2 * (scalar(trial.value) - state.value - slope)
+    ratio, part = quotients((actual, state.predicted), (-slope, bend))
+    ratio = jnp.where(state.predicted > 0, ratio, jnp.sign(actual))
     ratio = jnp.where(state.begin, 1, ratio)
-    return _Verdict(finite & (state.begin | (ratio >= decrease)), finite, ratio, slope)
-
-
-def _next_radius(state: TrustRegionState, trial: _Trial, verdict: _Verdict) -> jax.Array:
-    bend = 2 * (scalar(trial.value) - state.value - verdict.slope)
-    factor = jnp.where(bend == 0, _SHRINK[1], tree.divide(-verdict.slope, bend))
-    factor = jnp.where(verdict.finite, jnp.clip(factor, *_SHRINK), _SHRINK[0])
-    poor = ~verdict.accept | ~(verdict.ratio >= _POOR)
-    grow = (verdict.ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
+    accept = finite & (state.begin | (ratio >= decrease))
+    part = jnp.clip(jnp.where(bend == 0, _SHRINK[1], part), *_SHRINK)
+    part = jnp.where(finite, part, _SHRINK[0])
+    poor = ~accept | ~(ratio >= _POOR)
+    grow = (ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
     kept = jnp.where(grow, _GROWTH, 1) * state.radius
-    return jnp.where(poor, factor * state.length, kept)
+    radius = jnp.where(poor, part * state.length, kept)
+    return in_one_kernel(_Verdict(accept, finite, ratio, radius))
 
 
 def _rests(x: tree.PyTree, p: tree.PyTree, params: tree.PyTree) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gradxform import tree
 from gradxform.derivatives import eigh
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.kernels import in_one_kernel, vdots
+from gradxform.kernels import quotients, vdots
 from gradxform.rows import identity_rows, rows_like
 from gradxform.second_order.newton import dense
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
@@ -57,7 +57,7 @@ def exact(
         finite = jnp.isfinite(model.sizes[1])
         products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
         if initial_radius is None:
-            radius = usable_radius(_first_radius(model), point.params_size)
+            radius = usable_radius(_first_radius(model), point.rough_radius)
         else:
             radius = scalar(initial_radius)
         return Prepared(model, radius, products, finite)
@@ -151,9 +151,7 @@ def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     linear, curvature = _sizes(model)
     quadratic = curvature * delta
     larger = jnp.maximum(linear, quadratic)
-    slope, bend, larger = in_one_kernel(
-        (tree.divide(linear, larger), tree.divide(quadratic, larger), larger)
-    )
+    slope, bend = quotients((linear, larger), (quadratic, larger))
     b = slope * model.slopes
     lowest, above = bend * model.values[0], bend * (model.values - model.values[0])
     negative = lowest < 0
@@ -172,7 +170,7 @@ def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
     none, yes = jnp.array(0, jnp.int32), jnp.array(True)
     length = delta * tree.sqrt(square + missing)
-    return Step(p, length, delta * larger * reduction, negative, none, yes)
+    return Step(p, length, radius, delta * larger * reduction, negative, none, yes)
 
 
 def _sums(u: jax.Array, weighted: jax.Array) -> list[jax.Array]:

@@ -17,7 +17,6 @@ from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.derivatives import forward_only
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.kernels import in_one_kernel, vdots
 from gradxform.second_order import conjugate_gradients as cg
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
 from gradxform.sharding import varying_like
@@ -30,55 +29,54 @@ class Sizes(NamedTuple):
     grad: jax.Array  #: largest entry of the gradient at the accepted point
 
 
-def steihaug(*, initial_radius: Scalar | None, tol: Scalar, maxiter: Scalar) -> Subproblem:
+def steihaug(
+    *, initial_radius: Scalar | None, max_radius: Scalar | None, tol: Scalar, maxiter: Scalar
+) -> Subproblem:
     """Of any number of parameters; the arguments are those of ``trust_region``."""
 
     def init(params: tree.PyTree) -> Sizes:
         return Sizes(*(jnp.array(scalar(0), copy=True) for _ in range(2)))
 
     def prepare(point: Point, sizes: Sizes) -> Prepared:
-        yes, zero = varying_like((jnp.array(True), scalar(0)), point.grad)
         sizes = Sizes(
             first=jnp.where(point.is_first, point.grad_size, sizes.first),
             grad=jnp.where(point.is_new, point.grad_size, sizes.grad),
         )
-        if initial_radius is not None:
-            return Prepared(sizes, scalar(initial_radius), jnp.array(0, jnp.int32), yes)
-
-        product = point.linearise()  # outside of the branch, so that the step can share it
-
-        def along_gradient() -> jax.Array:
-            length = cauchy_length(product, point.grad, sizes.grad)
-            radius = usable_radius(length, point.params_size)
-            return varying_like(radius, point.grad)  # both branches need the same types
-
-        radius = jax.lax.cond(point.is_first, along_gradient, lambda: zero)
-        return Prepared(sizes, radius, point.is_first.astype(jnp.int32), yes)
+        radius = scalar(0 if initial_radius is None else initial_radius)
+        return Prepared(sizes, radius, jnp.array(0, jnp.int32), jnp.array(True))
 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
-        forcing = jnp.minimum(scalar(tol), tree.sqrt(tree.divide(sizes.grad, sizes.first)))
-        most = jnp.minimum(scalar(maxiter), 2.0 * tree.count(point.grad))
-        return steihaug_step(point.linearise(), point.grad, sizes.grad, radius, forcing, most)
+        forcing = jnp.minimum(scalar(tol) ** 2, tree.divide(sizes.grad, sizes.first))
+        limits = _Limits(
+            forcing=forcing,
+            iterations=jnp.minimum(scalar(maxiter), 2.0 * tree.count(point.grad)),
+            rough=point.rough_radius,
+            radius=scalar(tree.largest() if max_radius is None else max_radius),
+        )
+        return steihaug_step(point.linearise(), point.grad, sizes.grad, radius, limits)
 
     return Subproblem(init, prepare, step)
-
-
-def cauchy_length(product: Product, g: tree.PyTree, size: jax.Array) -> jax.Array:
-    """The length of the step along −g to the model's minimum, ‖g‖³ / |gᵀHg|; 0 if none."""
-    size = jax.lax.stop_gradient(size)  # no result depends on which size is taken
-    r = tree.scale(tree.reciprocal(size), g)
-    rr, curvature = vdots((r, r), (r, product(r)))
-    return scalar(size * tree.divide(rr * tree.sqrt(rr), jnp.abs(curvature)))
 
 
 # how the loop ended
 _WITHIN, _BOUNDARY, _NEGATIVE, _NOT_FINITE = range(4)
 
 
+class _Limits(NamedTuple):
+    """When the loop ends."""
+
+    forcing: jax.Array  # the part of ‖g‖² that the residual may keep
+    iterations: jax.Array
+    rough: jax.Array  # a first radius where the curvature gives none
+    radius: jax.Array  # the largest first radius
+
+
 class _Search(NamedTuple):
     """How far the loop is; gradient, residual and curvature are over the size of g."""
 
     at: cg.Iterate
+    radius: jax.Array  # 0 until it is found
+    square: jax.Array  # of the length of x over the radius
     predicted: jax.Array
     iterations: jax.Array
     ending: jax.Array
@@ -89,32 +87,41 @@ def steihaug_step(
     g: tree.PyTree,
     size: jax.Array,
     radius: jax.Array,
-    forcing: jax.Array,
-    maxiter: jax.Array,
+    limits: _Limits,
 ) -> Step:
-    """N&W Algorithm 7.2, for a gradient whose largest entry is ``size``."""
+    """N&W Algorithm 7.2, for a gradient whose largest entry is ``size``.
+
+    A radius of 0 is to be found: the first step then goes to the model's minimum along −g, or as
+    far where the curvature is negative, and this is the radius.
+    """
     size = jax.lax.stop_gradient(size)  # no result depends on which size is taken
-    unit, per_radius, forcing = in_one_kernel(
-        (tree.reciprocal(size), tree.reciprocal(radius), forcing)
-    )
+    unit = tree.reciprocal(size)
     r = tree.scale(unit, g)
     start = cg.first_iterate(jax.tree.map(jnp.zeros_like, r), r)
-    enough = forcing * tree.sqrt(start.rz)
+    enough = limits.forcing * start.rz
 
     def body(search: _Search) -> _Search:
         at = search.at
         hd = tree.scale(unit, product(at.d))
+        per_radius = tree.reciprocal(search.radius)
         z, d = (tree.scale(per_radius, x) for x in (at.x, at.d))
         pairs = [(at.d, hd), (z, z), (z, d), (d, d)]
         (curvature, zz, zd, dd), rr = cg.products_at(at, pairs, None)
         finite, positive = jnp.isfinite(curvature), curvature > 0
-        alpha = rr / jnp.where(finite & positive, curvature, 1)
-        to_boundary = _to_boundary(zz, zd, dd)
-        leave = ~(finite & positive) | (alpha >= to_boundary)
+        alpha = rr / jnp.where(finite & (curvature != 0), jnp.abs(curvature), 1)
+        is_found = search.radius > 0
+        found = jnp.where(finite & (curvature != 0), alpha * tree.sqrt(rr), 0)
+        found = jnp.minimum(usable_radius(found, limits.rough), limits.radius)
+        first = found, tree.sqrt(rr)
+        to_boundary = tree.divide(*tree.select(is_found, _to_boundary(zz, zd, dd), first))
+        leave = ~is_found | ~(finite & positive) | (alpha >= to_boundary)
         t = jnp.where(leave, to_boundary, alpha)
         bend = jnp.where(finite, curvature, 0)
+        square = jnp.where(leave, 1, zz + t * (2 * zd + t * dd))
         return _Search(
             at=cg.step(at, hd, t, rr),
+            radius=jnp.where(is_found, search.radius, found),
+            square=square,
             # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
             predicted=search.predicted + t * (rr - 0.5 * t * bend),
             iterations=search.iterations + 1,
@@ -127,18 +134,19 @@ def steihaug_step(
 
     def unfinished(search: _Search) -> jax.Array:
         i, rz = search.iterations, search.at.rz
-        above = (tree.sqrt(rz) > enough) | ((i == 0) & (rz > 0))
-        return (search.ending == _WITHIN) & above & (scalar(i) < maxiter)
+        above = (rz > enough) | ((i == 0) & (rz > 0))
+        return (search.ending == _WITHIN) & above & (scalar(i) < limits.iterations)
 
-    none = jnp.array(0, jnp.int32)
-    begin = varying_like(_Search(start, jnp.zeros_like(start.rz), none, none), r)
+    none, zero = jnp.array(0, jnp.int32), jnp.zeros_like(start.rz)
+    begin = varying_like(_Search(start, scalar(radius), zero, zero, none, none), r)
     found = forward_only(
         'trust_region(solver="steihaug")', jax.lax.while_loop(unfinished, body, begin)
     )
-    part = tree.scale(per_radius, found.at.x)
+    radius = jnp.where(found.radius > 0, found.radius, limits.rough)
     return Step(
         p=found.at.x,
-        length=radius * tree.sqrt(tree.vdot(part, part)),
+        length=radius * tree.sqrt(found.square),
+        radius=radius,
         predicted=size * found.predicted,
         negative=found.ending == _NEGATIVE,
         products=found.iterations,
@@ -146,9 +154,9 @@ def steihaug_step(
     )
 
 
-def _to_boundary(zz: jax.Array, zd: jax.Array, dd: jax.Array) -> jax.Array:
-    """The τ ≥ 0 of ‖z + τd‖ = 1, from ‖z‖², zᵀd and dᵀd."""
+def _to_boundary(zz: jax.Array, zd: jax.Array, dd: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The τ ≥ 0 of ‖z + τd‖ = 1, from ‖z‖², zᵀd and dᵀd, as numerator and denominator."""
     missing = jnp.maximum(1 - zz, 0)
     root = tree.sqrt(zd**2 + dd * missing)
     # of the two forms of the root, the one that does not cancel
-    return jnp.where(zd > 0, tree.divide(missing, zd + root), tree.divide(root - zd, dd))
+    return tree.select(zd > 0, (missing, zd + root), (root - zd, dd))
