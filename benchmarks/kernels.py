@@ -12,30 +12,16 @@ it. The float64 column is of 64-bit mode, the other of JAX's default.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 
-import gradxform as gx
 from benchmarks.common import table, timed
-from gradxform.lab.surfaces import rosenbrock
-from testbed.kernels import KINDS, loop_kernels
+from testbed.kernels import KINDS, METHODS, compiled, loop_kernels
 
 RUNS = 100
-METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "bfgs": gx.bfgs,
-    "lbfgs": gx.lbfgs,
-    "nonlinear_cg": gx.nonlinear_cg,
-    "newton with a search": lambda: gx.with_line_search(gx.scale_by_newton()),
-    "trust_region": gx.trust_region,
-    "trust_region, steihaug": lambda: gx.trust_region("steihaug"),
-    "sgd": lambda: gx.sgd(1e-3),
-    "adam": lambda: gx.adam(1e-2),
-}
 
 
 class Row(NamedTuple):
@@ -46,16 +32,6 @@ class Row(NamedTuple):
     compile_seconds: float
     solve: float
     evaluation: float
-
-
-def compiled(method: str) -> tuple[Any, jax.Array]:
-    """The program of a solve, and where it starts."""
-    start = jnp.tile(jnp.asarray([-1.2, 1.0], dtype=float), 5)
-
-    def solve(params: jax.Array) -> gx.Solution:
-        return gx.minimize(rosenbrock, params, METHODS[method](), tol=1e-5, max_steps=1000)
-
-    return jax.jit(solve).lower(start).compile(), start
 
 
 def measured(method: str) -> Row:

@@ -1,4 +1,4 @@
-"""A loop in two parts whose scalars travel together, in one vector for each dtype.
+"""A loop in two parts whose scalars travel together, in one vector or two.
 
 A small problem pays by the kernel, not by the flop. XLA computes each scalar that a loop hands to
 its next turn in a kernel of its own and copies it. A vector of them, written as a chain of selects
@@ -35,12 +35,12 @@ def alternate(
     *,
     branch: bool,
 ) -> Carry:
-    """``look``, then ``move`` with what was seen, as long as ``goes_on``.
+    """``look``, then ``move`` with what was seen, in turns, until one of them ends the loop.
 
     Args:
       look: of the carry, to the next carry and anything else.
       move: of both, to the next carry.
-      goes_on: whether to go on after ``look``; it reads nothing but the carry.
+      goes_on: whether to go on, of the carry after either; it reads nothing else.
       carry: of arrays.
       branch: leave out the last ``move``, by a branch in every turn. Without it the last one is
         made for nothing, and is to keep ``goes_on`` as it is.
@@ -77,7 +77,10 @@ def alternate(
 
 
 class _Word(NamedTuple):
-    """How a scalar is written into a vector of another dtype, and read again."""
+    """How a scalar is written into a vector of another dtype, and read again.
+
+    Numbers of 64 bits have a vector of their own: TPUs cannot reinterpret their bits.
+    """
 
     kind: str
     write: Callable[[jax.Array], jax.Array]
@@ -93,6 +96,10 @@ _WORDS = {
     np.dtype("int32"): _Word("int32", lambda x: x, lambda x: x),
     np.dtype("bool"): _Word("int32", lambda x: x.astype(jnp.int32), lambda x: x != 0),
 }
+
+
+def _is_packed(x: jax.Array) -> bool:
+    return x.ndim == 0 and x.dtype in _WORDS
 
 
 class _Parts(NamedTuple):
@@ -140,30 +147,30 @@ def _plain(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
 
 def _packed(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
     parts = _parts(arguments, **parameters)
-    scalar = [i for i, x in enumerate(parts.carry) if x.ndim == 0 and x.dtype in _WORDS]
-    words = [_WORDS[parts.carry[i].dtype] for i in scalar]
-    kinds = {
-        kind: [i for i, word in zip(scalar, words, strict=True) if word.kind == kind]
-        for kind in dict.fromkeys(word.kind for word in words)
-    }
+    kinds: dict[str, list[int]] = {}  # where the scalars of each vector are in the carry
+    for i, x in enumerate(parts.carry):
+        if _is_packed(x):
+            kinds.setdefault(_WORDS[x.dtype].kind, []).append(i)
+
+    def written(x: jax.Array) -> jax.Array:
+        return _WORDS[x.dtype].write(x)
 
     def pack(leaves: _Leaves) -> _Packed:
-        alone = [x for x in leaves if x.ndim or x.dtype not in _WORDS]
-        return alone, [
-            vector([_WORDS[leaves[i].dtype].write(leaves[i]) for i in group])
-            for group in kinds.values()
-        ]
+        vectors = [vector([written(leaves[i]) for i in group]) for group in kinds.values()]
+        return [x for x in leaves if not _is_packed(x)], vectors
 
     def unpack(packed: _Packed) -> _Leaves:
         alone, vectors = packed
-        groups = zip(kinds.values(), vectors, strict=True)
-        scalars = {
-            i: _WORDS[parts.carry[i].dtype].read(vector[k])
-            for group, vector in groups
+        rest = iter(alone)
+        words = {
+            i: words[k]
+            for group, words in zip(kinds.values(), vectors, strict=True)
             for k, i in enumerate(group)
         }
-        rest = iter(alone)
-        return [scalars[i] if i in scalars else next(rest) for i in range(len(parts.carry))]
+        return [
+            _WORDS[x.dtype].read(words[i]) if i in words else next(rest)
+            for i, x in enumerate(parts.carry)
+        ]
 
     return _loop(parts, pack, unpack, branch)
 

@@ -1,14 +1,49 @@
-"""How many kernels a turn of a compiled loop launches, read from the optimised program."""
+"""How many kernels a turn of ``gx.minimize``'s loop launches, read from the compiled program.
+
+    python -m testbed.kernels
+
+prints the counts in JSON, in 64-bit mode.
+"""
 
 import collections
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import gradxform as gx
+from gradxform.lab.surfaces import rosenbrock
 
 KINDS = ("fusion", "copy", "dot", "custom-call")  #: operations that are kernels
+
+METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "bfgs": gx.bfgs,
+    "lbfgs": gx.lbfgs,
+    "nonlinear_cg": gx.nonlinear_cg,
+    "newton with a search": lambda: gx.with_line_search(gx.scale_by_newton()),
+    "trust_region": gx.trust_region,
+    "trust_region, steihaug": lambda: gx.trust_region("steihaug"),
+    "sgd": lambda: gx.sgd(1e-3),
+    "adam": lambda: gx.adam(1e-2),
+}
 
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
 _CALLED = re.compile(r"(?:true_computation|false_computation|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{(.*?)\}")
+
+
+def compiled(method: str) -> tuple[Any, jax.Array]:
+    """The program of a solve of the Rosenbrock chain in ten variables, and where it starts."""
+    start = jnp.tile(jnp.asarray([-1.2, 1.0], dtype=float), 5)
+
+    def solve(params: jax.Array) -> gx.Solution:
+        return gx.minimize(rosenbrock, params, METHODS[method](), tol=1e-5, max_steps=1000)
+
+    return jax.jit(solve).lower(start).compile(), start
 
 
 def loop_kernels(program: str) -> collections.Counter[str]:
@@ -57,3 +92,9 @@ def _called(line: str) -> Iterator[str]:
     yield from _CALLED.findall(line)
     for branches in _BRANCHES.findall(line):
         yield from (name.strip().lstrip("%") for name in branches.split(","))
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        programs = {method: compiled(method)[0].as_text() for method in METHODS}
+    print(json.dumps({method: loop_kernels(text).total() for method, text in programs.items()}))

@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,3 +52,28 @@ def test_reductions_in_one_pass_are_the_separate_ones(x: Any) -> None:
     np.testing.assert_allclose(vdots((x, y), (y, y)), expected, rtol=1e-5)
     np.testing.assert_array_equal(max_abs(x, y), [tree.max_abs(x), tree.max_abs(y)])
     np.testing.assert_array_equal(maxima(x)[0], max(np.max(leaf) for leaf in x.values()))
+
+
+# -- how many kernels a turn of minimize's loop launches
+
+MOST_KERNELS = {
+    "bfgs": 50,
+    "lbfgs": 66,
+    "nonlinear_cg": 50,
+    "newton with a search": 75,
+    "trust_region": 60,
+    "trust_region, steihaug": 62,
+    "sgd": 20,
+    "adam": 25,
+}
+
+
+def test_a_turn_of_minimize_launches_few_kernels() -> None:
+    """In a process of its own: the flags of the tests make other programs."""
+    flags = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {name: x for name, x in os.environ.items() if name not in flags}
+    command = [sys.executable, "-m", "testbed.kernels"]
+    printed = subprocess.check_output(command, text=True, env=environment)
+    counts = json.loads(printed.splitlines()[-1])
+    assert {name: n for name, n in counts.items() if n > MOST_KERNELS[name]} == {}
+    assert min(counts.values()) > 5  # the reader of programs sees them

@@ -24,17 +24,8 @@ LONG_MODULES = {
     "gradxform/lab/plots.py",
     "gradxform/lab/sweep.py",
     "gradxform/lab/train.py",
-    "gradxform/line_search.py",
-    "gradxform/second_order/hessian_free.py",
-    "gradxform/second_order/quasi_newton.py",
-    "gradxform/second_order/trust_region.py",
 }
-LONG_FUNCTIONS = {
-    "gradxform/lab/sweep.py: sweep_on_task",
-    "gradxform/line_search.py: search.update",
-    "gradxform/second_order/hessian_free.py: hessian_free.update",
-    "gradxform/second_order/trust_region.py: trust_region.update",
-}
+LONG_FUNCTIONS = {"gradxform/lab/sweep.py: sweep_on_task"}
 
 
 def python(code: str) -> str:
