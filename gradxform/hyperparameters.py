@@ -46,7 +46,9 @@ class Interval(NamedTuple):
 
 Scalar: TypeAlias = float | jax.Array
 NonNegative: TypeAlias = Annotated[Scalar, Interval(0)]
-Positive: TypeAlias = Annotated[Scalar, Interval(2.0**-126)]  # the least normal float32
+Positive: TypeAlias = Annotated[
+    Scalar, Interval(1.1754943508222875e-38)
+]  # the least normal float32
 Fraction: TypeAlias = Annotated[Scalar, Interval(0, 1)]
 UpToOne: TypeAlias = Annotated[Scalar, Interval(0, 1.000000001)]
 BelowHalf: TypeAlias = Annotated[Scalar, Interval(0, 0.5)]

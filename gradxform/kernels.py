@@ -65,7 +65,10 @@ def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
 
 
 def maxima(*trees: tree.PyTree) -> list[jax.Array]:
-    """The largest entries of several trees of the same shapes, in one pass; 0 without entries."""
+    """The largest entries of several trees of the same shapes, in one pass; 0 without entries.
+
+    A NaN may be lost; see :func:`gradxform.tree.magnitudes`.
+    """
     if not is_small(trees):
         return [_maximum(x) for x in trees]
     largest = [jnp.max(x, axis=tuple(range(1, x.ndim))) for x in _stacked(trees)]
@@ -75,7 +78,7 @@ def maxima(*trees: tree.PyTree) -> list[jax.Array]:
 
 def max_abs(*trees: tree.PyTree) -> list[jax.Array]:
     """:func:`gradxform.tree.max_abs` of several trees of the same shapes, in one pass."""
-    return maxima(*(jax.tree.map(jnp.abs, x) for x in trees))
+    return maxima(*(jax.tree.map(lambda y: tree.magnitudes(tree.promote(y)), x) for x in trees))
 
 
 def quotients(*pairs: tuple[jax.Array, jax.Array]) -> list[jax.Array]:

@@ -349,7 +349,7 @@ def _begin(
     A direction without a scale of its own gets the largest entry 1, when the search begins.
     """
     x, value, g = seen.accepted
-    sizes = (jax.tree.map(jnp.abs, y) for y in (x, d, g))
+    sizes = (jax.tree.map(tree.magnitudes, y) for y in (x, d, g))
     finest = (jax.tree.map(jnp.negative, slowness(y, x, spacing)) for y in (d, g))
     size_x, size_d, size_g, finest_d, finest_g = map(scalar, maxima(*sizes, *finest))
     size, finest = jnp.where(steepest, size_g, size_d), -jnp.where(steepest, finest_g, finest_d)

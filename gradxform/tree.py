@@ -108,9 +108,23 @@ def copy(params: PyTree) -> PyTree:
     return jax.tree.map(lambda zero, p: zero + promote(p), zeros_like(params), params)
 
 
+def magnitudes(x: Array) -> Array:
+    """Absolute values, infinite for NaN.
+
+    On a CPU the largest of a batch of vectors may lose a NaN (XLA up to jax 0.12), but no infinity.
+
+    >>> magnitudes(jnp.asarray([-2.0, jnp.nan]))
+    Array([ 2., inf], dtype=float32)
+    """
+    return jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))
+
+
 def max_abs(tree: PyTree) -> Array:
-    """The largest absolute entry, ``‖tree‖_∞``; 0 for a tree without entries, NaN if one is NaN."""
-    entries = [jnp.max(jnp.abs(promote(x))) for x in jax.tree.leaves(tree) if jnp.size(x)]
+    """The largest absolute entry, ``‖tree‖_∞``; 0 for a tree without entries.
+
+    It is infinite if an entry is NaN.
+    """
+    entries = [jnp.max(magnitudes(promote(x))) for x in jax.tree.leaves(tree) if jnp.size(x)]
     return jnp.max(jnp.stack(entries)) if entries else jnp.zeros((), jnp.float32)
 
 

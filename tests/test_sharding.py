@@ -157,7 +157,9 @@ def test_one_vector_of_all_is_refused_where_it_would_be_whole(kind: AxisType) ->
             with pytest.raises(ValueError, match=r"params\[0\]\[0\] is sharded.*ravel=False"):
                 tx.init(params)
         whole = params_on(mesh, divided=False)
-        assert gx.lbfgs().init(whole).params.shape == (COUNT,)  # and one vector where they are
+        assert gx.lbfgs().init(whole).accepted.params.shape == (
+            COUNT,
+        )  # and one vector where they are
 
 
 # -- what is sent
@@ -232,7 +234,7 @@ def test_preconditioners_and_minimize_in_explicit_mode() -> None:
                 assert d.sharding.is_equivalent_to(p.sharding, p.ndim)
         solution = gx.minimize(objective, params, max_steps=5)
     assert solution.value < value
-    kept = solution.loop.state.params[0][0]
+    kept = solution.loop.state.accepted.params[0][0]
     assert kept.sharding.is_equivalent_to(params[0][0].sharding, kept.ndim)
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradxform import tree
+from gradxform import kernels, tree
 
 
 def test_map_computes_in_float32_and_keeps_the_first_dtype() -> None:
@@ -17,7 +17,7 @@ def test_map_computes_in_float32_and_keeps_the_first_dtype() -> None:
 def test_max_abs() -> None:
     assert tree.max_abs({"a": jnp.asarray([-3.0, 2.0]), "b": jnp.zeros((0,))}) == 3.0
     assert tree.max_abs({}) == 0.0
-    assert jnp.isnan(tree.max_abs([jnp.asarray([1.0]), jnp.asarray(jnp.nan)]))
+    assert jnp.isinf(tree.max_abs([jnp.asarray([1.0]), jnp.asarray(jnp.nan)]))
 
 
 def test_sqrt_and_divide_at_zero() -> None:
@@ -50,3 +50,16 @@ def test_next_square(step: float) -> None:
     found = tree.next_square(r, jnp.float32(step), change, new)
     exact = sum(np.sum(np.square(np.asarray(x, np.float64))) for x in jax.tree.leaves(new))
     np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(81,), (9, 9), (2, 3), (4096,)])
+@pytest.mark.parametrize("lanes", [1, 8, 64, 200])
+def test_the_largest_entry_of_a_batch_loses_no_nan(shape: tuple[int, ...], lanes: int) -> None:
+    """As the largest number of a batch does on a CPU."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(lanes, *shape)).astype(np.float32)
+    bad = rng.random(lanes) < 0.5
+    bad[0] = True
+    x.reshape(lanes, -1)[bad, 1] = np.nan
+    for f in (tree.max_abs, lambda x: kernels.max_abs(x, x)[1], lambda x: tree.max_abs({"a": x})):
+        assert (np.isfinite(jax.jit(jax.vmap(f))(x)) == ~bad).all()

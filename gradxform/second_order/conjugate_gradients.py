@@ -44,7 +44,7 @@ from gradxform.kernels import vdots
 from gradxform.sharding import is_explicit, varying_like
 
 _MOST_ITERATIONS = 1000
-_ENDED, _CARRIED, _NEGATIVE = -1, -2, -3  # the marks behind those of the products
+_ENDED, _CARRIED, _LOW = -1, -2, -3  # the marks behind those of the products
 _Marked: TypeAlias = tuple[tree.PyTree, jax.Array]
 _Leaves: TypeAlias = list[jax.Array]
 
@@ -101,7 +101,7 @@ class CgSolution(NamedTuple):
 
     x: tree.PyTree
     products: jax.Array  #: products made with A
-    negative: jax.Array  #: whether CG ended at a direction of negative curvature
+    low: jax.Array  #: whether CG ended at a direction of less than the least curvature
     first_step: jax.Array  #: length of the first step if the curvature there were ‖Ap‖/‖p‖
     usable: jax.Array  #: whether the first product was finite and not 0
 
@@ -196,7 +196,7 @@ def counted_cg(
     tol: jax.Array,
     maxiter: Scalar,
     inverse: Product | None = None,
-    stop: bool = False,
+    least: Scalar | None = None,
 ) -> CgSolution:
     """The solution x of Ax = b by ``jax.scipy.sparse.linalg.cg`` from 0.
 
@@ -209,8 +209,9 @@ def counted_cg(
       tol: at least 1 where nothing is to be done.
       maxiter: at least 1; never more than twice the entries of b, nor 1000.
       inverse: the preconditioner M, near A⁻¹ in any unit, positive definite; ``None`` for none.
-      stop: whether CG also ends before a direction of negative curvature, as Nocedal & Wright's
-        Algorithm 7.1. Otherwise it takes the absolute curvature there, and goes on.
+      least: CG also ends before a direction v with vᵀAv < ``least`` vᵀv, as Nocedal & Wright's
+        Algorithm 7.1 does before negative curvature. ``None`` to take the absolute curvature there
+        and go on.
     """
     dtype = jnp.result_type(*jax.tree.leaves(b))  # CG wants one for all leaves
     most = _most(b)
@@ -219,9 +220,10 @@ def counted_cg(
 
     wanted = tol < 1
     begin = _start(product, b, inverse, wanted)
-    bend, flat = _curvature(begin.p, begin.ap)
-    negative = bend < 0
-    alone = flat | (negative & stop)  # the first direction is the last
+    stop = least is not None
+    floor = scalar(least if stop else 0) / begin.kappa
+    _, flat, low = _curvature(begin.p, begin.ap, floor)
+    alone = flat | (low & stop)  # the first direction is the last
     limit = jnp.where(wanted & begin.usable & ~alone, jnp.minimum(scalar(maxiter), most), 0)
     limit = limit.astype(jnp.int32)
 
@@ -233,7 +235,7 @@ def counted_cg(
 
     vector = jax.tree.map(lambda x: x.astype(dtype), begin.b)
     x, marks = _jax_cg(
-        _operator(product, begin, b, limit, stop),
+        _operator(product, begin, b, limit, floor, stop),
         (vector, varying_like(jnp.zeros(most + 3, dtype), b)),
         None if inverse is None else scaled_inverse,
         tol,
@@ -249,7 +251,7 @@ def counted_cg(
     return CgSolution(
         x=tree.scale(begin.size / begin.kappa, x),
         products=jnp.where(limit > 0, products, wanted.astype(jnp.int32)),
-        negative=jnp.where(alone, negative & stop, marks[_NEGATIVE] != 0),
+        low=jnp.where(alone, low & stop, marks[_LOW] != 0),
         first_step=tree.divide(begin.size / begin.kappa, length),
         usable=begin.usable,
     )
@@ -276,18 +278,29 @@ def _start(product: Product, b: tree.PyTree, inverse: Product | None, wanted: ja
     return _Start(one, p, ap, size, kappa, unit, usable)
 
 
-def _curvature(v: tree.PyTree, av: tree.PyTree) -> tuple[jax.Array, jax.Array]:
-    """vᵀAv, and whether it is 0 to rounding or not finite, for an A of size 1."""
-    bend = tree.vdot(v, av)
+def _curvature(
+    v: tree.PyTree, av: tree.PyTree, floor: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """vᵀAv, whether it is 0 to rounding or not finite, and whether it is below ``floor`` vᵀv.
+
+    A is of size 1.
+    """
+    bend, length = tree.vdot(v, av), tree.vdot(v, v)
     sizes = (jax.tree.map(jnp.abs, x) for x in (v, av))
     eps = jnp.finfo(bend.dtype).eps
     # Rounding in v shows a curvature of eps² where A has none.
-    rounding = jnp.maximum(eps * tree.vdot(*sizes), eps**1.5 * tree.vdot(v, v))
-    return bend, ~((jnp.abs(bend) > rounding) & jnp.isfinite(bend))
+    rounding = jnp.maximum(eps * tree.vdot(*sizes), eps**1.5 * length)
+    flat = ~((jnp.abs(bend) > rounding) & jnp.isfinite(bend))
+    return bend, flat, bend < floor.astype(bend.dtype) * length - rounding
 
 
 def _operator(
-    product: Product, begin: _Start, like: tree.PyTree, limit: jax.Array, stop: bool
+    product: Product,
+    begin: _Start,
+    like: tree.PyTree,
+    limit: jax.Array,
+    floor: jax.Array,
+    stop: bool,
 ) -> Callable[[_Marked], _Marked]:
     """v ↦ Av/κ with its curvature turned to +, and with the marks."""
 
@@ -305,9 +318,9 @@ def _operator(
             lambda: tree.scale((first & ~idle).astype(length.dtype), begin.ap),
             lambda: tree.scale(1 / begin.kappa, product(tree.cast_like(v, like))),
         )
-        bend, flat = _curvature(v, av)
-        negative = (bend < 0) & stop
-        ending = ~idle & (flat | negative)
+        bend, flat, low = _curvature(v, av, floor)
+        low &= stop
+        ending = ~idle & (flat | low)
         short = ending | (idle & (length > 0))
 
         # The step is γ / vᵀAv. Where the curvature is negative, Av turns its sign and so does the
@@ -320,7 +333,7 @@ def _operator(
         place = jnp.arange(-len(marks), 0, dtype=jnp.int32)
         sent = (place + len(marks) == made) & ~idle
         sent |= (place == _ENDED) & ending
-        sent |= (place == _NEGATIVE) & ending & negative
+        sent |= (place == _LOW) & ending & low
         sent |= (place == _CARRIED) & ended & ~carried
         weight = tau * jnp.where(short, huge, tree.divide(jnp.abs(bend), length))
         mark = jnp.where(sent, weight, 0).astype(marks.dtype)

@@ -44,6 +44,7 @@ class NewtonCgInfo(NamedTuple):
     """What the updates did; the counters run over all updates."""
 
     curvature_products: jax.Array  #: products with the Hessian
+    evaluations: jax.Array  #: of ``value_fn``, where a long step was doubtful
     fallbacks: jax.Array  #: updates that took the gradient, as CG gave no direction of descent
     skipped: jax.Array  #: updates whose gradient was not finite, which moved nothing
     tol: jax.Array  #: η of the last update, the relative residual that CG went down to
@@ -114,6 +115,7 @@ class _Found(NamedTuple):
     tol: jax.Array
     products: jax.Array
     descends: jax.Array  # whether −d leads downhill
+    longest: jax.Array  # the bound of ‖d‖ where the model is not to be believed
 
 
 def _direction(
@@ -136,7 +138,7 @@ def _direction(
         def number() -> jax.Array:
             return jnp.array(scalar(0), copy=True)
 
-        info = NewtonCgInfo(count(), count(), count(), number())
+        info = NewtonCgInfo(count(), count(), count(), count(), number())
         return ScaleByNewtonCgState(count(), number(), number(), tree.zeros_like(params), info)
 
     def solve(
@@ -167,17 +169,18 @@ def _direction(
             tol=jnp.where(left > 0, eta * tree.divide(grad_norm, left), 1),
             maxiter=maxiter,
             inverse=preconditioner and inverse,
-            stop=bound is not None,
+            least=None if bound is None else damping,
         )
         step = solution.x
+        longest = scalar(1 if bound is None else bound) * solution.first_step
         if bound is not None:
-            within = tree.divide(scalar(bound) * solution.first_step, norm(step))
-            step = tree.scale(jnp.where(solution.negative, jnp.minimum(within, 1), 1), step)
+            within = jnp.minimum(tree.divide(longest, norm(step)), 1)
+            step = tree.scale(jnp.where(solution.low, within, 1), step)
         d = jax.tree.map(jnp.add, start, step)
         products = solution.products + warm.astype(jnp.int32) + made
         slope = tree.vdot(d, g)
         descends = (slope > 0) & jnp.isfinite(slope) & jnp.isfinite(tree.max_abs(d))
-        return d, _Found(grad_norm, eta, products, descends)
+        return d, _Found(grad_norm, eta, products, descends, longest)
 
     def update(
         grads: tree.PyTree,
@@ -203,10 +206,15 @@ def _direction(
             lambda v: tree.map(lambda v, hv: hv + alpha * v, v, undamped(v)), g
         )
         d, found = solve(*jax.lax.stop_gradient((consts, g, state)), product)
+        evaluations = jnp.array(0, jnp.int32)
+        if bound is not None:
+            part, evaluations = _believed(value_fn, *jax.lax.stop_gradient((params, d)), found)
+            d = tree.scale(part, d)
         d = as_solution(product, consts, g, jax.lax.stop_gradient(d))
         d = tree.select(found.descends, d, g)
         info = NewtonCgInfo(
             tree.add_count(state.info.curvature_products, found.products),
+            tree.add_count(state.info.evaluations, evaluations),
             tree.add_count(
                 state.info.fallbacks, (~found.descends & (found.grad_norm > 0)).astype(jnp.int32)
             ),
@@ -223,6 +231,26 @@ def _direction(
         return tree.cast_like(d, grads), new_state
 
     return protocol.transformation(init, update)
+
+
+def _believed(
+    value_fn: Callable[..., Any], params: tree.PyTree, d: tree.PyTree, found: _Found
+) -> tuple[jax.Array, jax.Array]:
+    """The part of a long step that is taken, and the evaluations made to know.
+
+    A long step whose end is higher than its beginning is shortened to the bound.
+    """
+    length = norm(d)
+    is_long = found.descends & (length > found.longest) & jnp.isfinite(length)
+
+    def part() -> jax.Array:
+        end = tree.map(lambda x, d: x - d, params, d)
+        rises = ~(scalar(value_fn(end)) <= scalar(value_fn(params)))
+        shorter = jnp.where(rises, tree.divide(found.longest, length), 1)
+        return varying_like(shorter, length)
+
+    one = varying_like(scalar(1), length)
+    return jax.lax.cond(is_long, part, lambda: one), 2 * is_long.astype(jnp.int32)
 
 
 @checked
@@ -259,16 +287,17 @@ def newton_cg(
     CG writes :math:`d = \sum_j \beta_j p_j` with :math:`\beta_j = \|r_j\|^2 / p_j^T (H + \alpha I)
     p_j`. Along a direction :math:`p_j` of negative curvature that leads uphill, and along one of
     little curvature it leads far beyond where the quadratic model holds: on a small tanh net such a
-    step can multiply the loss by a million. So CG ends before the first direction of negative
-    curvature, and d is then at most K times as long as the gradient step that the size of the
-    curvature suggests,
+    step can multiply the loss by a million. So CG ends before the first direction along which H
+    itself has negative curvature, and d is then at most K times as long as the gradient step that
+    the size of the curvature suggests,
 
     .. math::
         \|d\| \le K \frac{\|g\|^2}{\|(H + \alpha I)\, g\|}
 
-    with K the ``bound``. Where CG meets no negative curvature d is not bounded: one step solves a
-    quadratic. With ``bound=None``, the slide's form, CG goes on with :math:`|\beta_j|`, so that −d
-    descends and leaves saddles, however far.
+    with K the ``bound``. Where CG meets no negative curvature, a longer d is taken if the objective
+    is not higher at its end, which takes two evaluations; otherwise the bound holds. So one step
+    solves a quadratic. With ``bound=None``, the slide's form, CG goes on with :math:`|\beta_j|`, so
+    that −d descends and leaves saddles, however far.
 
     CG also ends before a direction without curvature, and where products are not finite. If nothing
     is left then, or if a warm start has led to an ascent, d = g. If g is not finite, the step is

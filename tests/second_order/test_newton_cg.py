@@ -186,6 +186,37 @@ def test_where_the_curvature_is_negative_the_direction_is_bounded() -> None:
     np.testing.assert_allclose(d, [1.0, 1e4], rtol=1e-3)
 
 
+def test_damping_does_not_hide_negative_curvature() -> None:
+    """What is left of it is little curvature, and leads as far."""
+    matrix = np.diag([1.0, 1e-4, -1e-3]).astype(np.float32)
+    g = np.ones(3, np.float32)
+    for damping in (1.1e-3, 1e-2):
+        d, _ = direction_on(matrix, g, tol=1e-4, bound=2.0, damping=damping)
+        longest = 2 * (g @ g) / np.linalg.norm(matrix @ g + damping * g)
+        assert np.linalg.norm(d) <= 1.0001 * longest
+    d, _ = direction_on(abs(matrix), g, tol=1e-4, bound=2.0, damping=1e-2)
+    np.testing.assert_allclose(d, 1 / (np.diag(abs(matrix)) + 1e-2), rtol=1e-3)
+
+
+def test_a_long_step_that_rises_is_shortened() -> None:
+    """Little curvature at a point where the quartic has little, next to a steep wall."""
+
+    def valley(x: jax.Array) -> jax.Array:
+        return x[0] ** 2 + 1e-6 * x[1] ** 2 + jnp.exp(x[1] - 30)
+
+    x, curvatures = jnp.asarray([1.0, 5.0]), jnp.asarray([2.0, 2e-6])
+    tilted = lambda x: valley(x) - 1e-4 * x[1]
+    for bound, evaluations in ((10.0, 2), (None, 0)):
+        tx = gx.newton_cg(tol=1e-6, bound=bound)
+        grads = jax.grad(tilted)(x)
+        updates, state = tx.update(grads, tx.init(x), x, value_fn=tilted)
+        assert gx.info.total(state, "evaluations") == evaluations
+        rises = tilted(x + updates) > tilted(x)
+        assert bool(rises) == (bound is None)
+        longest = 10 * float(grads @ grads) / np.linalg.norm(curvatures * grads)
+        assert (np.linalg.norm(updates) > longest) == (bound is None)
+
+
 @pytest.mark.parametrize("damping", [0.0, 1e-2])
 def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred(damping: float) -> None:
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -212,7 +243,7 @@ def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred(damping: floa
 
         return jax.lax.scan(step, (params, tx.init(params)), length=12)[1]
 
-    values = losses(jax.random.split(jax.random.key(0), 4))
+    values = losses(jax.random.split(jax.random.key(0), 20))
     assert (values[:, 1:] < 100 * values[:, :-1]).all()
     assert (values[:, -1] < 0.5 * values[:, 0]).all()
 

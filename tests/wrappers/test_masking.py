@@ -133,7 +133,7 @@ def test_state_functions_work_through_masks() -> None:
     doubled = optax.tree.map_params(tx, lambda x: x + 1, state)
     assert jax.tree.structure(doubled) == jax.tree.structure(state)
     trained = doubled.inner_states["train"].inner_state
-    close(trained.params["on"], jax.tree.map(lambda x: x + 1, START["on"]))
+    close(trained.accepted.params["on"], jax.tree.map(lambda x: x + 1, START["on"]))
     restored = flax.serialization.from_bytes(state, flax.serialization.to_bytes(state))
     chex.assert_trees_all_equal(restored, state)
     abstract = jax.eval_shape(tx.init, START)
