@@ -51,6 +51,9 @@ def minimize(
     and the run has converged when the parameters no longer move. Methods that search by values
     (line searches, trust regions) are not looked at: put penalties into ``fn`` for them.
 
+    A method that evaluates nothing itself makes one more update than ``steps`` says, which waits in
+    ``loop`` for ``resume``: leaving it out would take a branch in every turn.
+
     Leaves that the method never moves (``optax.set_to_zero`` in a partition) do not count towards
     the gradient's size. While a method waits, as ``accumulate`` does or a learning rate of 0, the
     run goes on.
