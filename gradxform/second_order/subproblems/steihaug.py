@@ -17,6 +17,7 @@ from gradxform import tree
 from gradxform.curvature import Product
 from gradxform.derivatives import forward_only
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.kernels import vector
 from gradxform.second_order import conjugate_gradients as cg
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
 from gradxform.sharding import varying_like
@@ -75,9 +76,9 @@ class _Search(NamedTuple):
     """How far the loop is; gradient, residual and curvature are over the size of g."""
 
     at: cg.Iterate
-    radius: jax.Array  # 0 until it is found
-    square: jax.Array  # of the length of x over the radius
-    predicted: jax.Array
+    # the radius, 0 until it is found; ‖x‖² over its square; the predicted reduction: one vector,
+    # as every scalar that goes round takes a kernel
+    numbers: jax.Array
     iterations: jax.Array
     ending: jax.Array
 
@@ -102,14 +103,15 @@ def steihaug_step(
 
     def body(search: _Search) -> _Search:
         at = search.at
+        radius, _, predicted = search.numbers
         hd = tree.scale(unit, product(at.d))
-        per_radius = tree.reciprocal(search.radius)
+        per_radius = tree.reciprocal(radius)
         z, d = (tree.scale(per_radius, x) for x in (at.x, at.d))
         pairs = [(at.d, hd), (z, z), (z, d), (d, d)]
         (curvature, zz, zd, dd), rr = cg.products_at(at, pairs, None)
         finite, positive = jnp.isfinite(curvature), curvature > 0
         alpha = rr / jnp.where(finite & (curvature != 0), jnp.abs(curvature), 1)
-        is_found = search.radius > 0
+        is_found = radius > 0
         found = jnp.where(finite & (curvature != 0), alpha * tree.sqrt(rr), 0)
         found = jnp.minimum(usable_radius(found, limits.rough), limits.radius)
         first = found, tree.sqrt(rr)
@@ -117,13 +119,12 @@ def steihaug_step(
         leave = ~is_found | ~(finite & positive) | (alpha >= to_boundary)
         t = jnp.where(leave, to_boundary, alpha)
         bend = jnp.where(finite, curvature, 0)
+        # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
+        predicted = predicted + t * (rr - 0.5 * t * bend)
         square = jnp.where(leave, 1, zz + t * (2 * zd + t * dd))
         return _Search(
             at=cg.step(at, hd, t, rr),
-            radius=jnp.where(is_found, search.radius, found),
-            square=square,
-            # each step lowers the model by t‖r‖² − ½ t² dᵀHd, as rᵀd = −‖r‖²
-            predicted=search.predicted + t * (rr - 0.5 * t * bend),
+            numbers=vector([jnp.where(is_found, radius, found), square, predicted]),
             iterations=search.iterations + 1,
             ending=jnp.where(
                 finite,
@@ -138,16 +139,18 @@ def steihaug_step(
         return (search.ending == _WITHIN) & above & (scalar(i) < limits.iterations)
 
     none, zero = jnp.array(0, jnp.int32), jnp.zeros_like(start.rz)
-    begin = varying_like(_Search(start, scalar(radius), zero, zero, none, none), r)
+    numbers = vector([radius.astype(zero.dtype), zero, zero])
+    begin = varying_like(_Search(start, numbers, none, none), r)
     found = forward_only(
         'trust_region(solver="steihaug")', jax.lax.while_loop(unfinished, body, begin)
     )
-    radius = jnp.where(found.radius > 0, found.radius, limits.rough)
+    radius, square, predicted = found.numbers
+    radius = jnp.where(radius > 0, radius, limits.rough)
     return Step(
         p=found.at.x,
-        length=radius * tree.sqrt(found.square),
+        length=radius * tree.sqrt(square),
         radius=radius,
-        predicted=size * found.predicted,
+        predicted=size * predicted,
         negative=found.ending == _NEGATIVE,
         products=found.iterations,
         finite=found.ending != _NOT_FINITE,
