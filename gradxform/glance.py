@@ -7,80 +7,97 @@ functions, JAX arrays and containers of these, comparing identities tells.
 
 import types
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 from jax.core import Tracer
 
 from gradxform.configuration import ATOMS, NotRecognisable, is_known_constant, read_by
+from gradxform.content import content
 
-_Same = Callable[[Any], bool]
 _JITTED = type(jax.jit(len))
+_CONTAINERS = (tuple, dict, list)
+# their functions never give another value to a variable of their closure
+_SETTLED = ("gradxform", "optax")
 
 
-def glance(values: Sequence[Any]) -> _Same | None:
+def glance(values: Sequence[Any]) -> Callable[[Sequence[Any]], bool] | None:
     """A test of whether other values read the very same objects; None where identity cannot tell.
 
     The test keeps none of them alive, numbers and constants of libraries apart. Where it says no,
     they may still be alike.
     """
-    functions: dict[int, tuple[weakref.ref[Any], _Same]] = {}
+    held: list[Any] = []  # as long as these are there, no other object has their identity
+    all_there, functions, known = [True], list[Any](), set[int]()
+
+    def lost(_: weakref.ref[Any]) -> None:
+        all_there[0] = False
+
+    def hold(value: Any) -> None:
+        if type(value) in ATOMS or type(value) is float or is_known_constant(value):
+            held.append(value)
+        elif isinstance(value, _CONTAINERS):
+            for part in _parts(value):
+                hold(part)
+        elif isinstance(value, types.FunctionType | _JITTED):
+            if id(value) not in known:
+                known.add(id(value))
+                functions.append(value)
+                held.append(weakref.ref(value, lost))
+        elif isinstance(value, types.CodeType | jax.Array) and not isinstance(value, Tracer):
+            held.append(weakref.ref(value, lost))
+        else:
+            raise NotRecognisable
+
+    readers: list[tuple[weakref.ref[Any], list[int]]] = []
     try:
-        same = _same(tuple(values), functions)
+        hold(tuple(values))
+        for function in functions:  # which grows on the way
+            read = _read(function)
+            hold(read)
+            if not _is_settled(function):
+                readers.append((weakref.ref(function), _identities(read)))
     except NotRecognisable:
         return None
-    inner = tuple(functions.values())
+    expected = _identities(values)
 
-    def unchanged(now: Any) -> bool:
-        # reached from what is the same, they are alive
-        return same(now) and all(reads(read_by(cast(Any, function()))) for function, reads in inner)
+    def unchanged(now: Sequence[Any]) -> bool:
+        if not (held and all_there[0]) or _identities(now) != expected:
+            return False
+        return all(_identities(_read(function())) == read for function, read in readers)
 
     return unchanged
 
 
-def _same(value: Any, functions: dict[int, tuple[weakref.ref[Any], _Same]]) -> _Same:
-    kind = type(value)
-    if kind in ATOMS or kind is float or is_known_constant(value):
-        return lambda now: now is value
-    if issubclass(kind, tuple) or kind in (dict, list):
-        parts = [_same(part, functions) for part in _content(value)]
-
-        def same_content(now: Any) -> bool:
-            if type(now) is not kind:
-                return False
-            content = _content(now)
-            return len(content) == len(parts) and all(
-                same(part) for same, part in zip(parts, content, strict=True)
-            )
-
-        return same_content
-    if kind is types.CodeType:
-        return _same_object(value)
-    if kind is types.FunctionType:
-        if id(value) not in functions:
-            reference = weakref.ref(value)
-            functions[id(value)] = (
-                reference,
-                lambda now: False,
-            )  # while its own reads are looked at
-            functions[id(value)] = (reference, _same(read_by(value), functions))
-        return _same_object(value)
-    if kind is _JITTED:
-        same_inside = _same(value.__wrapped__, functions)
-        same_jitted = _same_object(value)
-        return lambda now: same_jitted(now) and same_inside(now.__wrapped__)
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return _same_object(value)
-    raise NotRecognisable
+def _read(function: Any) -> tuple[Any, ...]:
+    if isinstance(function, types.FunctionType):
+        return read_by(function)
+    return (function.__wrapped__,)
 
 
-def _same_object(value: Any) -> _Same:
-    reference = weakref.ref(value)
-    return lambda now: reference() is now
+def _is_settled(function: Any) -> bool:
+    """Whether what a function reads can change neither by name nor by content."""
+    if not isinstance(function, types.FunctionType):
+        return True
+    module = str(function.__globals__.get("__name__"))
+    cells = map(content, function.__closure__ or ())
+    return module.startswith(_SETTLED) and not any(isinstance(x, dict | list) for x in cells)
 
 
-def _content(value: Any) -> tuple[Any, ...]:
+def _identities(values: Iterable[Any]) -> list[int]:
+    """Of the values, and in place of a container of its kind, its size and its content."""
+    found: list[int] = []
+    for value in values:
+        if isinstance(value, _CONTAINERS):
+            parts = _parts(value)
+            found += (id(type(value)), len(parts), *_identities(parts))
+        else:
+            found.append(id(value))
+    return found
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
     if isinstance(value, dict):
         return (*value.keys(), *value.values())
-    return tuple(tuple.__iter__(value) if isinstance(value, tuple) else value)
+    return tuple(value)

@@ -113,16 +113,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     Traceback (most recent call last):
     ValueError: method(rate=2): rate must be at least 0 and below 1
     """
-    signature = inspect.signature(function)
+    parameters = inspect.signature(function).parameters
+    positional = [name for name, p in parameters.items() if p.kind != p.KEYWORD_ONLY]
 
     @functools.wraps(function)
     def checking(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # Python's own message names the function and the argument
-            return function(*args, **kwargs)
-        for name, value in given.items():
-            check_argument(function.__name__, name, value, signature.parameters[name].annotation)
+        # an argument too many or unknown is left to Python, whose message names function and all
+        for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
+            if name in parameters:
+                check_argument(function.__name__, name, value, parameters[name].annotation)
         return function(*args, **kwargs)
 
     return checking

@@ -11,9 +11,13 @@ from gradxform import tree
 from gradxform.hyperparameters import shown
 from gradxform.tree import Array, PyTree
 
+_USUAL = {jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float16")}
+
 
 def check_floating(params: PyTree, place: str = "params") -> None:
     """Raises a TypeError that names the first leaf which is not a real floating-point array."""
+    if all(isinstance(p, jax.Array) and p.dtype in _USUAL for p in jax.tree.leaves(params)):
+        return
     for path, p in jax.tree_util.tree_leaves_with_path(params):
         try:
             dtype = jnp.result_type(p)

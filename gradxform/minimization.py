@@ -126,7 +126,7 @@ def minimize(
     )
 
     loop = None if resume is None else resume.loop
-    bound, limit = _number(tol, jnp.result_type(float)), _number(max_steps, jnp.int32)
+    bound, limit = _number(tol, jax.dtypes.canonicalize_dtype(float)), _number(max_steps, jnp.int32)
     if progress is None:
         return solve(loop, bound, limit)
     if any(isinstance(x, Tracer) for x in (*jax.tree.leaves(params), bound, limit)):
