@@ -210,6 +210,6 @@ def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
 
 
 def reciprocal(x: Array) -> Array:
-    """``1 / x`` for a size ``x``, and 1 where that is not finite: for 0 and NaN."""
-    usable = x > 2.0 ** -jnp.finfo(x.dtype).maxexp  # else 1 / x overflows
+    """``1 / x`` for a size ``x``, and 1 where that is of no use: for 0, NaN and infinity."""
+    usable = (x > 2.0 ** -jnp.finfo(x.dtype).maxexp) & (x < jnp.inf)  # else 1 / x overflows
     return 1 / jnp.where(usable, x, 1)

@@ -122,7 +122,7 @@ def test_no_solver_carries_half_precision(name: str) -> None:
 EVALUATED = {
     "coordinate_descent": {"bfloat16"},
     "newton": {"float32"},
-    "newton_cg": {"float32"},
+    "newton_cg": {"float32", "bfloat16"},
     "trust_region": {"float32"},
     "trust_region_steihaug": {"float32"},
     "hessian_free": {"float32", "bfloat16"},
