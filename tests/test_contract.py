@@ -182,14 +182,14 @@ def test_inject_hyperparams(method: Method) -> None:
 def test_inject_hyperparams_with_half_precision_parameters(method: Method) -> None:
     """Optax's own dtype for them is the parameters': b2 = 0.999 is then 1."""
     params = nested_params(jnp.bfloat16)
-    plain, _ = run(method.build(), params, 5)
-    for dtype in (jnp.float32, None):
+    for dtype in (jnp.float32, None) if LONG else (None,):
         inject = optax.inject_hyperparams(
             method.factory, tuple(method.options), hyperparam_dtype=dtype
         )
         injected, state = run(inject(**method.arguments), params, 5)
         assert objective(gx.eval_params(state, injected)) <= objective(params)  # and so not NaN
         if dtype is not None:
+            plain, _ = run(method.build(), params, 5)
             chex.assert_trees_all_close(injected, plain, rtol=2e-2, atol=2e-2)
 
 

@@ -156,7 +156,7 @@ def test_an_ascent_direction_is_replaced_by_the_gradient() -> None:
     assert int(state.info.resets) > 0
 
 
-@pytest.mark.parametrize("scale", [1e-16, 1e-8, 1e8, 1e16])
+@pytest.mark.parametrize("scale", [1e-16, 1e16])
 @pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
 def test_the_unit_of_the_objective_changes_nothing(build: Any, scale: float) -> None:
     start = jnp.asarray([-1.2, 1.0])
@@ -167,7 +167,7 @@ def test_the_unit_of_the_objective_changes_nothing(build: Any, scale: float) -> 
     assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
 
 
-@pytest.mark.parametrize("unit", [1e-16, 1e-8, 1e8, 1e16])
+@pytest.mark.parametrize("unit", [1e-16, 1e16])
 @pytest.mark.parametrize("build", [gx.bfgs, gx.lbfgs, gx.nonlinear_cg])
 def test_the_unit_of_the_parameters_changes_nothing(build: Any, unit: float) -> None:
     def solve(d: float) -> gx.Solution:

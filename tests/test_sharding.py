@@ -1,6 +1,7 @@
 """Parameters and data divided among eight virtual devices: the same numbers, nothing whole."""
 
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -275,6 +276,7 @@ def test_a_block_of_a_sweep_lowers_for_every_platform() -> None:
 # -- meshes of other forms
 
 
+LONG = bool(os.environ.get("GRADXFORM_LONG"))
 FORMS = {
     "one device": ((1,), "a", (AxisType.Explicit,)),
     "two axes": ((2, 4), "ab", (AxisType.Explicit, AxisType.Explicit)),
@@ -283,7 +285,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", ["newton", "newton_cg", "bfgs", "trust_region", "hessian_free"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS if LONG else ["of both kinds"])
 def test_no_mesh_need_be_set_and_its_axes_may_be_of_both_kinds(form: str, name: str) -> None:
     shape, axes, kinds = FORMS[form]
     devices = np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape)
