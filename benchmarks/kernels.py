@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(head, rows)
     print(text)
     if options.out:
-        (options.out / "kernels.md").write_text(f"{text}\n", encoding="utf-8")
+        title = "# Kernels of a turn of minimize, Rosenbrock's chain in ten variables, a CPU"
+        (options.out / "kernels.md").write_text(f"{title}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
