@@ -86,7 +86,7 @@ def _is_settled(function: Any) -> bool:
 
 
 def _identities(values: Iterable[Any]) -> list[int]:
-    """Of the values, and in place of a container of its kind, its size and its content."""
+    """The identity of each value; a container is replaced by its kind, its size and its content."""
     found: list[int] = []
     for value in values:
         if isinstance(value, _CONTAINERS):

@@ -42,8 +42,8 @@ def alternate(
       move: of both, to the next carry.
       goes_on: whether to go on, of the carry after either; it reads nothing else.
       carry: of arrays.
-      branch: leave out the last ``move``, by a branch in every turn. Without it the last one is
-        made for nothing, and is to keep ``goes_on`` as it is.
+      branch: leave out the ``move`` after the last ``look``, by a branch in every turn. Without
+        it that one is made too, and must not make the loop go on.
     """
     leaves, structure = jax.tree.flatten(carry)
     count, seen = len(leaves), []

@@ -24,7 +24,13 @@ from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.rows import identity_rows, outer, rows_dot
-from gradxform.second_order.pairs import QuasiNewtonInfo, counted, curvature_pair, no_pairs
+from gradxform.second_order.pairs import (
+    QuasiNewtonInfo,
+    counted,
+    curvature_pair,
+    flattened,
+    no_pairs,
+)
 from gradxform.section import Rules
 from gradxform.sharding import check_whole
 
@@ -71,8 +77,7 @@ def _bfgs_direction(
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
-        values = jax.tree.map(tree.promote, values)
-        return tree.ravel(values)[0] if ravel else values
+        return flattened(values, ravel)
 
     def init(params: tree.PyTree) -> ScaleByBfgsState:
         size = tree.count(params)

@@ -92,9 +92,10 @@ def hessian_free(
 
     from a part of the last solution, and stop after iteration i when the model is negative and has
     progressed by less than :math:`k \epsilon` of itself over the last
-    :math:`k = \max(10, 0.1\, i)` iterations. Of the iterates :math:`\lceil 1.3^j \rceil`, kept on
-    the way, the objective chooses: from the last one back as long as its value falls. Then the
-    step shortens, by 0.8, until :math:`f(\theta + \alpha p) \le f(\theta) + 0.01 \alpha g^T p`. The
+    :math:`k = \max(10, 0.1\, i)` iterations. CG keeps its iterates of number
+    :math:`\lceil 1.3^j \rceil`. From the last of them the method goes back to earlier ones as long
+    as the objective falls, and takes the best. Then the step shortens, by 0.8, until
+    :math:`f(\theta + \alpha p) \le f(\theta) + 0.01 \alpha g^T p`. The
     damping follows Levenberg and Marquardt:
 
     .. math::

@@ -22,7 +22,13 @@ from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
 from gradxform.kernels import is_small
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
-from gradxform.second_order.pairs import QuasiNewtonInfo, counted, curvature_pair, no_pairs
+from gradxform.second_order.pairs import (
+    QuasiNewtonInfo,
+    counted,
+    curvature_pair,
+    flattened,
+    no_pairs,
+)
 from gradxform.section import Rules
 from gradxform.sharding import check_whole, whole
 
@@ -78,8 +84,7 @@ def _lbfgs_direction(
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
-        values = jax.tree.map(tree.promote, values)
-        return tree.ravel(values)[0] if ravel else values
+        return flattened(values, ravel)
 
     def init(params: tree.PyTree) -> ScaleByLbfgsState:
         if ravel:

@@ -9,8 +9,8 @@ For the model q(p) = gᵀp + ½ pᵀBp, with B damped, from the start p, r = Bp 
         k = max(10, i / 10)
         stop if i > k, q(p) < 0 and q(p) − q(p before k iterations) > k ε q(p)
 
-Of the iterates kept, the objective chooses: from the last one back as long as its value falls. Then
-the step shortens until Armijo's rule holds.
+From the last iterate kept, the method goes back to earlier ones as long as the objective falls, and
+takes the best. Then the step shortens until Armijo's rule holds.
 """
 
 import math

@@ -18,6 +18,12 @@ class QuasiNewtonInfo(NamedTuple):
     skipped: jax.Array  #: pairs left out: not positive enough, or not finite
 
 
+def flattened(values: tree.PyTree, ravel: bool) -> tree.PyTree:
+    """``values`` in at least float32, with ``ravel`` as one vector."""
+    values = jax.tree.map(tree.promote, values)
+    return tree.ravel(values)[0] if ravel else values
+
+
 class Pair(NamedTuple):
     """s and y over a common factor that brings sᵀy near 1.
 

@@ -43,7 +43,10 @@ class EigenModel(NamedTuple):
 def exact(
     *, initial_radius: Scalar | None, scaling: Scaling, columns: int, max_size: int
 ) -> Subproblem:
-    """Of at most ``max_size`` parameters; the arguments are those of ``trust_region``."""
+    """Moré and Sorensen's step, for at most ``max_size`` parameters.
+
+    The arguments are those of ``trust_region``.
+    """
 
     def init(params: tree.PyTree) -> EigenModel:
         _check_size(params, max_size)

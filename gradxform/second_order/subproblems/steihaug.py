@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 def steihaug(
     *, initial_radius: Scalar | None, max_radius: Scalar | None, tol: Scalar, maxiter: Scalar
 ) -> Subproblem:
-    """Of any number of parameters; the arguments are those of ``trust_region``."""
+    """Steihaug's step, for any number of parameters; arguments are those of ``trust_region``."""
 
     def init(params: tree.PyTree) -> Sizes:
         return Sizes(*(jnp.array(scalar(0), copy=True) for _ in range(2)))
