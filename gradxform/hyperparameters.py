@@ -133,12 +133,13 @@ def check_argument(function: str, name: str, value: object, annotation: Any) -> 
     An annotation that this module does not know admits everything.
     """
     rules = _rules(annotation)
-    for member, fits, _ in rules:
-        if fits(value):
-            _check_interval(function, name, value, member)
+    for rule in rules:
+        if rule.fits(value):
+            if rule.interval is not None:
+                _check_interval(function, name, value, rule.interval)
             return
     refuse = _refuse_choice if get_origin(annotation) is Literal else _refuse
-    refuse(function, name, value, [word for _, _, words in rules for word in words])
+    refuse(function, name, value, [word for rule in rules for word in rule.words])
 
 
 def shown(value: object) -> str:
@@ -147,10 +148,17 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+class _Rule(NamedTuple):
+    """What one member of an annotation admits."""
+
+    fits: Callable[[Any], bool]
+    words: tuple[str, ...]  #: what fits, in words
+    interval: Interval | None  #: of a number
+
+
 @functools.cache
-def _rules(annotation: Any) -> list[tuple[Any, Callable[[Any], bool], tuple[str, ...]]]:
-    """What the annotation admits: each member, whether a value fits it, and that in words."""
-    return [(member, *_rule(member)) for member in _members(annotation)]
+def _rules(annotation: Any) -> list[_Rule]:
+    return [_Rule(*_rule(member), _interval(member)) for member in _members(annotation)]
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -190,6 +198,11 @@ def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
     return lambda value: True, ()
 
 
+def _interval(member: Any) -> Interval | None:
+    notes = get_args(member)[1:] if get_origin(member) is Annotated else ()
+    return next((note for note in notes if isinstance(note, Interval)), None)
+
+
 def _is_number(value: object) -> bool:
     is_number = isinstance(value, int | float | np.integer | np.floating)
     return is_number and not isinstance(value, bool)
@@ -216,14 +229,11 @@ def _is_method(value: Any) -> bool:
     return is_pair and not isinstance(value, type)
 
 
-def _check_interval(function: str, name: str, value: Any, member: Any) -> None:
+def _check_interval(function: str, name: str, value: Any, interval: Interval) -> None:
     """Raises a ValueError where a number, whose value is known, lies outside its interval."""
     if not (_is_number(value) or isinstance(value, np.ndarray)):
         return
-    intervals = [note for note in get_args(member)[1:] if isinstance(note, Interval)]
-    if not intervals:
-        return
-    low, high = intervals[0]
+    low, high = interval
     try:
         inside = low <= float(value) < high
     except OverflowError:  # an integer beyond every float

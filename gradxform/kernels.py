@@ -47,7 +47,10 @@ def vector(scalars: Sequence[jax.Array]) -> jax.Array:
     XLA makes one kernel of the chain and of the arithmetic that leads to it. It looks through a
     concatenation, and makes a kernel of each scalar again.
     """
-    place = jax.lax.iota(jnp.int32, len(scalars))
+    # XLA cannot tell that this is 0. Places that depend on nothing in a loop it would compare
+    # before the loop, in a kernel for each
+    zero = ((scalars[0] < 0) & (scalars[0] > 0)).astype(jnp.int32)
+    place = zero + jax.lax.iota(jnp.int32, len(scalars))
     chosen = jnp.zeros(len(scalars), scalars[0].dtype)
     for i, x in enumerate(scalars):
         chosen = jnp.where(place == i, x, chosen)
@@ -56,7 +59,7 @@ def vector(scalars: Sequence[jax.Array]) -> jax.Array:
 
 def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
     """:func:`gradxform.tree.vdot` of several pairs of trees of the same shapes, in one pass."""
-    if not is_small(pairs):
+    if not _is_small(pairs):
         return [tree.vdot(a, b) for a, b in pairs]
     products = [jax.tree.map(_product, a, b) for a, b in pairs]
     sums = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in _stacked(products)]
@@ -69,7 +72,7 @@ def maxima(*trees: tree.PyTree) -> list[jax.Array]:
 
     A NaN may be lost; see :func:`gradxform.tree.magnitudes`.
     """
-    if not is_small(trees):
+    if not _is_small(trees):
         return [_maximum(x) for x in trees]
     largest = [jnp.max(x, axis=tuple(range(1, x.ndim))) for x in _stacked(trees)]
     total = functools.reduce(jnp.maximum, largest)
@@ -97,7 +100,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     return tree.promote(x) * tree.promote(y)
 
 
-def is_small(trees: tree.PyTree) -> bool:
+def _is_small(trees: tree.PyTree) -> bool:
     """Whether every leaf is small enough to be copied to save a kernel."""
     leaves = jax.tree.leaves(trees)
     whole = not any(is_explicit(x) for x in leaves)

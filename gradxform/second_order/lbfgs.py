@@ -19,7 +19,6 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
-from gradxform.kernels import is_small
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.second_order.pairs import (
@@ -138,20 +137,20 @@ def _lbfgs_direction(
             )
 
         s, y = put(state.s, pair.s), put(state.y, pair.y)
-        s_y, s_g = _products(s, pair.y, g)
+        s_y, s_g = _products(s, pair.y), _products(s, g)
         d = jnp.where(slot, pair.sy, state.sy)
         # the inverse of a triangle without its oldest row and column is the triangle's inverse
         # without them; a new last column r, sᵀy of R gives it the column -ρ R⁻¹ r, ρ
         r = jnp.where(slot, 0, s_y)
-        column = pair.rho * jnp.where(slot, 1, -_times(state.r_inverse, r))
+        column = pair.rho * jnp.where(slot, 1, -(state.r_inverse @ r))
         rest = jnp.where(slot[:, None], 0, state.r_inverse)
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
         # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; an empty slot has zeros throughout
-        u = _times(r_inverse, s_g)
+        u = r_inverse @ s_g
         q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
-        w = _times(r_inverse.T, d * u - gamma * _products(y, q)[0])
+        w = r_inverse.T @ (d * u - gamma * _products(y, q))
         direction = tree.map(lambda q, s: gamma * q + jnp.tensordot(w, s, 1), q, s)
         direction = tree.unflatten(direction, grads)
         new_state = ScaleByLbfgsState(
@@ -171,26 +170,12 @@ def _lbfgs_direction(
     return transformation(init, update)
 
 
-def _products(slots: tree.PyTree, *vectors: tree.PyTree) -> list[jax.Array]:
-    """The inner products of each vector with every slot."""
-    together = len(vectors) > 1 and isinstance(slots, jax.Array) and is_small(vectors)
-    if together:  # in one pass over the slots
-        columns = jnp.stack(vectors, axis=-1)
-        both = jnp.tensordot(slots, columns, columns.ndim - 1)
-        return [both[:, i] for i in range(len(vectors))]
-
-    def products(vector: tree.PyTree) -> jax.Array:
-        leaves = jax.tree.map(
-            lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=whole(x)), slots, vector
-        )
-        return jnp.asarray(sum(jax.tree.leaves(leaves), start=0.0))
-
-    return [products(vector) for vector in vectors]
-
-
-def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """The small matrix times the vector, which XLA computes together with what makes the vector."""
-    return jnp.sum(matrix * vector[None, :], axis=1)
+def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
+    """The inner products of ``vector`` with every slot."""
+    leaves = jax.tree.map(
+        lambda a, x: jnp.tensordot(a, x, x.ndim, out_sharding=whole(x)), slots, vector
+    )
+    return jnp.asarray(sum(jax.tree.leaves(leaves), start=0.0))
 
 
 def _following(slot: jax.Array, m: int) -> jax.Array:
