@@ -29,3 +29,10 @@ assert_type(gx.Status(int(solution.status)), gx.Status)
 assert_type(gx.__version__, str)
 
 schedule: Callable[..., Any] = gx.linear_decay(0.1, 0.01, 100)
+
+
+def mistakes() -> None:
+    """Each line is an error for a type checker: it reports a comment that is not needed."""
+    gx.adamm(0.1)  # type: ignore[attr-defined]
+    gx.adam(learning_rat=0.1)  # type: ignore[call-arg]
+    gx.sgd("fast")  # type: ignore[arg-type]
