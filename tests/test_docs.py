@@ -19,7 +19,7 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 def program_of(page: Path) -> str:
     """All Python blocks of a page, each in the lines where the page has it."""
     lines, inside = [], False
-    for line in page.read_text().split("\n"):
+    for line in page.read_text(encoding="utf-8").split("\n"):
         fence = line.startswith("```")
         inside = line == "```python" or (inside and not fence)
         lines.append(line if inside and not fence else "")
@@ -63,7 +63,7 @@ def test_a_program_runs_and_prints_what_it_says(
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_links_lead_to_files_and_names_exist(page: Path) -> None:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text):
         assert (page.parent / link).exists(), link
     for name in re.findall(r"\bgx\.(\w+)|`gradxform\.(\w+)`", text):
