@@ -14,7 +14,7 @@ import pytest
 import gradxform as gx
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)
 
 
 def program_of(page: Path) -> str:
@@ -59,7 +59,7 @@ def test_a_program_runs_and_prints_what_it_says(
     finally:
         jax.config.update("jax_enable_x64", x64)
     for number, line in enumerate(program.split("\n"), start=1):
-        if expected := re.fullmatch(r" *print\(.*\)  # (.+)", line):
+        if expected := re.fullmatch(r" *print\(.*\)  # prints (.+)", line):
             assert printed[number] == expected[1], f"{name}:{number}"
 
 
