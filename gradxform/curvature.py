@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 import jax
 
 from gradxform import tree
+from gradxform.hyperparameters import checked
 from gradxform.objective import Composed, ValueFn
 from gradxform.sharding import sharded_like, varying_like
 
@@ -17,6 +18,7 @@ Curvature: TypeAlias = Annotated[
 ]
 
 
+@checked
 def hessian() -> Curvature:
     r"""The Hessian, :math:`v \mapsto \nabla^2 J(\theta)\, v`.
 
@@ -46,6 +48,7 @@ def hessian() -> Curvature:
     return functools.partial(_curvature, linearise)
 
 
+@checked
 def gauss_newton() -> Curvature:
     r"""The generalised Gauss–Newton matrix, :math:`v \mapsto J^T H_L J v`.
 

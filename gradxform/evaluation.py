@@ -5,10 +5,12 @@ import functools
 import optax
 from jax.tree_util import default_registry
 
+from gradxform.hyperparameters import readable
 from gradxform.tree import PyTree
 
 
 @functools.singledispatch
+@readable
 def eval_params(state: optax.OptState, /, params: PyTree) -> PyTree:
     r"""The parameters to evaluate, deploy or report.
 

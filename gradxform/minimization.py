@@ -12,7 +12,7 @@ import optax
 from jax.core import Tracer
 
 from gradxform import leaves, tree
-from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, shown
+from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
 from gradxform.loop import run
 from gradxform.programs import program
@@ -36,7 +36,7 @@ def minimize(
     returned: Literal["best", "last"] | None = None,
     resume: Solution | None = None,
     progress: Callable[[Solution], None] | None = None,
-    progress_every: Whole = 100,
+    progress_every: PositiveInt = 100,
 ) -> Solution:
     """Minimises ``fn`` from ``params`` by the updates of ``tx``.
 
@@ -144,7 +144,7 @@ def minimize(
 
 
 @checked
-def progress_bar(width: Whole = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
+def progress_bar(width: PositiveInt = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
     """A bar of the steps made, for :func:`minimize`'s ``progress``.
 
     Args:

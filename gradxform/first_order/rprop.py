@@ -1,6 +1,6 @@
 """Resilient propagation: a step size for each parameter, from the signs of its gradients alone."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,10 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import (
+    AtLeastOne,
     Fraction,
-    Interval,
     LearningRate,
     NonNegative,
-    Scalar,
     checked,
     rate,
     scalar,
@@ -33,7 +32,7 @@ class RpropState(NamedTuple):
 def rprop(
     learning_rate: LearningRate = 0.1,
     eta_minus: Fraction = 0.5,
-    eta_plus: Annotated[Scalar, Interval(1)] = 1.2,
+    eta_plus: AtLeastOne = 1.2,
     min_step_size: NonNegative = 1e-6,
     max_step_size: NonNegative = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
