@@ -62,7 +62,7 @@ class TrustRegionInfo(NamedTuple):
     grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
-    stalled: jax.Array  #: whether the radius is too small to move θ, or ten points brought nothing
+    stalled: jax.Array  #: whether Δ is too small to move θ, or ten points brought no progress
 
 
 class TrustRegionState(NamedTuple):
