@@ -263,8 +263,8 @@ def search(
 
         # ask the method for the next direction, and take −g if that does not descend
         d, inner_state = ask(state, accepted, verdict.accept, {**extra_args, "value": value})
-        descends = _descends(d, accepted.grad) & (progress.idle != PATIENCE)
-        steepest = verdict.reset | (verdict.accept & ~descends)
+        is_usable = _descends(d, accepted.grad) & (progress.idle != PATIENCE)
+        steepest = verdict.reset | (verdict.accept & ~is_usable)
 
         # begin a search, at an accepted point or after a failure
         d, size, new = _begin(d, seen, state.section, steepest, unit_step, _spacing(params))
