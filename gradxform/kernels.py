@@ -1,7 +1,7 @@
-"""Fewer kernels: a small problem pays for the kernels of an update, not for their arithmetic.
+"""Fewer kernels: the time of a small problem depends on the number of kernels.
 
-XLA makes a kernel for each reduction, and one for each number that several others are computed
-from. The functions here change no result. They only say what can be computed together.
+XLA makes a kernel for each reduction, and one for each number that several others depend on. The
+functions of this module do not change results. They let XLA compute several numbers in one kernel.
 """
 
 import functools
@@ -24,10 +24,10 @@ _SMALL = 4096
 
 
 def in_one_kernel(values: T) -> T:
-    """``values``, scalars in any tree, computed by one kernel instead of one for each.
+    """``values``, a pytree of scalars, computed by one kernel instead of one for each.
 
-    The compiled program writes the floating-point numbers and flags into one vector and reads them
-    from there. A batch of scalars is a vector already, so ``jax.vmap`` leaves this out.
+    The compiled program writes the floating-point numbers and flags to one vector and reads them
+    from it. A batch of scalars is a vector already, so under ``jax.vmap`` this does nothing.
     """
     leaves, structure = jax.tree.flatten(values)
     floating = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -44,8 +44,8 @@ def in_one_kernel(values: T) -> T:
 def vector(scalars: Sequence[jax.Array]) -> jax.Array:
     """A vector of ``scalars``, by a chain of selects.
 
-    XLA makes one kernel of the chain and of the arithmetic that leads to it. It looks through a
-    concatenation, and makes a kernel of each scalar again.
+    XLA computes the chain and the arithmetic before it in one kernel. A concatenation would not do:
+    XLA splits it into one kernel for each scalar.
     """
     # XLA cannot tell that this is 0. Places that depend on nothing in a loop it would compare
     # before the loop, in a kernel for each
@@ -85,7 +85,7 @@ def max_abs(*trees: tree.PyTree) -> list[jax.Array]:
 
 
 def quotients(*pairs: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
-    """:func:`gradxform.tree.divide` of several pairs of scalars; a division is never repeated."""
+    """:func:`gradxform.tree.divide` of several pairs of scalars, in one division."""
     above, below = (vector(x) for x in zip(*pairs, strict=True))
     divided = tree.divide(above, below)
     return [divided[i] for i in range(len(pairs))]
@@ -101,14 +101,14 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _is_small(trees: tree.PyTree) -> bool:
-    """Whether every leaf is small enough to be copied to save a kernel."""
+    """Whether every leaf is so small that copying it is cheaper than another kernel."""
     leaves = jax.tree.leaves(trees)
     whole = not any(is_explicit(x) for x in leaves)
     return whole and bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
 
 
 def _stacked(trees: Sequence[tree.PyTree]) -> list[jax.Array]:
-    """Leaf by leaf the trees along a new first axis, in at least float32."""
+    """The leaves of the trees, stacked along a new first axis, in at least float32."""
     return [
         jnp.stack([tree.promote(x) for x in leaves])
         for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
@@ -124,9 +124,9 @@ def _pack_and_unpack(*scalars: jax.Array) -> list[jax.Array]:
 
 
 def _settled(x: jax.Array) -> jax.Array:
-    """``x``, over a 1 that XLA does not see through.
+    """``x`` divided by 1, in a way that XLA cannot simplify.
 
-    XLA repeats cheap operations in every kernel that needs their result, but no division.
+    XLA repeats cheap operations in every kernel that needs their result, but not divisions.
     """
     return x / jnp.where(x != x, 2, 1).astype(x.dtype)
 

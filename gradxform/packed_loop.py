@@ -1,12 +1,12 @@
-"""A loop in two parts whose scalars travel together, in one vector or two.
+"""A loop of two parts that packs its scalars into one or two vectors.
 
-A small problem pays by the kernel, not by the flop. XLA computes each scalar that a loop hands to
-its next turn in a kernel of its own and copies it. A vector of them, written as a chain of selects
-over its positions, is one kernel, which takes in the arithmetic that leads to it. The same vectors
-enter and leave a branch.
+The time of a small problem depends on the number of kernels, not on the arithmetic. XLA takes a
+kernel and a copy for each scalar that a loop carries from turn to turn. A vector of the scalars,
+written as a chain of selects over its positions, takes one kernel together with the arithmetic
+before it. Branches take and return the same vectors.
 
-In a batch the scalars are vectors already, and there the loop is the plain one. So it is under
-forward-mode derivatives.
+In a batch the scalars are vectors already, so ``jax.vmap`` uses the plain loop. Forward-mode
+differentiation does too.
 """
 
 import functools
@@ -35,15 +35,15 @@ def alternate(
     *,
     branch: bool,
 ) -> Carry:
-    """``look``, then ``move`` with what was seen, in turns, until one of them ends the loop.
+    """Calls ``look`` and ``move`` in turns until one of them ends the loop.
 
     Args:
-      look: of the carry, to the next carry and anything else.
-      move: of both, to the next carry.
-      goes_on: whether to go on, of the carry after either; it reads nothing else.
-      carry: of arrays.
-      branch: leave out the ``move`` after the last ``look``, by a branch in every turn. Without
-        it that one is made too, and must not make the loop go on.
+      look: (carry) → (new carry, anything else).
+      move: (carry, anything else) → new carry.
+      goes_on: (carry) → whether the loop continues, after ``look`` and after ``move``.
+      carry: a pytree of arrays.
+      branch: True skips ``move`` if ``look`` ends the loop, which takes a branch in every turn.
+        With False the last ``move`` is made too; it must not restart the loop.
     """
     leaves, structure = jax.tree.flatten(carry)
     count, seen = len(leaves), []
@@ -77,9 +77,9 @@ def alternate(
 
 
 class _Word(NamedTuple):
-    """How a scalar is written into a vector of another dtype, and read again.
+    """How a scalar is written to a vector of another dtype, and read back.
 
-    Numbers of 64 bits have a vector of their own: TPUs cannot reinterpret their bits.
+    64-bit numbers have a vector of their own, because TPUs cannot reinterpret their bits.
     """
 
     kind: str
@@ -103,7 +103,7 @@ def _is_packed(x: jax.Array) -> bool:
 
 
 class _Parts(NamedTuple):
-    """The loop that the primitive stands for, over lists of leaves."""
+    """The parts of the loop as functions of lists of leaves."""
 
     look: Callable[[_Leaves], tuple[_Leaves, _Leaves]]
     move: Callable[[_Leaves, _Leaves], _Leaves]
@@ -140,7 +140,7 @@ def _parts(
 
 
 def _plain(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
-    """As it stands, for batches."""
+    """The loop without packing, for batches."""
     parts = _parts(arguments, **parameters)
     return _loop(parts, lambda leaves: leaves, lambda leaves: leaves, branch)
 
