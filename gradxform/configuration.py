@@ -99,7 +99,7 @@ def configuration_key(*values: Any) -> Hashable | None:
     return key
 
 
-_WRITTEN = object()  #: stands for a value that is not read
+_WRITTEN = object()  #: stands for a value that is only written to
 _constants: dict[int, Any] = {id(x): x for x in (ABSENT, _WRITTEN)}
 
 

@@ -18,8 +18,8 @@ from gradxform.sharding import is_explicit
 
 T = TypeVar("T")
 
-# entries of a leaf up to which two reductions are one of both leaves stacked; beyond, the copy
-# would cost more than the second kernel
+# largest leaf for which two reductions are made as one, of both leaves stacked; with larger ones
+# the copy would cost more than the second kernel
 _SMALL = 4096
 
 
@@ -47,8 +47,8 @@ def vector(scalars: Sequence[jax.Array]) -> jax.Array:
     XLA computes the chain and the arithmetic before it in one kernel. A concatenation would not do:
     XLA splits it into one kernel for each scalar.
     """
-    # XLA cannot tell that this is 0. Places that depend on nothing in a loop it would compare
-    # before the loop, in a kernel for each
+    # XLA cannot tell that this is 0. With a constant, XLA would move the comparisons of ``place``
+    # out of a loop, into one kernel for each.
     zero = ((scalars[0] < 0) & (scalars[0] > 0)).astype(jnp.int32)
     place = zero + jax.lax.iota(jnp.int32, len(scalars))
     chosen = jnp.zeros(len(scalars), scalars[0].dtype)
@@ -137,7 +137,7 @@ _in_one_kernel.def_impl(lambda *scalars: list(scalars))
 _in_one_kernel.def_abstract_eval(lambda *scalars: list(scalars))
 mlir.register_lowering(_in_one_kernel, mlir.lower_fun(_pack_and_unpack, multiple_results=True))
 batching.primitive_batchers[_in_one_kernel] = lambda values, axes: (values, axes)
-# what it computes is what it is given, and so is its derivative
+# the identity, and so is its derivative
 ad.primitive_jvps[_in_one_kernel] = lambda scalars, tangents: (
     _in_one_kernel.bind(*scalars),
     list(tangents),

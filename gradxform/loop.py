@@ -85,7 +85,7 @@ def run(
         first = loop.evaluations == 0
         steps = loop.steps + loop.advanced.astype(jnp.int32)
         # a method that counts non-finite points steps back from them
-        lost = ~finite & (first | (not reported(loop.state, "non_finite")))
+        is_lost = ~finite & (first | (not reported(loop.state, "non_finite")))
 
         start_value = jnp.where(first, point.value, loop.start_value)
         is_low = finite & _is_low(point, loop, start_value)
@@ -96,7 +96,7 @@ def run(
         small = (point.grad_norm <= tol) & (is_low | keep_last) & ~penalised
         at_rest = _at_rest(point, loop, tol)
         ends = (
-            (lost, Status.non_finite),
+            (is_lost, Status.non_finite),
             (small, Status.converged),
             (penalised & (at_rest >= _PATIENCE), Status.converged),
             (at_rest >= _PATIENCE, Status.stalled),
@@ -140,10 +140,10 @@ def run(
     def is_running(loop: Loop) -> jax.Array:
         return loop.status == _RUNNING
 
-    begun = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    begun = varying_like(begun, params)
+    start = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
+    start = varying_like(start, params)
     # for a cheap method one more update costs less than a branch in every turn
-    loop = alternate(look, move, is_running, begun, branch=_is_costly(loop.state))
+    loop = alternate(look, move, is_running, start, branch=_is_costly(loop.state))
     return Solution(
         *loop.best,
         loop.steps,
@@ -210,16 +210,16 @@ def _at_rest(point: Point, loop: Loop, tol: jax.Array) -> jax.Array:
 
 def _extent(point: Point, size: jax.Array, loop: Loop) -> Extent:
     """The scale of the problem after one more evaluation."""
-    start, first = loop.extent, loop.evaluations == 0
+    old, first = loop.extent, loop.evaluations == 0
     value = jnp.abs(point.value)
-    changed = ~first & ~start.is_known & (point.value != loop.value)
+    changed = ~first & ~old.is_known & (point.value != loop.value)
     stepped = Extent(
-        jnp.maximum(start.value, jnp.abs(point.value - loop.value)),
-        jnp.maximum(start.params, size),
+        jnp.maximum(old.value, jnp.abs(point.value - loop.value)),
+        jnp.maximum(old.params, size),
         jnp.array(True),
     )
-    begun = Extent(value, size, jnp.array(False))
-    return tree.select(first, begun, tree.select(changed, stepped, start))
+    initial = Extent(value, size, jnp.array(False))
+    return tree.select(first, initial, tree.select(changed, stepped, old))
 
 
 def _is_unbounded(
@@ -233,8 +233,8 @@ def _is_unbounded(
     digits = jnp.finfo(point.value.dtype)
     far = size * digits.eps > extent.params
     deep = (start_value - point.value) * digits.eps > extent.value
-    lost = point.value < -(float(digits.max) ** 0.75)
-    return (extent.is_known & far & deep) | lost
+    enormous = point.value < -(float(digits.max) ** 0.75)
+    return (extent.is_known & far & deep) | enormous
 
 
 # -- properties of the method

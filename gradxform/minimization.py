@@ -21,7 +21,7 @@ from gradxform.second_order.lbfgs import lbfgs
 from gradxform.sharding import is_sharded
 from gradxform.solution import Solution, Status
 
-DENSE_LIMIT = 128  #: parameters up to which ``minimize`` takes ``bfgs`` rather than ``lbfgs``
+DENSE_LIMIT = 128  #: ``minimize`` takes ``bfgs`` for up to this many parameters, then ``lbfgs``
 
 
 @checked

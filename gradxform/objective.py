@@ -89,8 +89,8 @@ class Composed:
     def __call__(self, params: tree.PyTree, **data: Any) -> jax.Array:
         bound = dataclasses.replace(self, data={**self.data, **data})
         if self.chunks > 1 and self.recompute:
-            handed = _summed_in_float32(params)
-            return bound.mean_over_chunks(lambda chunk: chunk(handed()))
+            inputs = _summed_in_float32(params)
+            return bound.mean_over_chunks(lambda chunk: chunk(inputs()))
         loss, model = bound.parts()
         return jnp.asarray(loss(model(params)))
 
@@ -106,8 +106,8 @@ class Composed:
             return jnp.mean(losses)
 
         def model(params: tree.PyTree) -> tree.PyTree:
-            handed = _summed_in_float32(params)
-            return jax.lax.map(lambda chunk: self.model(handed(), **chunk), self._cut(model_data))
+            inputs = _summed_in_float32(params)
+            return jax.lax.map(lambda chunk: self.model(inputs(), **chunk), self._cut(model_data))
 
         return loss, model
 

@@ -24,7 +24,7 @@ from gradxform.kernels import vector
 Carry = TypeVar("Carry")
 Seen = TypeVar("Seen")
 _Leaves: TypeAlias = list[jax.Array]
-_Packed: TypeAlias = tuple[_Leaves, _Leaves]  # the leaves that are no scalars, and the vectors
+_Packed: TypeAlias = tuple[_Leaves, _Leaves]  # the leaves that are not scalars, and the vectors
 
 
 def alternate(
@@ -69,7 +69,7 @@ def alternate(
         "constants": (len(looked.consts), len(moved.consts)),
     }
     arguments = (*looked.consts, *moved.consts, *leaves)
-    if looked.effects or moved.effects:  # such as jax.debug.print's, which are to be seen once
+    if looked.effects or moved.effects:  # effects such as jax.debug.print's must happen once
         ended = _plain(*arguments, **parts, branch=True)
     else:
         ended = _alternate.bind(*arguments, **parts, branch=branch)
@@ -123,7 +123,7 @@ def _parts(
     count = len(goes_on.in_avals)
 
     def arrays(leaves: Sequence[Any]) -> _Leaves:
-        # what is a number in the program comes back as one of Python's
+        # constants of the program come back as Python numbers
         pairs = zip(leaves[:count], goes_on.in_avals, strict=True)
         return [x if isinstance(x, jax.Array) else jnp.asarray(x, old.dtype) for x, old in pairs]
 

@@ -111,7 +111,7 @@ def _find(owner: Any, key: Hashable | None, values: tuple[Any, ...]) -> Callable
         kept = kept._replace(unchanged=glance(values))
         _latest[id(owner)] = place
     _kept[place] = kept._replace(ids=ids)
-    with contextlib.suppress(KeyError):  # another thread may have dropped it
+    with contextlib.suppress(KeyError):  # another thread may have removed it
         _kept.move_to_end(place)
     return kept.run
 

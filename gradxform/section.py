@@ -124,9 +124,9 @@ def first_step(
     slope (after Hager & Zhang 2006, I0).
     """
     decrease = jnp.maximum(last.origin.value - value, 0)
-    again = jnp.where(decrease > 0, 2.02 * decrease, last.t * last.origin.slope)
-    by_part = first | (again == 0) | (slope == 0)
-    t = jnp.abs(tree.divide(jnp.where(by_part, 0.3 * value, again), slope))
+    expected = jnp.where(decrease > 0, 2.02 * decrease, last.t * last.origin.slope)
+    by_part = first | (expected == 0) | (slope == 0)
+    t = jnp.abs(tree.divide(jnp.where(by_part, 0.3 * value, expected), slope))
     t = jnp.where(by_part & (size > 0), 0.3 * size, t)
     return jnp.where(t > 0, t, 1)
 

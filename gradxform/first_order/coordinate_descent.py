@@ -277,8 +277,8 @@ def _line_minimum(
         back = jnp.where(jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1)
         # From a non-finite point take the square root of the step, which quickly undoes any length.
         size = jnp.abs(search.step)
-        blind = jnp.where(size > 4, jnp.sqrt(size), 0.1 * size) * jnp.sign(search.step)
-        back = jnp.where(finite, back * search.step, blind)
+        shorter = jnp.where(size > 4, jnp.sqrt(size), 0.1 * size) * jnp.sign(search.step)
+        back = jnp.where(finite, back * search.step, shorter)
         step = jnp.where(better, newton_step(trial, search.step), back)
         first_slope = jnp.where(first, jnp.abs(trial.slope), search.first_slope)
 
@@ -289,8 +289,8 @@ def _line_minimum(
             | (~better & (jnp.abs(best.slope * step) <= noise))
             | (first & ~finite)
         )
-        sound = finite & jnp.isfinite(trial.curvature)
-        non_finite = search.non_finite + jnp.where(sound, 0, 1)
+        all_finite = finite & jnp.isfinite(trial.curvature)
+        non_finite = search.non_finite + jnp.where(all_finite, 0, 1)
         return _LineSearch(best, step, first_slope, search.evaluations + 1, non_finite, done)
 
     def unfinished(search: _LineSearch) -> jax.Array:

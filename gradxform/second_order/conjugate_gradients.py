@@ -43,7 +43,7 @@ from gradxform.kernels import vdots
 from gradxform.sharding import is_explicit, varying_like
 
 _MOST_ITERATIONS = 1000
-_ENDED, _CARRIED, _LOW = -1, -2, -3  # the marks behind those of the products
+_ENDED, _CARRIED, _LOW = -1, -2, -3  # positions of the other marks, after those of the products
 _Marked: TypeAlias = tuple[tree.PyTree, jax.Array]
 _Leaves: TypeAlias = list[jax.Array]
 
@@ -92,7 +92,7 @@ def step(
     return Iterate(x, r, d, next_rz)
 
 
-# -- JAX's solve, counted
+# -- JAX's cg, with its products counted
 
 
 class CgSolution(NamedTuple):
@@ -224,8 +224,8 @@ def counted_cg(
     stop = least is not None
     floor = scalar(least if stop else 0) / begin.kappa
     _, flat, low = _curvature(begin.p, begin.ap, floor)
-    alone = flat | (low & stop)  # the first direction is the last
-    limit = jnp.where(wanted & begin.usable & ~alone, jnp.minimum(scalar(maxiter), most), 0)
+    is_single = flat | (low & stop)  # the first direction is also the last
+    limit = jnp.where(wanted & begin.usable & ~is_single, jnp.minimum(scalar(maxiter), most), 0)
     limit = limit.astype(jnp.int32)
 
     def scaled_inverse(marked: _Marked) -> _Marked:
@@ -248,11 +248,11 @@ def counted_cg(
     products = jnp.where(ended, made, jnp.minimum(made + 1, limit))
     length = norm(begin.p)
     single = tree.scale(tree.divide(scalar(1), length**2), begin.p)
-    x = tree.select(alone & begin.usable, single, tree.cast_like(x, b))
+    x = tree.select(is_single & begin.usable, single, tree.cast_like(x, b))
     return CgSolution(
         x=tree.scale(begin.size / begin.kappa, x),
         products=jnp.where(limit > 0, products, wanted.astype(jnp.int32)),
-        low=jnp.where(alone, low & stop, marks[_LOW] != 0),
+        low=jnp.where(is_single, low & stop, marks[_LOW] != 0),
         first_step=tree.divide(begin.size / begin.kappa, length),
         usable=begin.usable,
     )

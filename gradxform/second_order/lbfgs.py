@@ -119,7 +119,7 @@ def _lbfgs_direction(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
-        last = last if told_last else None  # of a loop, it may be anything
+        last = last if told_last else None  # a loop may pass something else
         params = require_params(method, params, grads)
         if tree.count(grads) == 0:
             return grads, state
@@ -128,7 +128,7 @@ def _lbfgs_direction(
         s = tree.map(jnp.subtract, theta, flatten(old.params))
         y = tree.map(jnp.subtract, g, flatten(old.grad))
         pair = curvature_pair(s, y, state.started)
-        # where the pair goes, if it does
+        # the slot for the new pair, if the pair is used
         slot = (jnp.arange(m, dtype=jnp.int32) == state.oldest) & pair.is_useful
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
@@ -139,15 +139,15 @@ def _lbfgs_direction(
         s, y = put(state.s, pair.s), put(state.y, pair.y)
         s_y, s_g = _products(s, pair.y), _products(s, g)
         d = jnp.where(slot, pair.sy, state.sy)
-        # the inverse of a triangle without its oldest row and column is the triangle's inverse
-        # without them; a new last column r, sᵀy of R gives it the column -ρ R⁻¹ r, ρ
+        # Without its oldest row and column, R⁻¹ is the inverse of R without them. The new last
+        # column (r, sᵀy) of R adds the column (−ρ R⁻¹ r, ρ) to the inverse.
         r = jnp.where(slot, 0, s_y)
         column = pair.rho * jnp.where(slot, 1, -(state.r_inverse @ r))
         rest = jnp.where(slot[:, None], 0, state.r_inverse)
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
-        # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; an empty slot has zeros throughout
+        # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; empty slots are 0
         u = r_inverse @ s_g
         q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
         w = r_inverse.T @ (d * u - gamma * _products(y, q))

@@ -354,5 +354,5 @@ def _eisenstat_walker(
     eta = 0.9 * jnp.square(tree.divide(norm, state.grad_norm))
     least = 0.9 * jnp.square(state.tol)
     eta = jnp.where(least > 0.1, jnp.maximum(eta, least), eta)
-    known = (state.count > 0) & jnp.isfinite(eta)
-    return jnp.where(known, jnp.minimum(eta, largest), largest)
+    is_known = (state.count > 0) & jnp.isfinite(eta)
+    return jnp.where(is_known, jnp.minimum(eta, largest), largest)

@@ -205,7 +205,7 @@ def _has_structure_of(updates: tree.PyTree, argument: Any) -> bool:
 def _booleans(place: str, mask: tree.PyTree, params: tree.PyTree) -> tree.PyTree:
     """The mask for ``params``, checked."""
     if not jax.tree.leaves(params):
-        return True  # nothing to hide, as in the placeholder that optax.tree.map_params passes
+        return True  # a tree without leaves, such as the placeholder of optax.tree.map_params
     mask = mask(params) if _is_function(mask) else mask
     for path, used in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(used, bool | np.bool_):
