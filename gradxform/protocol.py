@@ -82,8 +82,8 @@ def require_params(method: str, params: PyTree | None, grads: PyTree) -> PyTree:
     params = require(method, "params", params)
     if (difference := leaves.difference(params, grads, dtypes=False)) is not None:
         raise ValueError(
-            f"{method}: params and gradients of update differ: {difference}; pass the parameters "
-            "at which the gradient was taken"
+            f"{method}: update got params that differ from the gradients: {difference}; pass the "
+            "parameters at which the gradient was taken"
         )
     return params
 

@@ -100,8 +100,9 @@ def hessian_free(
 
     In every update the value falls or the parameters stay. A rise by rounding is ignored: up to ten
     units in the last place of the value's dtype. In bfloat16 that is 8 %, so compute the loss in
-    float32. If value or gradient is NaN or infinite, the update is zero. At negative curvature,
-    which the Gauss–Newton matrix does not have, CG uses the absolute curvature and stops.
+    float32. If value or gradient is NaN or infinite, the update is zero. If the curvature is
+    negative along a direction, CG uses its absolute value and stops. (The Gauss–Newton matrix of a
+    convex loss has no negative curvature.)
 
     An update costs the gradient it receives, one curvature product per CG iteration, and mostly two
     or three evaluations of ``value_fn``. The state counts them. Noisy minibatches mislead the

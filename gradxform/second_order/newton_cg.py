@@ -280,9 +280,10 @@ def newton_cg(
     Each iteration of ``jax.scipy.sparse.linalg.cg`` takes one product with the Hessian H. The
     matrix H itself is never formed. The tolerance is Eisenstat and Walker's::
 
-        η_k = min(η, 0.9 (‖g_k‖ / ‖g_{k−1}‖)²), but at least 0.9 η_{k−1}² while that is above 0.1
+        η_k = min(η, 0.9 (‖g_k‖ / ‖g_{k−1}‖)²)
 
-    So the steps are rough far from a minimum and accurate near it.
+    So the steps are rough far from a minimum and accurate near it. (η_k is at least 0.9 η_{k−1}²
+    while that is above 0.1.)
 
     Conjugate gradients (CG) add up steps along directions p. If H has negative curvature along p,
     the step goes uphill. If the curvature is small, it goes far beyond where the quadratic model
