@@ -68,6 +68,14 @@ def test_public_names_are_documented_with_an_example() -> None:
             assert ">>>" in value.__doc__, name
 
 
+def test_docstrings_have_plain_formulas_for_a_terminal() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert not re.search(r":math:|\.\. math::", read(file)), file
+    for name in ("newton", "newton_cg"):
+        safe = f"gx.with_line_search(gx.scale_by_{name}())"
+        assert safe in getattr(gx, name).__doc__.partition("\n")[0]
+
+
 def test_help_prints_signatures_with_the_names_of_the_type_aliases() -> None:
     assert str(inspect.signature(gx.adam)) == (
         "(learning_rate: LearningRate = 0.001, b1: Fraction = 0.9, b2: Fraction = 0.999, "
