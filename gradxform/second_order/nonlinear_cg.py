@@ -58,7 +58,7 @@ def scale_by_nonlinear_cg(
 
     Args:
       beta: the formula for β, see :func:`nonlinear_cg`.
-      restart: ν ≥ 0. Powell's test restarts with p = g if |gᵀg_old| > ν ‖g‖², that is, if
+      restart: ν ≥ 0. Powell's test restarts with p = g if ``|gᵀg_old| > ν ‖g‖²``, that is, if
         successive gradients are far from orthogonal.
       truncation: η ≥ 0 in Hager and Zhang's lower bound on β.
 
@@ -167,7 +167,7 @@ def nonlinear_cg(
 
     All five agree if the objective is quadratic and the steps are exact; the method then is linear
     conjugate gradients. The method restarts with d = −g every 6 n updates for n parameters, if
-    |gᵀg_old| > ν ‖g‖² (Powell's test), and if d does not descend.
+    ``|gᵀg_old| > ν ‖g‖²`` (Powell's test), and if d does not descend.
 
     The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
     :func:`gradxform.eval_params` gives the accepted θ.
