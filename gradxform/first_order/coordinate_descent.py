@@ -62,8 +62,8 @@ def coordinate_descent(
     Newton's method on φ finds the minimum, with directional derivatives of ``value_fn``. If φ is
     quadratic, one step is exact. Otherwise there are safeguards, and φ never increases. After a
     step that does not decrease φ, or meets NaN or infinity, the search interpolates back. Where
-    φ'' ≤ 0 the step goes downhill by ``|φ'/φ''|``, and at least twice as far as the step before. The
-    evaluations are counted in ``state.info.evaluations``.
+    φ'' ≤ 0 the step goes downhill by ``|φ'/φ''|``, and at least twice as far as the step before.
+    The evaluations are counted in ``state.info.evaluations``.
 
     Args:
       order: ``"cyclic"``; ``"random"``, uniform with replacement; or ``"greedy"``, the block with
