@@ -1,4 +1,4 @@
-"""Matrices with rows sharded like the parameters: a leaf for each parameter, (*shape, columns)."""
+"""Matrices with rows sharded like the parameters: leaves of ``(*shape, columns)``."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from gradxform.tree import Array, PyTree, promote, ravel
 
 
 def rows_like(matrix: Array, like: PyTree) -> PyTree:
-    """A matrix as leaves (*shape, columns), its rows sharded like the entries of ``like``."""
+    """A matrix as leaves ``(*shape, columns)``, its rows sharded like the entries of ``like``."""
     _, unravel = ravel(like)
     return _rows_sharded_like(jax.vmap(unravel, in_axes=-1, out_axes=-1)(matrix), like)
 
