@@ -16,7 +16,7 @@ __version__ = "0.2.0"
 
 @functools.cache
 def _modules() -> dict[str, str]:
-    """The module of every public name, from ``__init__.pyi``, where type checkers read them."""
+    """The module of every public name, from ``__init__.pyi``, which type checkers read too."""
     import ast
     import pkgutil
 
@@ -25,12 +25,12 @@ def _modules() -> dict[str, str]:
     return {name.name: str(node.module) for node in imports for name in node.names}
 
 
-# Imported at first use, so that the command line can print its help without waiting for JAX.
+# Names are imported at first use, so that the command line prints its help without importing JAX.
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return sorted(_modules())
     if name.startswith("__") or name not in _modules():
-        package = sys.modules[__name__]  # with which Python suggests the nearest name
+        package = sys.modules[__name__]  # so that Python can suggest the nearest name
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message, name=name, obj=package)
     value = globals()[name] = getattr(importlib.import_module(_modules()[name]), name)

@@ -1,4 +1,4 @@
-"""The one list of public names: ``__init__.py`` reads it too."""
+"""The list of public names. ``__init__.py`` reads it too."""
 
 from gradxform.averaging import polyak_average as polyak_average
 from gradxform.curvature import gauss_newton as gauss_newton

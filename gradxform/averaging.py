@@ -1,4 +1,4 @@
-"""Polyak averaging: report the average of the path, not its last point."""
+"""Polyak averaging: report the average of the parameters over time, not the last ones."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class PolyakAverageState(NamedTuple):
     """State of :func:`polyak_average`."""
 
     count: jax.Array  #: updates made so far
-    average: tree.PyTree  #: θ̄, in at least float32
+    average: tree.PyTree  #: θ̄, the average so far, in at least float32
     inner_state: optax.OptState  #: the state of the averaged method
 
 
@@ -25,27 +25,28 @@ class PolyakAverageState(NamedTuple):
 def polyak_average(
     tx: optax.GradientTransformation, *, decay: Fraction | None = None, start: NonNegative = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Averages the path that ``tx`` takes; the path itself is unchanged.
+    """Averages the parameters over the updates of ``tx``; the updates do not change.
 
-    With θ_t the parameters after update t (of a method like Nesterov's, its ``eval_params``):
+    θ_t are the parameters after update t (with a method like Nesterov's, its ``eval_params``). The
+    average θ̄ is::
 
-    .. math::
-        \bar\theta_t = \bar\theta_{t-1} + w_t (\theta_t - \bar\theta_{t-1}), \qquad
-        w_t = \frac{1}{t} \quad\text{or}\quad w_t = \frac{1 - \rho}{1 - \rho^t}
+        θ̄_t = θ̄_{t−1} + w_t (θ_t − θ̄_{t−1})
+        w_t = 1 / t                       without decay
+        w_t = (1 − ρ) / (1 − ρ^t)         with decay ρ
 
-    The first is the mean of θ_1 … θ_t (Polyak–Ruppert), right for convex problems. The second, with
-    ``decay`` ρ, is an exponentially decaying mean without bias towards the start, usual for deep
-    nets. The loop holds θ_t; :func:`gradxform.eval_params` gives θ̄_t in the parameters' dtype.
+    Without ``decay`` it is the mean of θ_1 … θ_t (Polyak–Ruppert), suited to convex problems. With
+    ``decay`` it is an exponentially decaying mean without bias towards the start, usual for deep
+    nets. The loop holds θ_t; :func:`gradxform.eval_params` gives θ̄_t in the dtype of the
+    parameters.
 
     Args:
       tx: the method to average.
       decay: ρ in [0, 1); ``None`` for the plain mean.
-      start: updates before the averaging begins: the average is θ_t until then, and t counts from
-        there.
+      start: number of updates before the average begins. Until then θ̄ is θ_t; t counts from there.
 
     Returns:
-      The transformation. ``update`` needs ``params``, and whatever ``tx`` needs. It must come last
-      in a chain: it averages where its own update leads.
+      The transformation. ``update`` needs ``params`` and what ``tx`` needs. Put it last in a chain,
+      because it averages the parameters after its own update.
 
     Raises:
       ValueError: ``decay`` or ``start`` is out of range, or ``update`` is not given ``params``.

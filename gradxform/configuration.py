@@ -1,10 +1,10 @@
-"""A key for everything that a method and an objective read, to find their compiled program again.
+"""A key for everything that a method and an objective read, to find their compiled program.
 
-The key is made by a walk over values: a function is its code, its closure, its defaults and the
-globals that it reads (:mod:`gradxform.reads`); an object is its class and its attributes, whatever
-its ``__eq__`` says; a container or an array is its content. Functions, classes and modules of the
-libraries below count as constants; a changing object inside them, such as a random generator, does
-not. Where the walk meets anything else there is no key, and the caller compiles again.
+The key comes from a walk over values. A function is represented by its code, closure, defaults and
+the globals it reads (:mod:`gradxform.reads`). An object is represented by its class and attributes,
+whatever its ``__eq__`` says, and a container or array by its content. Functions, classes and
+modules of known libraries count as constants, but changing objects inside them, such as random
+generators, do not. If the walk meets anything else there is no key, and the caller compiles again.
 """
 
 import builtins
@@ -38,11 +38,11 @@ from gradxform.content import (
 )
 from gradxform.reads import number, reads, remembered
 
-MOST_VALUES = 5_000  #: values in one walk, beyond which compiling again is about as fast
+MOST_VALUES = 5_000  #: largest number of values in a walk; then compiling is about as fast
 
 _WHOLE_MODULES = {"jax", "optax", "gradxform", "chex", "math", "cmath", "functools", "operator"}
 
-# a container that a function only writes to, as a log, is not part of what it reads
+# a container that a function only writes to, such as a log, is not read
 _WRITES = {
     list: {"append", "extend"},
     set: {"add", "update"},
@@ -52,7 +52,7 @@ _WRITES = {
 
 ATOMS = {bool, int, str, bytes, type(None), type(...), type(NotImplemented)}
 
-# parts of a class that nothing computes with, or that hide memory of the interpreter's
+# attributes of a class that do not affect results, or that change in the interpreter
 _BOOKKEEPING = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
@@ -62,13 +62,13 @@ _BOOKKEEPING = {
 
 
 def configuration_key(*values: Any) -> Hashable | None:
-    """A key that values share only if programs traced from them are the same.
+    """A key of values: if two keys are equal, the programs traced from the values are the same.
 
-    None if that cannot be known, for instance of what reads a file, a clock or a tracer. The key
-    keeps none of the values alive.
+    It is None if that cannot be known, for instance if a function reads a file, a clock or a
+    tracer. The key does not keep the values alive.
     """
     tokens, waiting = [], list(values)
-    seen: dict[int, tuple[int, Any]] = {}  # holds the values, so that no id is used twice
+    seen: dict[int, tuple[int, Any]] = {}  # keeps the values alive, so that no id is reused
     try:
         while waiting:
             value = waiting.pop()
@@ -76,7 +76,7 @@ def configuration_key(*values: Any) -> Hashable | None:
             if kind in ATOMS:
                 tokens += (kind, value)
             elif kind is float:
-                tokens += (kind, value.hex())  # tells -0.0 from 0.0, and finds nan again
+                tokens += (kind, value.hex())  # distinguishes -0.0 from 0.0, and nan equals itself
             elif _constants.get(id(value), tokens) is value:
                 tokens += ("constant", id(value))
             elif id(value) in seen:
@@ -99,12 +99,12 @@ def configuration_key(*values: Any) -> Hashable | None:
     return key
 
 
-_WRITTEN = object()  #: stands for a value that is not read
+_WRITTEN = object()  #: stands for a value that is only written to
 _constants: dict[int, Any] = {id(x): x for x in (ABSENT, _WRITTEN)}
 
 
 def is_known_constant(value: Any) -> bool:
-    """Whether a walk has found that ``value`` never changes."""
+    """Whether a walk has found ``value`` to be a constant."""
     return _constants.get(id(value), _WRITTEN) is value
 
 
@@ -115,10 +115,10 @@ def _function(value: types.FunctionType) -> Found | None:
 
 
 def read_by(value: types.FunctionType) -> tuple[Any, ...]:
-    """The code of a function and what it reads: the values themselves, in a fixed order.
+    """The code of a function and the values that it reads, in a fixed order.
 
     Raises:
-      NotRecognisable: it may read more.
+      NotRecognisable: the function may read other values too.
     """
     code, closure = value.__code__, value.__closure__ or ()
     own = (code, value.__defaults__, value.__kwdefaults__, value.__dict__)
@@ -138,7 +138,7 @@ def read_by(value: types.FunctionType) -> tuple[Any, ...]:
 
 
 def _at(value: Any, rest: Sequence[str]) -> Any:
-    """The value that a chain reads: what a module holds, otherwise the whole object."""
+    """The value that a chain of attributes reads: an attribute of a module, or the object."""
     for name in rest:
         if not isinstance(value, types.ModuleType):
             return _WRITTEN if name in _WRITES.get(type(value), ()) else value
@@ -158,7 +158,7 @@ def _builtin(value: types.BuiltinFunctionType) -> Found | None:
 
 
 def _module(value: types.ModuleType) -> Found | None:
-    # numpy and scipy have a random generator inside, a user's module anything
+    # numpy and scipy contain random generators; a user's module may contain anything
     if value.__name__.partition(".")[0] not in _WHOLE_MODULES:
         raise NotRecognisable
     return Found(("module", value.__name__))
@@ -181,7 +181,7 @@ def _descriptor(value: Any) -> Found:
 
 
 def _jitted(value: Any) -> Found | None:
-    # its options are hidden, but they never change
+    # the options of jax.jit are hidden, but they never change
     return None if is_constant(value) else Found(("jit", number(value)), (value.__wrapped__,))
 
 
@@ -234,7 +234,7 @@ _KINDS: dict[Any, Any] = {
     functools.cached_property: lambda x: Found(("cached",), (x.func,)),
     type(functools.lru_cache(len)): _cached,
     type(jax.jit(len)): _jitted,
-    type(jax.enable_x64): lambda x: None,  # compiled programs are kept by its value in any case
+    type(jax.enable_x64): lambda x: None,  # JAX itself keeps programs apart by its value
     complex: _complex,
     types.UnionType: lambda x: Found((types.UnionType,), x.__args__),
     inspect.Signature: _signature,
@@ -250,7 +250,7 @@ _KINDS: dict[Any, Any] = {
     **{base: container(base) for base in CONTAINERS if base is not object},
 }
 
-# the first of these that a class belongs to says how its objects are walked
+# how objects of a class are walked: the first entry that is a base of the class decides
 _FAMILIES: tuple[tuple[type | tuple[type, ...], Walk], ...] = (
     (jax.Array, jax_array),
     (np.dtype, _by_value),

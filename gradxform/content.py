@@ -1,4 +1,4 @@
-"""How a value is taken apart for a configuration's key: containers, objects and arrays.
+"""How containers, objects and arrays are decomposed for the key of a configuration.
 
 See :mod:`gradxform.configuration`.
 """
@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from gradxform.reads import number
 
-# their functions and classes are taken never to change
+# libraries whose functions and classes are assumed never to change
 _LIBRARIES = {
     *("gradxform", "jax", "jaxlib", "optax", "chex", "flax", "equinox", "numpy", "scipy"),
     *("ml_dtypes", "jaxtyping", "lineax", "optimistix", "diffrax", "einops", "builtins", "types"),
@@ -29,26 +29,26 @@ _LIBRARIES = {
     *("_collections_abc", "_functools", "_heapq", "_operator", "_struct", "_typing"),
     *("_weakrefset", "__future__"),
 }
-# except for functions that draw random numbers or read files
+# exceptions: functions that draw random numbers or read files
 _IMPURE_MODULES = ("numpy.random", "scipy.stats", "scipy.io", "flax.serialization")
 _IMPURE_NAMES = {
     *("eval", "exec", "compile", "globals", "open", "input", "id", "__import__", "load", "memmap"),
     *("loadtxt", "genfromtxt", "fromfile", "fromregex", "open_memmap", "tree_deserialise_leaves"),
 }
 
-HEAP_TYPE = 1 << 9  #: the flag of a class made at run time, as by a class statement
-ABSENT = object()  #: stands for a value that is not there
+HEAP_TYPE = 1 << 9  #: the flag of a class created at run time, for instance by a class statement
+ABSENT = object()  #: stands for a missing value
 
 
 class NotRecognisable(Exception):
-    """The walk met a value that may change unseen."""
+    """The walk met a value whose changes it cannot see."""
 
 
 class Found(NamedTuple):
-    """One value, taken apart."""
+    """A decomposed value."""
 
-    tokens: Sequence[Hashable] = ()  #: what is known at once
-    parts: Sequence[Any] = ()  #: values that it consists of or reads
+    tokens: Sequence[Hashable] = ()  #: parts that enter the key directly
+    parts: Sequence[Any] = ()  #: values to be walked next
 
 
 Walk = Callable[[Any], Found | None]  # None for a constant
@@ -61,17 +61,17 @@ def is_library(module: object) -> bool:
 
 
 def is_constant(value: Any) -> bool:
-    """Whether a name in a library stands for this very function or class.
+    """Whether this is a function or class that a library exports under its own name.
 
     Raises:
-      NotRecognisable: it does, and the result of that function may change.
+      NotRecognisable: it is, but its results may change from call to call.
     """
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module is None and isinstance(value, types.BuiltinFunctionType):
         module = getattr(value.__self__, "__name__", None)
     if not (is_library(module) and isinstance(name, str)):
         return False
-    # functools.wraps gives a stranger's function the name of what it wraps
+    # functools.wraps may give a user's function the name of a library's function
     code = value if isinstance(value, types.FunctionType) else getattr(value, "__wrapped__", None)
     if isinstance(code, types.FunctionType) and not is_library(code.__globals__.get("__name__")):
         return False
@@ -131,16 +131,16 @@ _POINTER = object.__basicsize__ // 2  #: bytes
 
 
 def _own_size(kind: type) -> int:
-    """Bytes of an object without what points to its ``__dict__`` and to its weak references."""
+    """The size of an object in bytes, without the pointers to ``__dict__`` and weak references."""
     counted = kind.__dictoffset__ > 0 or kind.__dictoffset__ == -_POINTER
     return kind.__basicsize__ - _POINTER * (counted + (kind.__weakrefoffset__ > 0))
 
 
 def instance(kind: type) -> Walk:
-    """How to walk objects of a class: its content if it is a container, and its attributes."""
+    """How to walk objects of a class: the content, if it is a container, and the attributes."""
     base = next(cls for cls in kind.__mro__ if cls in CONTAINERS)
     slots = len(_slots(kind, base))
-    # an object larger than its attributes is written in C and may hold anything
+    # an object larger than its attributes is implemented in C and may hold anything
     if _own_size(kind) != _own_size(base) + _POINTER * slots:
         return refuse
 
@@ -151,7 +151,7 @@ def instance(kind: type) -> Walk:
             attributes = None
         if attributes and "__qualname__" in attributes and is_constant(value):
             return None
-        # the slots belong to the class, which must not be kept alive from here
+        # slots belong to the class, and this function must not keep the class alive
         own = _slots(type(value), base) if slots else ()
         filled = [_slot_value(slot, value) for slot in own]
         return Found((base,), (type(value), attributes, *filled, *CONTAINERS[base](value)))
@@ -185,6 +185,6 @@ def jax_array(value: jax.Array) -> Found | None:
         raise NotRecognisable
     is_key = jnp.issubdtype(value.dtype, jax.dtypes.extended)
     if is_key or value.size > 64 or not value.is_fully_addressable:
-        return Found((jax.Array, number(value)))  # it never changes
+        return Found((jax.Array, number(value)))  # a JAX array never changes
     kind = (value.dtype, value.shape, value.weak_type, value.committed, value.sharding)
     return Found((jax.Array, *kind, np.asarray(value).tobytes()))

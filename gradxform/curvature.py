@@ -1,4 +1,4 @@
-"""Curvature as a value: what turns a function and a point into a symmetric linear map."""
+"""Curvatures: functions that turn an objective and a point into a symmetric linear map."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 import jax
 
 from gradxform import tree
+from gradxform.hyperparameters import checked
 from gradxform.objective import Composed, ValueFn
 from gradxform.sharding import sharded_like, varying_like
 
@@ -17,18 +18,19 @@ Curvature: TypeAlias = Annotated[
 ]
 
 
+@checked
 def hessian() -> Curvature:
-    r"""The Hessian, :math:`v \mapsto \nabla^2 J(\theta)\, v`.
+    """The Hessian of the objective J: v ↦ ∇²J(θ) v.
 
-    Calling the result with a function and parameters linearises the gradient there, once. For a
-    multilayer net every product after that costs 1 to 2 gradients: 1 for the layer that reads the
-    data, 2 for those behind it, 1.4 for 784-500-300-10. Functions and products are computed in at
-    least float32, whatever the dtype of the parameters.
+    ``gx.hessian()(value_fn, params)`` linearises the gradient once. In a multilayer net each
+    product then costs as much as 1 to 2 gradients: 1 for the layer that reads the data, 2 for the
+    layers after it, 1.4 in total for a 784-500-300-10 net. Everything is computed in at least
+    float32, whatever the dtype of the parameters.
 
     Returns:
-      The curvature: of ``(value_fn, params)``, a map from and to pytrees like ``params`` in at
-      least float32. ``value_fn`` must allow forward-mode differentiation, so no
-      ``jax.custom_vjp``.
+      The curvature: a function of ``(value_fn, params)`` that returns a linear map. The map takes
+      and returns pytrees like ``params`` in at least float32. ``value_fn`` must support
+      forward-mode differentiation, so it cannot use ``jax.custom_vjp``.
 
     References:
       Lecture 7, "Newton's Method". Pearlmutter, "Fast exact multiplication by the Hessian", Neural
@@ -46,29 +48,31 @@ def hessian() -> Curvature:
     return functools.partial(_curvature, linearise)
 
 
+@checked
 def gauss_newton() -> Curvature:
-    r"""The generalised Gauss–Newton matrix, :math:`v \mapsto J^T H_L J v`.
+    """The generalised Gauss–Newton matrix of a loss L of a model f: v ↦ Jᵀ H_L J v.
 
-    Of :math:`L(f(\theta))`, a loss L of a model f: J is the Jacobian of f at θ and :math:`H_L` the
-    Hessian of L at its outputs. Positive semi-definite whenever L is convex in the outputs, however
-    curved f is. It is the Hessian where f is linear, or where the loss has no slope left.
+    The objective is L(f(θ)). J is the Jacobian of f at θ, and H_L is the Hessian of L at the
+    outputs. The matrix is positive semi-definite if L is convex in the outputs, however curved f
+    is. It equals the Hessian if f is linear, or if the gradient of L is zero.
 
-    It is the Fisher information matrix :math:`E[\nabla \log p\, \nabla \log p^T]`, the expectation
-    over labels drawn from the model, whenever the loss is the negative log likelihood of an
-    exponential family in its natural parameters: squared error (half of it, of unit variance),
-    cross-entropy of logits by softmax or sigmoid. It is not the "empirical Fisher" of the gradients
-    of the labels in the data.
+    It is the Fisher information matrix E[∇log p ∇log pᵀ], with labels drawn from the model, if the
+    loss is the negative log likelihood of an exponential family in its natural parameters. That
+    holds for half the squared error (unit variance) and for the cross-entropy of softmax or sigmoid
+    logits. It is not the "empirical Fisher", which uses the labels in the data.
 
-    Model and loss are linearised once. For a multilayer net every product after that costs 1 to 4/3
-    gradients, 1.1 for 784-500-300-10. They are computed in at least float32, whatever the dtype of
-    the parameters.
+    Model and loss are linearised once. In a multilayer net each product then costs as much as 1 to
+    4/3 gradients, 1.1 for a 784-500-300-10 net. Everything is computed in at least float32,
+    whatever the dtype of the parameters.
 
     Returns:
-      The curvature: of ``(value_fn, params)``, a map from and to pytrees like ``params`` in at
-      least float32. ``value_fn`` must come from :func:`gradxform.compose`.
+      The curvature: a function of ``(value_fn, params)`` that returns a linear map. The map takes
+      and returns pytrees like ``params`` in at least float32. ``value_fn`` must come from
+      :func:`gradxform.compose`.
 
     Raises:
-      ValueError: when called, if ``value_fn`` does not come from :func:`gradxform.compose`.
+      ValueError: when the curvature is called, if ``value_fn`` does not come from
+        :func:`gradxform.compose`.
 
     References:
       Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent",
@@ -85,13 +89,13 @@ def gauss_newton() -> Curvature:
 
 
 def gauss_newton_of(method: str) -> Curvature:
-    """:func:`gauss_newton` as a part of ``method``, which its error names."""
+    """:func:`gauss_newton`, with an error that names ``method``."""
 
     def linearise(value_fn: ValueFn, params: tree.PyTree) -> Product:
         if not isinstance(value_fn, Composed):
             raise ValueError(
                 f"{method} needs to know which part of value_fn is the loss and which is the "
-                "model, to make the Gauss-Newton matrix: give value_fn=gx.compose(loss, model), "
+                "model, to compute the Gauss-Newton matrix: pass value_fn=gx.compose(loss, model), "
                 "where loss(model(params)) is the value, or take curvature=gx.hessian()"
             )
         loss, model = value_fn.parts()
@@ -104,11 +108,11 @@ def gauss_newton_of(method: str) -> Curvature:
 
 
 def _curvature(linearise: Curvature, value_fn: ValueFn, params: tree.PyTree) -> Product:
-    """The product in at least float32, chunk by chunk where ``value_fn`` recomputes them."""
+    """The product in at least float32, chunk by chunk if ``value_fn`` recomputes its chunks."""
     params = jax.tree.map(tree.promote, params)
     if isinstance(value_fn, Composed) and value_fn.chunks > 1 and value_fn.recompute:
         product = lambda v: value_fn.mean_over_chunks(lambda chunk: linearise(chunk, params)(v))
     else:
         product = linearise(value_fn, params)
-    # left to itself the compiler may keep CG's vectors whole on every device, to send less
+    # otherwise the compiler may replicate CG's vectors on every device to communicate less
     return lambda v: sharded_like(product(varying_like(v, params)), params)

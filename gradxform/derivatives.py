@@ -1,4 +1,4 @@
-"""Derivatives through updates: marks for what JAX cannot find out by itself."""
+"""Derivatives through updates, where JAX needs help."""
 
 import functools
 from typing import Any
@@ -12,9 +12,9 @@ from gradxform.tree import PyTree, max_abs
 
 
 def forward_only(method: str, values: PyTree) -> PyTree:
-    """``values`` as they are; reverse mode through them raises an error that names ``method``.
+    """``values`` unchanged; reverse-mode differentiation raises an error that names ``method``.
 
-    JAX does not reverse a loop whose length depends on data, and its own error names no method.
+    JAX cannot reverse a loop whose length depends on data, and its own error names no method.
     """
 
     def mark(x: jax.Array) -> jax.Array:
@@ -25,9 +25,9 @@ def forward_only(method: str, values: PyTree) -> PyTree:
 
 def _refuse(cotangent: Any, _: Any, *, method: str) -> Any:
     raise NotImplementedError(
-        f"{method} loops for as long as its data ask for, and JAX cannot reverse such a loop: use "
-        "forward mode through its updates (jax.jvp, jax.jacfwd), or the implicit function theorem "
-        "at the solution"
+        f"{method} contains a loop whose length depends on data, and JAX cannot reverse such a "
+        "loop: use forward mode through its updates (jax.jvp, jax.jacfwd), or the implicit "
+        "function theorem at the solution"
     )
 
 
@@ -41,10 +41,10 @@ ad.deflinear2(_forward_only, _refuse)
 
 @jax.custom_jvp
 def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors, with finite derivatives where eigenvalues agree.
+    """Eigenvalues and eigenvectors, with finite derivatives for equal eigenvalues.
 
-    There an eigenvector may turn among those of its eigenvalue, which moves nothing that depends on
-    the matrix; this turn is left out.
+    The eigenvectors of equal eigenvalues may rotate among each other. Functions of the matrix do
+    not depend on this rotation, so its derivative is left out.
     """
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
@@ -65,9 +65,9 @@ def _(
 
 
 def constant_size(values: PyTree) -> jax.Array:
-    """The largest absolute entry, a constant for derivatives.
+    """The largest absolute entry, without a derivative.
 
-    Arithmetic over a common size keeps squares in range. No result depends on which size is taken,
-    so its derivative, which the largest entry of a zero does not have, is left out.
+    Dividing by a common size keeps squares in range. The results do not depend on the size, so its
+    derivative (undefined at 0) is left out.
     """
     return jax.lax.stop_gradient(max_abs(values))

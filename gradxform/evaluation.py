@@ -1,35 +1,43 @@
-"""Where to evaluate: ``eval_params`` finds θ when the loop holds another point."""
+"""``eval_params``: the parameters to evaluate, if the loop holds another point."""
 
 import functools
 
 import optax
 from jax.tree_util import default_registry
 
+from gradxform.hyperparameters import readable
 from gradxform.tree import PyTree
 
 
 @functools.singledispatch
+@readable
 def eval_params(state: optax.OptState, /, params: PyTree) -> PyTree:
-    r"""The parameters to evaluate, deploy or report.
+    """The parameters to evaluate, deploy or report.
 
-    Most methods keep them in the loop and get ``params`` itself back. Some do not: with
-    :func:`gradxform.nesterov` the loop holds the interim point :math:`\tilde\theta = \theta +
-    \alpha v` and this returns θ; with :func:`gradxform.polyak_average` it returns the average. The
-    state may be nested in any way: ``optax.chain``, ``masked``, ``partition``,
-    ``inject_hyperparams``, ``MultiSteps``, ``apply_if_finite``, or any pytree of your own, such as
-    a whole Flax ``TrainState``. For a Flax NNX optimizer pass ``nnx.as_pure(optimizer.opt_state)``
-    and ``nnx.as_pure(nnx.state(model, nnx.Param))``.
+    With most methods these are the parameters in the loop, and ``params`` itself is returned. Other
+    methods hold another point in the loop:
 
-    A method of yours joins in by ``@gx.eval_params.register(MyState)`` on a function
+    * line searches and trust regions hold a trial point; this returns the accepted point;
+    * :func:`gradxform.nesterov` holds θ̃ = θ + αv; this returns θ;
+    * with :func:`gradxform.polyak_average` this returns the average.
+
+    The state may be nested in ``optax.chain``, ``masked``, ``partition``, ``inject_hyperparams``,
+    ``MultiSteps``, ``apply_if_finite``, or any pytree, such as a Flax ``TrainState``. For a Flax
+    NNX optimizer pass ``nnx.as_pure(optimizer.opt_state)`` and
+    ``nnx.as_pure(nnx.state(model, nnx.Param))``.
+
+    To support your own state, write ``@gx.eval_params.register(MyState)`` above a function
     ``(state, params) -> params``.
 
     Args:
       state: the optimiser state after the last ``update``.
-      params: the parameters in the loop, of the structure ``init`` was given.
+      params: the parameters in the loop, with the structure that ``init`` got.
 
     Returns:
-      A pytree of the structure and dtypes of ``params``; ``params`` itself, the same object, where
-      the loop already holds them.
+      A pytree with the structure and dtypes of ``params``, or the object ``params`` itself.
+
+    Raises:
+      ValueError: the state belongs to parameters of another structure.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.nesterov(learning_rate=0.1, momentum=0.5)

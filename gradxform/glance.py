@@ -1,8 +1,8 @@
-"""Whether what a method and an objective read is still the very same, told at a glance.
+"""A quick test of whether method and objective still read the same objects.
 
-A configuration's key (:mod:`gradxform.configuration`) is made by a walk over all values, which
-takes longer than a small solve. Mostly nothing has changed. Where all of it consists of numbers,
-functions, JAX arrays and containers of these, comparing identities tells.
+The key of a configuration (:mod:`gradxform.configuration`) takes a walk over all values, which is
+slower than a small solve. Mostly nothing has changed. If all values are numbers, functions, JAX
+arrays and containers of these, it is enough to compare identities.
 """
 
 import types
@@ -18,21 +18,21 @@ from gradxform.content import content
 
 _JITTED = type(jax.jit(len))
 _CONTAINERS = (tuple, dict, list)
-# their functions never give another value to a variable of their closure
+# libraries whose functions never assign to a variable of their closure
 _SETTLED = ("gradxform", "optax")
 
 
 def glance(values: Sequence[Any]) -> Callable[[Sequence[Any]], bool] | None:
-    """A test of whether other values read the very same objects; None where identity cannot tell.
+    """A test of whether other values read the same objects; None if identities cannot tell.
 
-    The test keeps none of them alive, numbers and constants of libraries apart. Where it says no,
-    they may still be alike.
+    The test keeps only numbers and constants of libraries alive. If it says no, the values may
+    still be equal.
     """
-    held: list[Any] = []  # as long as these are there, no other object has their identity
-    all_there, functions, known = [True], list[Any](), set[int]()
+    held: list[Any] = []  # while these objects are alive, no other object can have their ids
+    all_alive, functions, known = [True], list[Any](), set[int]()
 
     def lost(_: weakref.ref[Any]) -> None:
-        all_there[0] = False
+        all_alive[0] = False
 
     def hold(value: Any) -> None:
         if type(value) in ATOMS or type(value) is float or is_known_constant(value):
@@ -53,7 +53,7 @@ def glance(values: Sequence[Any]) -> Callable[[Sequence[Any]], bool] | None:
     readers: list[tuple[weakref.ref[Any], list[int]]] = []
     try:
         hold(tuple(values))
-        for function in functions:  # which grows on the way
+        for function in functions:  # the list grows during the loop
             read = _read(function)
             hold(read)
             if not _is_settled(function):
@@ -63,7 +63,7 @@ def glance(values: Sequence[Any]) -> Callable[[Sequence[Any]], bool] | None:
     expected = _identities(values)
 
     def unchanged(now: Sequence[Any]) -> bool:
-        if not (held and all_there[0]) or _identities(now) != expected:
+        if not (held and all_alive[0]) or _identities(now) != expected:
             return False
         return all(_identities(_read(function())) == read for function, read in readers)
 
@@ -77,7 +77,7 @@ def _read(function: Any) -> tuple[Any, ...]:
 
 
 def _is_settled(function: Any) -> bool:
-    """Whether what a function reads can change neither by name nor by content."""
+    """Whether nothing that a function reads can change."""
     if not isinstance(function, types.FunctionType):
         return True
     module = str(function.__globals__.get("__name__"))
@@ -86,7 +86,7 @@ def _is_settled(function: Any) -> bool:
 
 
 def _identities(values: Iterable[Any]) -> list[int]:
-    """The identity of each value; a container is replaced by its kind, its size and its content."""
+    """The id of each value; for a container its type, its size and the ids of its content."""
     found: list[int] = []
     for value in values:
         if isinstance(value, _CONTAINERS):

@@ -1,17 +1,20 @@
-"""What a method does with its hyperparameters, and the check that reads a function's signature.
+"""Hyperparameters: their types, and the check of a function's arguments.
 
-Each one may be a Python number, a scalar array or a tracer; a learning rate may also be a schedule.
-No Python ``if`` looks at one inside ``update``, so that one compiled program can sweep any of them
-under ``jax.vmap``. Python numbers are checked when the method is built.
+A hyperparameter is a Python number, a scalar array or a tracer. A learning rate may also be a
+schedule. No Python ``if`` looks at one inside ``update``, so one compiled program can sweep any of
+them under ``jax.vmap``. Python numbers are checked when the method is built.
 
-The range of a number is said once, in the signature: ``momentum: Fraction`` lies in [0, 1).
-:func:`checked` reads it there, and so does the lab.
+The signature alone says which numbers are allowed: ``momentum: Fraction`` lies in [0, 1).
+:func:`checked` reads the range there, and so does the lab.
 """
 
+import ast
 import collections.abc
 import functools
 import inspect
 import math
+import re
+import textwrap
 import types
 from collections.abc import Callable
 from typing import (
@@ -35,10 +38,11 @@ import optax
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Interval(NamedTuple):
-    """The numbers from ``low`` up to ``high``, which is not among them itself."""
+    """The numbers x with ``low`` ≤ x < ``high``."""
 
     low: float
     high: float = math.inf
@@ -53,10 +57,11 @@ Fraction: TypeAlias = Annotated[Scalar, Interval(0, 1)]
 UpToOne: TypeAlias = Annotated[Scalar, Interval(0, 1.000000001)]
 BelowHalf: TypeAlias = Annotated[Scalar, Interval(0, 0.5)]
 BelowQuarter: TypeAlias = Annotated[Scalar, Interval(0, 0.25)]
-Count: TypeAlias = Annotated[Scalar, Interval(1)]
+AtLeastOne: TypeAlias = Annotated[Scalar, Interval(1)]
+Count: TypeAlias = AtLeastOne
 Seed: TypeAlias = Annotated[Scalar, Interval(0, 4294967296)]  # of 32 bits
 Int32: TypeAlias = Annotated[Scalar, Interval(0, 2147483648)]
-Whole: TypeAlias = Annotated[int, Interval(1)]
+PositiveInt: TypeAlias = Annotated[int, Interval(1)]
 Size: TypeAlias = Annotated[
     int,
     Interval(1),
@@ -68,14 +73,17 @@ LearningRate: TypeAlias = NonNegative | Schedule
 
 
 def scalar(value: jax.typing.ArrayLike) -> jax.Array:
-    """``value`` in at least float32, whatever dtype a wrapper rounded it to, and strongly typed."""
+    """``value`` as a strongly typed array of at least float32.
+
+    A wrapper may have rounded it to a narrower dtype.
+    """
     return jnp.asarray(value, dtype=jnp.result_type(float))
 
 
 def below_one(decay: jax.typing.ArrayLike) -> jax.Array:
-    """A decay rate, at most one unit of rounding below 1: a wrapper may have rounded it to 1.
+    """``decay``, or the largest number below 1 if a wrapper has rounded it to 1.
 
-    Bias-corrected means are then plain means, the limit, where 1 itself would give 0/0.
+    A bias-corrected mean then becomes the plain mean, which is the limit. At 1 it would be 0/0.
     """
     value = scalar(decay)
     return jnp.minimum(value, 1 - jnp.finfo(value.dtype).eps)
@@ -100,12 +108,13 @@ def rate(learning_rate: LearningRate, count: jax.Array) -> jax.Array:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Checks the arguments of ``function`` against its annotations before it runs.
 
-    A public function that passes its arguments on to others carries this itself, so that an error
-    names the function that was called.
+    Every public function carries this, even if it only passes its arguments on. An error then names
+    the function that the user called. The signature is made :func:`readable`.
 
     Raises:
-      TypeError: an argument is none of the things that its annotation allows.
-      ValueError: a number is NaN, infinite or outside its interval, or a choice is not offered.
+      TypeError: the annotation does not allow an argument of this type.
+      ValueError: a number is NaN, infinite or outside its interval, or a name is not one of the
+        choices.
 
     >>> @checked
     ... def method(rate: Fraction) -> None: ...
@@ -118,19 +127,78 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checking(*args: P.args, **kwargs: P.kwargs) -> R:
-        # an argument too many or unknown is left to Python, whose message names function and all
+        # Python itself reports surplus and unknown arguments
         for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
             if name in parameters:
                 check_argument(function.__name__, name, value, parameters[name].annotation)
         return function(*args, **kwargs)
 
-    return checking
+    return readable(checking)
+
+
+class _AsWritten(NamedTuple):
+    """An annotation whose ``repr`` is its text in the source, without module names."""
+
+    function: Callable[..., Any]
+    name: str  #: the argument, or "return"
+    annotation: Any  #: what Python makes of the text
+
+    def __repr__(self) -> str:
+        text = _written_annotations(self.function).get(self.name)
+        return inspect.formatannotation(self.annotation) if text is None else text
+
+
+def readable(function: F) -> F:
+    """``function`` with a signature that ``help`` prints with the names of the type aliases.
+
+    Python would print what each alias stands for. ``typing.get_type_hints`` gives the true types.
+
+    >>> @readable
+    ... def method(learning_rate: LearningRate, b1: Fraction = 0.9) -> optax.Schedule: ...
+    >>> inspect.signature(method)
+    <Signature (learning_rate: LearningRate, b1: Fraction = 0.9) -> Schedule>
+    """
+
+    def written(name: str, annotation: Any) -> Any:
+        is_empty = annotation is inspect.Signature.empty
+        return annotation if is_empty else _AsWritten(function, name, annotation)
+
+    signature = inspect.signature(function)
+    vars(function)["__signature__"] = signature.replace(
+        parameters=[
+            p.replace(annotation=written(p.name, p.annotation))
+            for p in signature.parameters.values()
+        ],
+        return_annotation=written("return", signature.return_annotation),
+    )
+    return function
+
+
+@functools.cache
+def _written_annotations(function: Callable[..., Any]) -> dict[str, str]:
+    """The annotations of a function as its source has them; empty without a source."""
+    try:
+        node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    if not isinstance(node, ast.FunctionDef):
+        return {}
+    args = node.args
+    arguments = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+    found = {a.arg: a.annotation for a in arguments if a} | {"return": node.returns}
+    return {name: _without_modules(x) for name, x in found.items() if x}
+
+
+def _without_modules(annotation: ast.expr) -> str:
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return annotation.value  # a forward reference
+    return re.sub(r"(?:\w+\.)+(\w)", r"\1", ast.unparse(annotation))
 
 
 def check_argument(function: str, name: str, value: object, annotation: Any) -> None:
     """Checks one argument of ``function`` against its annotation; see :func:`checked`.
 
-    An annotation that this module does not know admits everything.
+    An annotation that this module does not know allows every value.
     """
     rules = _rules(annotation)
     for rule in rules:
@@ -149,11 +217,11 @@ def shown(value: object) -> str:
 
 
 class _Rule(NamedTuple):
-    """What one member of an annotation admits."""
+    """What one member of an annotation allows."""
 
-    fits: Callable[[Any], bool]
-    words: tuple[str, ...]  #: what fits, in words
-    interval: Interval | None  #: of a number
+    fits: Callable[[Any], bool]  #: whether a value is of the right type
+    words: tuple[str, ...]  #: the values allowed, in words
+    interval: Interval | None  #: the range of a number
 
 
 @functools.cache
@@ -162,19 +230,19 @@ def _rules(annotation: Any) -> list[_Rule]:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """What a union is of; one member if it is none."""
+    """The members of a union; anything else is its own only member."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for part in get_args(annotation) for member in _members(part))
     return (annotation,)
 
 
 def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
-    """Whether a value is what this member of an annotation says, and that in words."""
+    """A test of whether a value fits this member of an annotation, and the same in words."""
     number = _is_real, ("a number", "a scalar array")
     base, *notes = get_args(member) if get_origin(member) is Annotated else (member,)
     if notes and isinstance(notes[0], Interval):
-        whole = _is_whole, (str(notes[1]) if notes[1:] else "a Python integer",)
-        return whole if base is int else number
+        integer = _is_integer, (str(notes[1]) if notes[1:] else "a Python integer",)
+        return integer if base is int else number
     if base in (float, jax.Array):
         return number
     if base is bool:
@@ -208,7 +276,7 @@ def _is_number(value: object) -> bool:
     return is_number and not isinstance(value, bool)
 
 
-def _is_whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -230,7 +298,7 @@ def _is_method(value: Any) -> bool:
 
 
 def _check_interval(function: str, name: str, value: Any, interval: Interval) -> None:
-    """Raises a ValueError where a number, whose value is known, lies outside its interval."""
+    """Raises a ValueError if a number lies outside its interval. Traced numbers are not checked."""
     if not (_is_number(value) or isinstance(value, np.ndarray)):
         return
     low, high = interval

@@ -1,28 +1,28 @@
-"""What methods report in ``info``: one vocabulary, found by type.
+"""The diagnostics that methods report in ``info``, with one vocabulary for all.
 
-A state keeps what an algorithm needs in its own fields and what it reports in a field ``info``, a
-NamedTuple marked by :func:`diagnostics`. A loop that logs, counts or stops looks for marked tuples
-alone, so a parameter or a field of a state may have any name.
+The fields of a state hold what the algorithm needs. What it reports is in a field ``info``, a
+NamedTuple marked by :func:`diagnostics`. A loop that logs, counts or stops looks only for marked
+tuples, so parameters and other fields may have any name.
 
-Integers are totals over all updates, and survive when a search begins again with a new state.
-Booleans and floating-point numbers describe the last update. These names mean the same everywhere:
+Integers are totals over all updates; they survive when a search gives its method a new state.
+Booleans and floating-point numbers describe the last update. These names have one meaning:
 
 =======================  ==========================================================================
 ``evaluations``          evaluations of ``value_fn`` made inside ``update``
 ``curvature_products``   products with the curvature; a dense matrix of n columns counts n
-``gradient_equivalents`` the cost of both in gradients of ``value_fn``, where a method knows it
+``gradient_equivalents`` the cost of both in gradients of ``value_fn``, if a method knows it
 ``accepted``             points accepted
 ``rejected``             trial points, or updates, rejected
 ``non_finite``           updates that met a NaN or an infinity and stepped back from it
-``skipped``              updates that moved nothing, or curvature pairs left out
-``fallbacks``            updates that took the gradient in place of the method's direction
-``value``                the objective at the accepted point, where the loop holds a trial point
+``skipped``              updates that were zero, or curvature pairs that were not used
+``fallbacks``            updates along the gradient instead of the method's direction
+``value``                the objective at the accepted point, if the loop holds a trial point
 ``grad_norm``            the largest absolute gradient entry at the accepted point
 ``stalled``              whether the method can make no further progress on a fixed objective
 =======================  ==========================================================================
 
-A method that reports ``non_finite`` survives NaN and infinity; :func:`gradxform.minimize` stops any
-other at the first one.
+A method that reports ``non_finite`` recovers from NaN and infinity. :func:`gradxform.minimize`
+stops any other method at the first one.
 """
 
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from gradxform.tree import PyTree
 
 T = TypeVar("T", bound=type)
 
-# Optax's own line searches report as well; their counts are of the last update.
+# Optax's own line searches report too; they count within the last update.
 _MARKED: set[type] = {
     state.__annotations__["info"]
     for state in (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
@@ -43,7 +43,7 @@ _MARKED: set[type] = {
 
 
 def diagnostics(cls: T) -> T:
-    """Marks a NamedTuple class as what a method reports.
+    """Marks a NamedTuple class as the diagnostics of a method.
 
     >>> from typing import NamedTuple
     >>> import jax.numpy as jnp
@@ -67,18 +67,18 @@ def infos(state: PyTree) -> list[Any]:
 
 
 def reported(state: PyTree, name: str) -> list[jax.Array]:
-    """What the marked tuples in a state report by this name."""
+    """The values of the field ``name`` in all marked tuples of a state."""
     return [getattr(info, name) for info in infos(state) if hasattr(info, name)]
 
 
 def total(state: PyTree, name: str) -> jax.Array:
-    """The sum of what is reported by this name; 0 where nothing is."""
+    """The sum of the field ``name`` over all marked tuples; 0 if no tuple has it."""
     counts = (jnp.sum(jnp.asarray(x, jnp.int32), dtype=jnp.int32) for x in reported(state, name))
     return sum(counts, start=jnp.zeros((), jnp.int32))
 
 
 def carry_totals(fresh: PyTree, old: PyTree) -> PyTree:
-    """``fresh``, the first state of a method, with the totals that ``old`` has reported."""
+    """``fresh``, a new state of a method, with the totals from ``old``."""
 
     def carried(new: Any, old: Any) -> Any:
         if not _is_marked(new):

@@ -1,7 +1,7 @@
-"""Fewer kernels: a small problem pays for the kernels of an update, not for their arithmetic.
+"""Fewer kernels: the time of a small problem depends on the number of kernels.
 
-XLA makes a kernel for each reduction, and one for each number that several others are computed
-from. The functions here change no result. They only say what can be computed together.
+XLA makes a kernel for each reduction, and one for each number that several others depend on. The
+functions of this module do not change results. They let XLA compute several numbers in one kernel.
 """
 
 import functools
@@ -18,8 +18,8 @@ from gradxform.sharding import is_explicit
 
 T = TypeVar("T")
 
-# entries of a leaf up to which two reductions are one of both leaves stacked; beyond, the copy
-# would cost more than the second kernel
+# largest leaf for which two reductions are made as one, of both leaves stacked; with larger ones
+# the copy would cost more than the second kernel
 _SMALL = 4096
 
 
@@ -31,19 +31,19 @@ def unless_batched(
 ) -> list[jax.Array]:
     """``packed(*arrays)`` in compiled programs, and ``plain(*arrays)`` under ``jax.vmap``.
 
-    Both compute the same. In a batch scalars are vectors already, and packing them costs more than
-    it saves. ``plain`` also serves derivatives and calls outside ``jax.jit``. Neither function may
-    close over arrays. ``out_avals`` are the abstract values of the results, where they are known.
+    Both compute the same. In a batch the scalars are vectors already, and packing them costs more
+    than it saves. ``plain`` is also used for derivatives and outside ``jax.jit``. Neither function
+    may close over arrays. ``out_avals`` are the abstract values of the results, if they are known.
     """
     avals = jax.make_jaxpr(plain)(*arrays).out_avals if out_avals is None else out_avals
     return _unless_batched.bind(*arrays, packed=packed, plain=plain, avals=tuple(avals))
 
 
 def in_one_kernel(values: T) -> T:
-    """``values``, scalars in any tree, computed by one kernel instead of one for each.
+    """``values``, a pytree of scalars, computed by one kernel instead of one for each.
 
-    The compiled program writes the floating-point numbers and flags into one vector and reads them
-    from there.
+    The compiled program writes the floating-point numbers and flags to one vector and reads them
+    from it.
     """
     leaves, structure = jax.tree.flatten(values)
     floating = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -59,11 +59,11 @@ def in_one_kernel(values: T) -> T:
 def vector(scalars: Sequence[jax.Array]) -> jax.Array:
     """A vector of ``scalars``, by a chain of selects.
 
-    XLA makes one kernel of the chain and of the arithmetic that leads to it. It looks through a
-    concatenation, and makes a kernel of each scalar again.
+    XLA computes the chain and the arithmetic before it in one kernel. A concatenation would not do:
+    XLA splits it into one kernel for each scalar.
     """
-    # XLA cannot tell that this is 0. Places that depend on nothing in a loop it would compare
-    # before the loop, in a kernel for each
+    # XLA cannot tell that this is 0. With a constant, XLA would move the comparisons of ``place``
+    # out of a loop, into one kernel for each.
     zero = ((scalars[0] < 0) & (scalars[0] > 0)).astype(jnp.int32)
     place = zero + jax.lax.iota(jnp.int32, len(scalars))
     chosen = jnp.zeros(len(scalars), scalars[0].dtype)
@@ -110,7 +110,7 @@ def max_abs(*trees: tree.PyTree) -> list[jax.Array]:
 
 
 def quotients(*pairs: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
-    """:func:`gradxform.tree.divide` of several pairs of scalars; a division is never repeated."""
+    """:func:`gradxform.tree.divide` of several pairs of scalars, in one division."""
     above, below = (vector(x) for x in zip(*pairs, strict=True))
     divided = tree.divide(above, below)
     return [divided[i] for i in range(len(pairs))]
@@ -130,7 +130,7 @@ def _in_one_pass(
     separate: Callable[[Any], list[jax.Array]],
     trees: Any,
 ) -> list[jax.Array]:
-    """``stacked(trees)`` where the trees are small enough to be copied to save a kernel."""
+    """``stacked(trees)`` if copying the trees is cheaper than another kernel, else ``separate``."""
     leaves, structure = jax.tree.flatten(trees)
     is_small = bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
     if not is_small or any(is_explicit(x) for x in leaves):
@@ -143,7 +143,7 @@ def _in_one_pass(
 
 
 def _stacked(trees: Sequence[tree.PyTree]) -> list[jax.Array]:
-    """Leaf by leaf the trees along a new first axis, in at least float32."""
+    """The leaves of the trees, stacked along a new first axis, in at least float32."""
     return [
         jnp.stack([tree.promote(x) for x in leaves])
         for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
@@ -159,9 +159,9 @@ def _pack_and_unpack(*scalars: jax.Array) -> list[jax.Array]:
 
 
 def _settled(x: jax.Array) -> jax.Array:
-    """``x``, over a 1 that XLA does not see through.
+    """``x`` divided by 1, in a way that XLA cannot simplify.
 
-    XLA repeats cheap operations in every kernel that needs their result, but no division.
+    XLA repeats cheap operations in every kernel that needs their result, but not divisions.
     """
     return x / jnp.where(x != x, 2, 1).astype(x.dtype)
 

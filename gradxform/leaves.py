@@ -1,4 +1,4 @@
-"""Single leaves: where two trees differ, which are no parameters, which ones a mask took out."""
+"""The leaves of pytrees: their dtypes, the differences of two trees, and masked leaves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,34 +15,35 @@ _USUAL = {jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float1
 
 
 def check_floating(params: PyTree, place: str = "params") -> None:
-    """Raises a TypeError that names the first leaf which is not a real floating-point array."""
+    """Raises a TypeError that names the first leaf that is not a real floating-point array."""
     if all(isinstance(p, jax.Array) and p.dtype in _USUAL for p in jax.tree.leaves(params)):
         return
     for path, p in jax.tree_util.tree_leaves_with_path(params):
         try:
             dtype = jnp.result_type(p)
-        except Exception:  # JAX has an error of its own for every kind of object
+        except Exception:  # JAX raises different errors for different objects
             raise TypeError(
-                f"{place}{jax.tree_util.keystr(path)} is {shown(p)}, which is no array: give the "
-                "arrays alone, for instance eqx.filter(model, eqx.is_inexact_array)"
+                f"{place}{jax.tree_util.keystr(path)} is {shown(p)}, which is no array: pass only "
+                "the arrays, for instance eqx.filter(model, eqx.is_inexact_array)"
             ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
-                "floating-point parameters: convert the leaf, or leave it out with gx.masked"
+                "floating-point parameters: convert the leaf, or exclude it with gx.masked"
             )
         if jnp.finfo(dtype).bits < 16:
             raise TypeError(
-                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}, which JAX does no "
-                "arithmetic in: keep the parameters in float32 or bfloat16, and convert them to "
+                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}, which JAX cannot compute "
+                "with: keep the parameters in float32 or bfloat16, and convert them to "
                 f"{dtype} in the model"
             )
 
 
 def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None:
-    """How two trees differ in the paths, shapes and dtypes of their leaves; None if they do not.
+    """The first difference of two trees in the paths, shapes and dtypes of their leaves, or None.
 
-    Leaves are compared, not nodes: a node of a class without ``==`` does not equal its own copy.
+    Leaves are compared instead of tree structures, because a node of a class without ``==`` does
+    not equal its own copy.
     """
     (paths, leaves), (other_paths, other_leaves) = map(_with_paths, (one, other))
     if paths != other_paths:
@@ -64,13 +65,13 @@ def _with_paths(values: PyTree) -> tuple[list[str], list[Any]]:
 
 
 def has_holes(params: PyTree) -> bool:
-    """Whether a mask took leaves out of ``params``."""
+    """Whether a mask has removed leaves from ``params``."""
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     return any(isinstance(node, optax.MaskedNode) for node in nodes)
 
 
 def map_unmasked(f: Callable[..., Array], params: PyTree, values: PyTree) -> PyTree:
-    """``tree.map(f, params, values)``, leaving alone what a mask took out of ``values``."""
+    """``tree.map(f, params, values)``; leaves that a mask removed from ``values`` stay."""
 
     def is_masked(node: PyTree) -> bool:
         return isinstance(node, optax.MaskedNode)
@@ -81,6 +82,6 @@ def map_unmasked(f: Callable[..., Array], params: PyTree, values: PyTree) -> PyT
         )
     except ValueError as error:
         raise ValueError(
-            "the parameters and the optimiser state have different structures; give the parameters "
-            "that init was given (of Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled)"
+            "the parameters and the optimiser state have different structures; pass the parameters "
+            "that init got (with Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled ones)"
         ) from error

@@ -1,18 +1,18 @@
-"""A line search as a transformation: one value and one gradient an update.
+"""A line search as a transformation: each update takes one value and one gradient.
 
-With φ(t) = f(x + t d), as Hager & Zhang (2005), §4, and Nocedal & Wright (2006), §3.5, have it::
+With φ(t) = f(x + t d), after Hager & Zhang (2005), §4, and Nocedal & Wright (2006), §3.5::
 
     repeat
-        d ← the direction of the method at x, or −∇f(x) where d does not descend
-        t ← the first trial, and the bracket is [0, ∞)
-        until φ(t) is low enough and φ'(t) flat enough      (Wolfe, or approximately so)
-            the bracket ends at t if φ rises there, or begins at t if φ still falls
-            t ← a point inside the bracket, or farther out while it has no end
+        d ← the direction of the method at x, or −∇f(x) if d does not descend
+        t ← the first trial; the bracket is [0, ∞)
+        until φ(t) is low enough and φ'(t) is flat enough     (Wolfe conditions)
+            if φ rises at t, the bracket ends at t; if φ falls, it begins at t
+            t ← a point inside the bracket, or farther out if the bracket has no end
         x ← x + t d
 
-An update sees one trial point x + t d, with its value and gradient. So it makes one turn of the
-inner loop, or ends it and begins the next search. :mod:`gradxform.section` has the arithmetic of
-the bracket.
+An update sees one trial point x + t d, with its value and gradient. So it runs one turn of the
+inner loop, or it accepts the point and begins the next search. :mod:`gradxform.section` does the
+arithmetic of the bracket.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -44,30 +44,30 @@ from gradxform.section import (
 )
 from gradxform.sharding import check_whole, sharded_like
 
-# how many times as far out as the last step a search begins at most; directions with a scale of
-# their own know better how far to go
+# The first trial is at most this many times as long as the last step. Directions with a scale of
+# their own (Newton's, say) may go farther.
 _REACH, _SCALED_REACH = 10.0, 1000.0
 
 
 @diagnostics
 class LineSearchInfo(NamedTuple):
-    """What the search did; the counters run over all updates."""
+    """Counts over all updates, and numbers from the last one."""
 
-    accepted: jax.Array  #: points accepted, the start included
-    resets: jax.Array  #: searches that failed and were begun again along the negative gradient
+    accepted: jax.Array  #: points accepted, including the start
+    resets: jax.Array  #: searches that restarted along the negative gradient
     non_finite: jax.Array  #: trial points whose value or slope was NaN or infinite
-    step_length: jax.Array  #: the multiple of the direction that was accepted last
+    step_length: jax.Array  #: t of the last accepted step
     value: jax.Array  #: f at the accepted point
     grad_norm: jax.Array  #: largest absolute gradient entry at the accepted point
-    stalled: jax.Array  #: the search along the negative gradient failed too: no descent is left
+    stalled: jax.Array  #: whether no further progress is possible, even along −∇f
 
 
 class Point(NamedTuple):
-    """A point that was evaluated; the trees are in at least float32."""
+    """A point that was evaluated, in at least float32."""
 
-    params: tree.PyTree
-    value: jax.Array
-    grad: tree.PyTree
+    params: tree.PyTree  #: x
+    value: jax.Array  #: f(x)
+    grad: tree.PyTree  #: ∇f(x)
 
 
 class LineSearchState(NamedTuple):
@@ -75,14 +75,14 @@ class LineSearchState(NamedTuple):
 
     accepted: Point  #: x, f(x) and ∇f(x)
     direction: tree.PyTree  #: d, in at least float32
-    size: jax.Array  #: largest entry of d
-    moved: jax.Array  #: largest entry of the last step accepted; 0 before there is one
-    section: Section  #: what is known of φ(t) = f(x + t d), and the t in the loop
-    progress: Progress  #: over the accepted points
-    take_next: jax.Array  #: whether the point in the loop is accepted as it is
-    steepest: jax.Array  #: whether d is the negative gradient in place of the method's direction
-    restart: jax.Array  #: whether the method begins with a new state when it is asked next
-    inner_state: optax.OptState  #: of the method that gives the direction
+    size: jax.Array  #: largest absolute entry of d
+    moved: jax.Array  #: largest absolute entry of the last accepted step; 0 before the first one
+    section: Section  #: the known points of φ(t) = f(x + t d), and the t in the loop
+    progress: Progress  #: progress over the accepted points
+    take_next: jax.Array  #: whether the next point is accepted without a test
+    steepest: jax.Array  #: whether d is −∇f instead of the method's direction
+    restart: jax.Array  #: whether the method gets a new state at its next call
+    inner_state: optax.OptState  #: state of the method that gives the direction
     info: LineSearchInfo
 
 
@@ -98,55 +98,54 @@ def with_line_search(
     noise: Fraction = 1e-6,
     max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Searches along the direction of another method for a step that descends enough.
+    """Adds a line search to a method: each step decreases the objective enough.
 
-    With d the negative of what ``direction`` returns and :math:`\varphi(t) = f(x + t d)`, a step t
-    is accepted when
+    The search runs along d, the negative of what ``direction`` returns, on φ(t) = f(x + t d). A
+    step t is accepted if it satisfies the strong Wolfe conditions::
 
-    .. math::
-        \varphi(t) \le \varphi(0) + \delta t \varphi'(0) \quad\text{and}\quad
-        |\varphi'(t)| \le \sigma |\varphi'(0)|
+        φ(t) ≤ φ(0) + δ t φ'(0)   and   |φ'(t)| ≤ σ |φ'(0)|
 
-    (strong Wolfe), or, where rounding hides the decrease, when
+    If rounding hides the decrease, the approximate Wolfe conditions are enough::
 
-    .. math::
-        \varphi(t) \le \varphi(0) + \epsilon |\varphi(0)| \quad\text{and}\quad
-        \sigma \varphi'(0) \le \varphi'(t) \le \min(\sigma, 1 - 2 \delta)\, |\varphi'(0)|
+        φ(t) ≤ φ(0) + ε |φ(0)|   and   σ φ'(0) ≤ φ'(t) ≤ min(σ, 1 − 2δ) |φ'(0)|
 
-    (approximate Wolfe). Otherwise the next trial is the minimum of the cubic through the two ends
-    of the bracket, safeguarded, or farther out while there is no bracket. The very first trial
-    moves the parameters by 0.3 of the largest of them. Later searches begin at most ten times as
-    far out as the last step went, or a thousand times along directions with a scale of their own.
+    Otherwise the next trial is the minimum of the cubic through both ends of the bracket, kept
+    away from the ends. Without a bracket it is farther out. The very first trial moves the
+    parameters by 0.3 of the largest one. The first trial of a later search is at most 10 times as
+    long as the last step, or 1000 times if the direction has a scale of its own.
 
-    **The parameters in the loop are the trial point**, so each update costs the one value and
-    gradient that a training loop takes anyway; :func:`gradxform.eval_params` gives the accepted
-    point x. A trial with a value that is NaN or infinite is stepped back from. A search that fails
-    goes to the best point it saw; without one it begins again along the negative gradient, and
-    ``direction`` with a new state; when that fails too, ``info.stalled`` says so. The same happens
-    when ten accepted points in a row bring neither a lower value nor a gradient smaller by a tenth.
+    **The loop holds the trial point.** So an update costs the one value and gradient that a
+    training loop computes anyway. :func:`gradxform.eval_params` gives the accepted point x.
+
+    After a trial with a NaN or infinite value the search steps back. A search that fails returns
+    to its best point. If it has none, it restarts along the negative gradient, and ``direction``
+    gets a new state. If that fails too, ``info.stalled`` is set. All this also happens after ten
+    accepted points in a row without progress: no lower value, and no gradient smaller by a tenth.
 
     Args:
-      direction: a method whose updates are ascent directions without a rate, like every
-        ``scale_by_*``. It sees accepted points only.
-      unit_step: whether the direction has a scale of its own, as Newton's and quasi-Newton's have,
-        so that t = 1 is tried first. If not, the first trial expects the decrease of the last step.
-      ravel: ``direction`` sees parameters and gradient as one vector, and the search works on it:
-        with many leaves that compiles and runs many times faster. False leaves them as they are,
-        sharded as they are, and for directions that take ``value_fn``.
-      repeatable: ``direction``, asked again at the same point, gives the same and keeps its state,
-        as quasi-Newton methods do. It is then asked in every update, which on small problems and
-        under ``jax.vmap`` costs less than asking at accepted points only.
-      decrease: δ in (0, 1/2), the part of the promised decrease that is enough.
+      direction: a method that returns ascent directions without a learning rate, like every
+        ``scale_by_*``. It sees only accepted points.
+      unit_step: True if the direction has a scale of its own, like Newton's and quasi-Newton's;
+        the search then tries t = 1 first. With False the first trial expects the decrease of the
+        last step.
+      ravel: True flattens all parameters into one vector, also for ``direction``; this compiles and
+        runs many times faster with many leaves. False keeps the leaves apart, sharded like the
+        parameters. Directions that need ``value_fn`` need False.
+      repeatable: True if ``direction``, called again at the same point, returns the same direction
+        and state, as quasi-Newton methods do. It is then called in every update. On small problems
+        and under ``jax.vmap`` that is faster than a call at accepted points only.
+      decrease: δ in (0, 1/2), the part of the predicted decrease that is enough.
       curvature: σ in (δ, 1), the part of the slope that may be left.
-      noise: ε ≥ 0, relative error of the objective; at least ten units of rounding are taken.
-      max_trials: trial points after which a search has failed.
+      noise: ε ≥ 0, relative error of the objective; at least ten units of rounding are assumed.
+      max_trials: number of trial points after which a search has failed.
 
     Returns:
-      The transformation. ``update`` needs ``params``, ``value``, and whatever ``direction`` needs.
+      The transformation. ``update`` needs ``params``, ``value``, and what ``direction`` needs. The
+      objective must be the same in every update: the full batch, not minibatches.
 
     Raises:
-      ValueError: an argument is out of range or missing in ``update``; or with ``ravel``, ``init``
-        sees that the parameters are sharded.
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, or the parameters are sharded and ``ravel`` is True.
 
     References:
       Hager & Zhang, "A new conjugate gradient method with guaranteed descent and an efficient line
@@ -181,12 +180,14 @@ def search(
     asked: Literal["always", "if accepted", "always, kept if accepted"],
     told: tuple[Literal["last", "restart"], ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`with_line_search` as a part of ``method``, which its errors name.
+    """:func:`with_line_search`, with errors that name ``method``.
 
-    ``asked`` says in which updates ``direction`` is asked. A cheap one is asked in all of them,
-    because a branch costs more; unless it is repeatable, its state is kept at accepted points
-    alone. ``told`` says what it is given: the accepted point before as ``last``, which it then
-    need not keep itself, and ``restart``, upon which it begins with a new state by itself.
+    ``asked`` says in which updates ``direction`` is called. A cheap one is called in all of them,
+    because a branch costs more. Unless it is repeatable, its new state is kept only at accepted
+    points.
+
+    ``told`` lists extra arguments for ``direction``. ``last`` is the last accepted point, which
+    ``direction`` then need not store. With ``restart`` it resets its own state.
     """
     inner = optax.with_extra_args_support(direction)
 
@@ -223,7 +224,7 @@ def search(
     def ask(
         state: LineSearchState, point: Point, accept: jax.Array, extra_args: dict[str, Any]
     ) -> tuple[tree.PyTree, optax.OptState]:
-        """The direction of descent that the method gives at ``point``, and its state after."""
+        """The method's direction of descent at ``point``, and its new state."""
 
         def answer() -> tuple[tree.PyTree, optax.OptState]:
             memory = state.inner_state
@@ -253,19 +254,19 @@ def search(
         params = require_params(method, params, grads)
         value = check_value("value", require(method, "value", value))
 
-        # the loop is at a trial point of the section along d
-        here = Point(flatten(params), scalar(value), flatten(sharded_like(grads, params)))
-        seen = _look(state, here, rules, float(jnp.finfo(value.dtype).eps))
+        # judge the trial point in the loop
+        point = Point(flatten(params), scalar(value), flatten(sharded_like(grads, params)))
+        seen = _look(state, point, rules, float(jnp.finfo(value.dtype).eps))
         verdict, accepted = seen.verdict, seen.accepted
-        grad_norm = scalar(tree.max_abs(here.grad))
-        progress = progress_after(state.progress, verdict.accept, here.value, grad_norm)
+        grad_norm = scalar(tree.max_abs(point.grad))
+        progress = progress_after(state.progress, verdict.accept, point.value, grad_norm)
 
-        # the method is asked for the next direction, which gives way to −g if it does not descend
+        # ask the method for the next direction, and take −g if that does not descend
         d, inner_state = ask(state, accepted, verdict.accept, {**extra_args, "value": value})
-        useful = _descends(d, accepted.grad) & (progress.idle != PATIENCE)
-        steepest = verdict.reset | (verdict.accept & ~useful)
+        is_usable = _descends(d, accepted.grad) & (progress.idle != PATIENCE)
+        steepest = verdict.reset | (verdict.accept & ~is_usable)
 
-        # a search begins at an accepted point, or once more after a failure
+        # begin a search, at an accepted point or after a failure
         d, size, new = _begin(d, seen, state.section, steepest, unit_step, _spacing(params))
         section = tree.select(verdict.begins, new, seen.section)
         is_asked = verdict.accept | (asked == "always")
@@ -283,7 +284,9 @@ def search(
             inner_state=inner_state,
             info=_reported(state.info, seen, grad_norm, is_reset, progress),
         )
-        updates = tree.map(lambda x, d, p: (x + section.t * d) - p, accepted.params, d, here.params)
+        updates = tree.map(
+            lambda x, d, p: (x + section.t * d) - p, accepted.params, d, point.params
+        )
         return tree.cast_like(tree.unflatten(updates, grads), grads), new_state
 
     return transformation(init, update)
@@ -295,18 +298,18 @@ def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
 
 
 class _Seen(NamedTuple):
-    """What the point in the loop turned out to be."""
+    """The trial point, judged."""
 
     trial: Trial
     verdict: Verdict
-    section: Section  # narrowed by the trial
-    accepted: Point  # the trial point itself, or the accepted point before
-    moved: jax.Array  # largest entry of the last step accepted
+    section: Section  # the section, narrowed by the trial
+    accepted: Point  # the trial point if it was accepted, otherwise the last accepted point
+    moved: jax.Array  # largest absolute entry of the last accepted step
 
 
-def _look(state: LineSearchState, here: Point, rules: Rules, spacing: float) -> _Seen:
-    """The trial that ``here`` is, and what it leads to."""
-    trial = Trial(state.section.t, here.value, tree.vdot(here.grad, state.direction))
+def _look(state: LineSearchState, point: Point, rules: Rules, spacing: float) -> _Seen:
+    """The verdict on the trial point ``point``."""
+    trial = Trial(state.section.t, point.value, tree.vdot(point.grad, state.direction))
     verdict, section = judge(
         state.section,
         trial,
@@ -321,7 +324,7 @@ def _look(state: LineSearchState, here: Point, rules: Rules, spacing: float) -> 
     numbers = verdict, section.low, section.high, section.t, value, moved
     verdict, low, high, t, value, moved = in_one_kernel(numbers)
     section = section._replace(low=low, high=high, t=t)
-    accepted = tree.select(verdict.accept, here, state.accepted)._replace(value=value)
+    accepted = tree.select(verdict.accept, point, state.accepted)._replace(value=value)
     return _Seen(trial, verdict, section, accepted, moved)
 
 
@@ -331,7 +334,7 @@ def _descends(d: tree.PyTree, g: tree.PyTree) -> jax.Array:
 
 
 def _spacing(params: tree.PyTree) -> float:
-    """The relative spacing of the numbers in ``params``, where it is finest."""
+    """The finest relative spacing of floating-point numbers among the dtypes of ``params``."""
     dtypes = [jnp.asarray(p).dtype for p in jax.tree.leaves(params)]
     return min((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
 
@@ -344,9 +347,9 @@ def _begin(
     unit_step: bool,
     spacing: float,
 ) -> tuple[tree.PyTree, jax.Array, Section]:
-    """A search along d, or −g where it is ``steepest``: the direction, its size and the section.
+    """A search along d, or along −g if ``steepest``: the direction, its size and the section.
 
-    A direction without a scale of its own gets the largest entry 1, when the search begins.
+    A direction without a scale of its own is scaled to a largest entry of 1.
     """
     x, value, g = seen.accepted
     sizes = (jax.tree.map(tree.magnitudes, y) for y in (x, d, g))
@@ -354,7 +357,7 @@ def _begin(
     size_x, size_d, size_g, finest_d, finest_g = map(scalar, maxima(*sizes, *finest))
     size, finest = jnp.where(steepest, size_g, size_d), -jnp.where(steepest, finest_g, finest_d)
 
-    first = steepest | (seen.moved == 0)  # no step along such a direction yet
+    first = steepest | (seen.moved == 0)  # no step was made along such a direction yet
     unscaled = seen.verdict.begins & (first | (not unit_step))
     unit = tree.reciprocal(jnp.where(unscaled, size, 1))
     finest = jnp.where(size > 0, finest * jnp.where(unscaled, size, 1), 0)

@@ -1,4 +1,4 @@
-"""The loop of :func:`gradxform.minimize`, around any method."""
+"""The loop of :func:`gradxform.minimize`: evaluate, stop or update, for any method."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from gradxform.sharding import varying_like
 from gradxform.solution import Solution, Status
 
 _RUNNING = -1
-_PATIENCE = 100  # evaluations in a row at rest after which the loop ends
+_PATIENCE = 100  # the loop ends after this many evaluations in a row without any change
 
 
 class Point(NamedTuple):
@@ -26,34 +26,34 @@ class Point(NamedTuple):
 
     params: tree.PyTree
     value: jax.Array
-    grad_norm: jax.Array
+    grad_norm: jax.Array  # largest absolute entry of the gradient, without frozen leaves
 
 
 class Extent(NamedTuple):
-    """The scale of the problem: of the start, and of the first step that changed the value."""
+    """The scale of the problem, from the start and the first step that changed the value."""
 
-    value: jax.Array
-    params: jax.Array
-    is_known: jax.Array  # whether there was such a step
+    value: jax.Array  # scale of the value
+    params: jax.Array  # scale of the parameters
+    is_known: jax.Array  # whether a step has changed the value
 
 
 class Loop(NamedTuple):
-    """What one turn hands to the next."""
+    """The state of the loop between two turns."""
 
-    params: tree.PyTree  # where to evaluate next
-    state: optax.OptState
-    value: jax.Array  # at the point evaluated last
-    grad_norm: jax.Array  # there
-    best: Point  # the point to return: the best one so far, or the last one
-    start_value: jax.Array
-    extent: Extent
+    params: tree.PyTree  # the next point to evaluate
+    state: optax.OptState  # state of the method
+    value: jax.Array  # value at the last evaluated point
+    grad_norm: jax.Array  # largest absolute gradient entry at the last evaluated point
+    best: Point  # the point to return: the best so far, or the last
+    start_value: jax.Array  # value at the start
+    extent: Extent  # scale of the problem
     lowest: jax.Array  # lowest value so far
-    advanced: jax.Array  # whether an update has led from there to ``params``
-    is_waiting: jax.Array  # whether that update was zero
-    at_rest: jax.Array  # evaluations in a row that found the point before again
-    steps: jax.Array  # updates that led to the point evaluated last
-    evaluations: jax.Array
-    status: jax.Array
+    advanced: jax.Array  # whether an update was made since the last evaluation
+    is_waiting: jax.Array  # whether the last update was zero
+    at_rest: jax.Array  # evaluations in a row with unchanged value and gradient
+    steps: jax.Array  # updates before the last evaluation
+    evaluations: jax.Array  # evaluations of value and gradient
+    status: jax.Array  # a ``Status``, or ``_RUNNING``
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
     tol: jax.Array,
     max_steps: jax.Array,
 ) -> Solution:
-    """Updates until the loop has a status."""
+    """Runs the loop until it has a status other than ``_RUNNING``."""
     tx = optax.with_extra_args_support(tx)
     value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
     if loop is None:
@@ -80,39 +80,39 @@ def run(
         value, grads = jax.value_and_grad(value_fn)(loop.params)
         free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), grads, is_frozen)
         grad_norm, size = map(scalar, max_abs(free, loop.params))
-        here = Point(loop.params, scalar(value), grad_norm)
-        finite = jnp.isfinite(here.value) & jnp.isfinite(here.grad_norm)
+        point = Point(loop.params, scalar(value), grad_norm)
+        finite = jnp.isfinite(point.value) & jnp.isfinite(point.grad_norm)
         first = loop.evaluations == 0
         steps = loop.steps + loop.advanced.astype(jnp.int32)
-        # a method that counts such points has stepped back from them
-        lost = ~finite & (first | (not reported(loop.state, "non_finite")))
+        # a method that counts non-finite points steps back from them
+        is_lost = ~finite & (first | (not reported(loop.state, "non_finite")))
 
-        start_value = jnp.where(first, here.value, loop.start_value)
-        is_low = finite & _is_low(here, loop, start_value)
-        better = is_low & ((here.value < loop.lowest) | (here.grad_norm <= loop.best.grad_norm))
-        best = tree.select(first | better | (keep_last & finite), here, loop.best)
+        start_value = jnp.where(first, point.value, loop.start_value)
+        is_low = finite & _is_low(point, loop, start_value)
+        better = is_low & ((point.value < loop.lowest) | (point.grad_norm <= loop.best.grad_norm))
+        best = tree.select(first | better | (keep_last & finite), point, loop.best)
 
-        extent = _extent(here, size, loop)
-        small = (here.grad_norm <= tol) & (is_low | keep_last) & ~penalised
-        at_rest = _at_rest(here, loop, tol)
+        extent = _extent(point, size, loop)
+        small = (point.grad_norm <= tol) & (is_low | keep_last) & ~penalised
+        at_rest = _at_rest(point, loop, tol)
         ends = (
-            (lost, Status.non_finite),
+            (is_lost, Status.non_finite),
             (small, Status.converged),
             (penalised & (at_rest >= _PATIENCE), Status.converged),
             (at_rest >= _PATIENCE, Status.stalled),
-            (finite & _is_unbounded(here, size, start_value, extent), Status.unbounded),
+            (finite & _is_unbounded(point, size, start_value, extent), Status.unbounded),
             (steps >= max_steps, Status.max_steps),
         )
         status = jnp.int32(_RUNNING)
-        for holds, end in reversed(ends):  # the first that holds
+        for holds, end in reversed(ends):  # the first one that holds wins
             status = jnp.where(holds, jnp.int32(end), status)
         looked = loop._replace(
-            value=here.value,
-            grad_norm=here.grad_norm,
+            value=point.value,
+            grad_norm=point.grad_norm,
             best=best,
             start_value=start_value,
             extent=extent,
-            lowest=jnp.where(finite, jnp.minimum(loop.lowest, here.value), loop.lowest),
+            lowest=jnp.where(finite, jnp.minimum(loop.lowest, point.value), loop.lowest),
             advanced=jnp.zeros_like(loop.advanced),
             at_rest=at_rest,
             steps=steps,
@@ -132,7 +132,7 @@ def run(
             state=state,
             advanced=jnp.ones_like(loop.advanced),
             is_waiting=tree.max_abs(updates) == 0,
-            # Optax's line searches report the evaluations of each update, not their sum
+            # Optax's line searches report evaluations per update, not in total
             evaluations=loop.evaluations + total(state, "num_linesearch_steps"),
             status=jnp.where(stalled, jnp.int32(Status.stalled), loop.status),
         )
@@ -140,10 +140,10 @@ def run(
     def is_running(loop: Loop) -> jax.Array:
         return loop.status == _RUNNING
 
-    begun = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    begun = varying_like(begun, params)
-    # a cheap update too many costs less than a branch in every turn
-    loop = alternate(look, move, is_running, begun, branch=_is_dear(loop.state))
+    start = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
+    start = varying_like(start, params)
+    # for a cheap method one more update costs less than a branch in every turn
+    loop = alternate(look, move, is_running, start, branch=_is_costly(loop.state))
     return Solution(
         *loop.best,
         loop.steps,
@@ -183,7 +183,7 @@ def _value_alone(fn: Callable[[tree.PyTree], Any]) -> Callable[[tree.PyTree], An
         result = fn(params)
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise ValueError(
-                "minimize(has_aux=True): fn must return a pair, its value and anything else, got "
+                "minimize(has_aux=True): fn must return a pair of its value and anything else, got "
                 f"{shown(result)}"
             )
         return result[0]
@@ -191,55 +191,57 @@ def _value_alone(fn: Callable[[tree.PyTree], Any]) -> Callable[[tree.PyTree], An
     return value_fn
 
 
-# -- verdicts
+# -- when to stop
 
 
-def _is_low(here: Point, loop: Loop, start_value: jax.Array) -> jax.Array:
-    """Whether no lower value was seen, apart from rounding."""
-    noise = 4 * jnp.finfo(here.value.dtype).eps * jnp.abs(loop.lowest)
-    return here.value <= jnp.minimum(loop.lowest + noise, start_value)
+def _is_low(point: Point, loop: Loop, start_value: jax.Array) -> jax.Array:
+    """Whether the value is the lowest so far, up to rounding."""
+    noise = 4 * jnp.finfo(point.value.dtype).eps * jnp.abs(loop.lowest)
+    return point.value <= jnp.minimum(loop.lowest + noise, start_value)
 
 
-def _at_rest(here: Point, loop: Loop, tol: jax.Array) -> jax.Array:
-    """How often in a row an update has led to the same value and gradient."""
-    same = (here.value == loop.value) & (here.grad_norm == loop.grad_norm)
-    # an update of zero where the gradient is not: the method waits, for more gradients or a rate
-    waiting = loop.is_waiting & (here.grad_norm > tol)
+def _at_rest(point: Point, loop: Loop, tol: jax.Array) -> jax.Array:
+    """How many times in a row an update has not changed value and gradient."""
+    same = (point.value == loop.value) & (point.grad_norm == loop.grad_norm)
+    # A zero update with a nonzero gradient: the method waits for more gradients or for a rate.
+    waiting = loop.is_waiting & (point.grad_norm > tol)
     return jnp.where(waiting, loop.at_rest, jnp.where(same, loop.at_rest + 1, 0))
 
 
-def _extent(here: Point, size: jax.Array, loop: Loop) -> Extent:
-    start, first = loop.extent, loop.evaluations == 0
-    value = jnp.abs(here.value)
-    changed = ~first & ~start.is_known & (here.value != loop.value)
+def _extent(point: Point, size: jax.Array, loop: Loop) -> Extent:
+    """The scale of the problem after one more evaluation."""
+    old, first = loop.extent, loop.evaluations == 0
+    value = jnp.abs(point.value)
+    changed = ~first & ~old.is_known & (point.value != loop.value)
     stepped = Extent(
-        jnp.maximum(start.value, jnp.abs(here.value - loop.value)),
-        jnp.maximum(start.params, size),
+        jnp.maximum(old.value, jnp.abs(point.value - loop.value)),
+        jnp.maximum(old.params, size),
         jnp.array(True),
     )
-    begun = Extent(value, size, jnp.array(False))
-    return tree.select(first, begun, tree.select(changed, stepped, start))
+    initial = Extent(value, size, jnp.array(False))
+    return tree.select(first, initial, tree.select(changed, stepped, old))
 
 
 def _is_unbounded(
-    here: Point, size: jax.Array, start_value: jax.Array, extent: Extent
+    point: Point, size: jax.Array, start_value: jax.Array, extent: Extent
 ) -> jax.Array:
-    """Whether value and parameters have left the scale of the start by more than its digits.
+    """Whether the value falls without bound.
 
-    A minimum that far would not be resolved. Or the value is near the end of the numbers.
+    It does if both value and parameters exceed the scale of the start so far that rounding hides
+    the start, or if the value is close to the largest negative number.
     """
-    digits = jnp.finfo(here.value.dtype)
+    digits = jnp.finfo(point.value.dtype)
     far = size * digits.eps > extent.params
-    deep = (start_value - here.value) * digits.eps > extent.value
-    lost = here.value < -(float(digits.max) ** 0.75)
-    return (extent.is_known & far & deep) | lost
+    deep = (start_value - point.value) * digits.eps > extent.value
+    enormous = point.value < -(float(digits.max) ** 0.75)
+    return (extent.is_known & far & deep) | enormous
 
 
-# -- what the method is
+# -- properties of the method
 
 
-def _is_dear(state: optax.OptState) -> bool:
-    """Whether an update evaluates more than the value and gradient that it is handed."""
+def _is_costly(state: optax.OptState) -> bool:
+    """Whether an update makes evaluations or curvature products of its own."""
     work = ("evaluations", "curvature_products", "num_linesearch_steps")
     return any(reported(state, name) for name in work)
 
@@ -247,9 +249,10 @@ def _is_dear(state: optax.OptState) -> bool:
 def _is_penalised(
     tx: optax.GradientTransformationExtraArgs, params: tree.PyTree, state: optax.OptState
 ) -> jax.Array:
-    """Whether a method moves parameters of zero gradient, and otherwise where they are negative.
+    """Whether the method contains a penalty, such as weight decay or L1.
 
-    Weight decay does, and an L1 penalty; noise does not. A search judges by values alone.
+    A penalty moves parameters of zero gradient, and differently for positive and negative ones.
+    Noise moves both alike. Methods that search by values are not checked.
     """
     if reported(state, "stalled") or reported(state, "num_linesearch_steps"):
         return jnp.array(False)
@@ -261,9 +264,9 @@ def _is_penalised(
         return tx.update(zeros, start, point, value=bowl(point), grad=zeros, value_fn=bowl)[0]
 
     point = jax.tree.map(lambda p: jnp.abs(p) + 1, params)
-    here, there = update_at(point), update_at(jax.tree.map(jnp.negative, point))
+    positive, negative = update_at(point), update_at(jax.tree.map(jnp.negative, point))
     rounding = [16 * jnp.finfo(p.dtype).eps for p in jax.tree.leaves(point)]
-    leaves = zip(*map(jax.tree.leaves, (here, there, point)), rounding, strict=True)
+    leaves = zip(*map(jax.tree.leaves, (positive, negative, point)), rounding, strict=True)
     apart = [jnp.any(jnp.abs(a - b) > eps * p) for a, b, p, eps in leaves if jnp.size(p)]
     return jnp.any(jnp.stack(apart)) if apart else jnp.array(False)
 
@@ -271,7 +274,7 @@ def _is_penalised(
 def _frozen(
     tx: optax.GradientTransformationExtraArgs, params: tree.PyTree, state: optax.OptState
 ) -> list[bool]:
-    """For each leaf, whether its update depends on nothing, as ``optax.set_to_zero`` makes it."""
+    """For each leaf, whether its update is a constant, as with ``optax.set_to_zero``."""
     masks = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.MaskedState))
     if not any(isinstance(x, optax.MaskedState) for x in masks):
         return [False] * len(jax.tree.leaves(params))

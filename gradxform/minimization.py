@@ -1,4 +1,4 @@
-"""``minimize``: run any method to the end, in one compiled loop."""
+"""``minimize``: runs any method until it converges, in one compiled loop."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ import optax
 from jax.core import Tracer
 
 from gradxform import leaves, tree
-from gradxform.hyperparameters import Int32, NonNegative, Whole, checked, shown
+from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
 from gradxform.loop import run
 from gradxform.programs import program
@@ -21,7 +21,7 @@ from gradxform.second_order.lbfgs import lbfgs
 from gradxform.sharding import is_sharded
 from gradxform.solution import Solution, Status
 
-DENSE_LIMIT = 128  #: parameters up to which ``minimize`` takes ``bfgs`` rather than ``lbfgs``
+DENSE_LIMIT = 128  #: ``minimize`` takes ``bfgs`` for up to this many parameters, then ``lbfgs``
 
 
 @checked
@@ -36,59 +36,57 @@ def minimize(
     returned: Literal["best", "last"] | None = None,
     resume: Solution | None = None,
     progress: Callable[[Solution], None] | None = None,
-    progress_every: Whole = 100,
+    progress_every: PositiveInt = 100,
 ) -> Solution:
-    """Minimises ``fn`` from ``params`` by the updates of ``tx``.
+    """Minimises ``fn``, starting from ``params``, with the method ``tx``.
 
-    Each step evaluates value and gradient once at the parameters in the loop and hands both, and
-    ``fn`` itself, to ``tx.update``. It returns the best of the points evaluated: never one worse
-    than the start, never a NaN when a finite one was seen. The loop can be jitted and vmapped; a
-    lane that has stopped keeps its result.
+    Each step evaluates the value and the gradient once and passes both, and ``fn`` itself, to
+    ``tx.update``. The solution is the best point evaluated: it is never worse than the start, and
+    never NaN if a finite value was seen. The loop works under ``jax.jit`` and ``jax.vmap``; a lane
+    that has stopped keeps its result.
 
-    Some links of a chain change what is minimised: weight decay, or an L1 penalty. ``fn`` does not
-    know the penalty, so it can tell neither the best point nor the end. ``minimize`` notices such
-    a link, since it moves parameters of zero gradient towards zero. Then it returns the last point,
-    and the run has converged when the parameters no longer move. Methods that search by values
-    (line searches, trust regions) are not looked at: put penalties into ``fn`` for them.
+    **Penalties in the method.** Weight decay and an L1 penalty in ``tx`` change what is minimised.
+    ``fn`` does not contain the penalty, so its values cannot tell the best point. ``minimize``
+    detects such a method because it moves parameters of zero gradient towards zero. Then it returns
+    the last point, and it stops when the parameters no longer change. It does not check methods
+    that compare values (line searches, trust regions); put the penalty into ``fn`` for them.
 
-    A method that evaluates nothing itself makes one more update than ``steps`` says, which waits in
-    ``loop`` for ``resume``: leaving it out would take a branch in every turn.
+    **Frozen and waiting parameters.** Leaves that the method never moves (``optax.set_to_zero`` in
+    a partition) do not count in the size of the gradient. While a method waits (``accumulate``, or
+    a learning rate of 0), the run continues. A method that evaluates nothing itself makes one more
+    update than ``steps`` says. It is stored in ``loop`` for ``resume``; leaving it out would cost a
+    branch in every step.
 
-    Leaves that the method never moves (``optax.set_to_zero`` in a partition) do not count towards
-    the gradient's size. While a method waits, as ``accumulate`` does or a learning rate of 0, the
-    run goes on.
+    **Compilation.** Called from Python, the loop is compiled once for each ``fn``, method and shape
+    of ``params``. A new ``tx`` with the same numbers does not compile again. A change in what
+    ``fn`` or ``tx`` reads does: a global name, a closure variable, an attribute, the content of a
+    list or a NumPy array. If ``minimize`` cannot see what they read, it compiles at every call:
+    files, clocks, random generators, ``globals()``, a module passed as a value, objects written in
+    C, or thousands of values. JAX, NumPy, Optax and other known libraries count as constant. NumPy
+    arrays are compared at every call. JAX arrays cannot change, so large ones cost nothing.
 
-    Called from Python, the loop is compiled once for each ``fn``, shapes of ``params`` and method.
-    Building ``tx`` again with the same numbers does not compile again. A change in what ``fn`` or
-    ``tx`` reads does: a global name, a closure variable, an attribute of an object, a class or a
-    module, the content of a list or an array. Where ``minimize`` cannot know what they read, it
-    compiles at every call: files, clocks, random generators, ``globals()``, a module passed around
-    as a value, objects written in C, more than some thousands of values. Libraries such as JAX,
-    NumPy and Optax count as constant. NumPy arrays are compared entry by entry at every call; JAX
-    arrays cannot change, so large ones cost nothing.
-
-    Programs and data are freed together with ``fn``, and at most 64 programs are kept. A ``lambda``
-    written inside a loop is a new ``fn`` each time, so define ``fn`` before the loop.
+    At most 64 programs are kept, and each is freed together with its ``fn``. A ``lambda`` inside a
+    loop is a new ``fn`` each time, so define ``fn`` before the loop.
 
     Args:
-      fn: the objective, of the parameters alone, to one real number.
-      params: where to start: a pytree of floating-point arrays or Python floats.
-      tx: the method, with its learning rate; ``None`` for ``bfgs()`` up to 128 parameters and
-        ``lbfgs()`` beyond, leaf by leaf where ``params`` are seen to be sharded.
-      tol: stop when the largest absolute entry of the gradient is at most this; positive.
-      max_steps: the most updates.
-      has_aux: ``fn`` returns a pair, its value and anything else; that of the best point is
-        returned as ``aux``.
-      returned: ``"best"`` or ``"last"`` of the points evaluated; ``None`` chooses as said above.
+      fn: the objective: a function of the parameters that returns one real number.
+      params: the start: a pytree of floating-point arrays or Python floats.
+      tx: the method, with its learning rate. ``None`` takes ``bfgs()`` for up to 128 parameters and
+        ``lbfgs()`` for more, with ``ravel=False`` if ``params`` are sharded.
+      tol: stop when the largest absolute entry of the gradient is at most ``tol`` > 0.
+      max_steps: largest number of updates.
+      has_aux: if True, ``fn`` returns a pair of its value and anything else. The second part at the
+        best point is returned as ``aux``.
+      returned: ``"best"`` or ``"last"``, the point to return; ``None`` chooses as described above.
       resume: the solution of an earlier call with the same ``fn`` and ``tx``. The run continues
-        where that one stopped: of ``params`` only the structure, shapes and dtypes are used, not
+        where that call stopped. Only the structure, shapes and dtypes of ``params`` are used, not
         the values. ``max_steps`` counts from the first start.
-      progress: called outside the compiled loop with the solution so far, after every
-        ``progress_every`` steps; for instance ``print`` or ``gx.progress_bar()``.
-      progress_every: how many.
+      progress: a function of the solution so far, called every ``progress_every`` steps outside
+        the compiled loop; for instance ``print`` or ``gx.progress_bar()``.
+      progress_every: steps between calls of ``progress``.
 
     Returns:
-      A :class:`Solution`. ``evaluations`` includes those a method makes inside its update
+      A :class:`Solution`. Its ``evaluations`` include those that a method makes inside ``update``
       (``coordinate_descent``, Optax's line searches).
 
     Raises:
@@ -106,21 +104,21 @@ def minimize(
     'converged'
     """
     if isinstance(max_steps, float) and max_steps != int(max_steps):
-        raise ValueError(f"minimize(max_steps={max_steps!r}): must be a whole number")
+        raise ValueError(f"minimize(max_steps={max_steps!r}): max_steps must be an integer")
     if isinstance(tol, float | int) and tol == 0:
         raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
     check_floating(params, "minimize: params")
     params = jax.tree.map(_strong, params)
     if tx is None:
-        whole = not any(is_sharded(p) for p in jax.tree.leaves(params))
-        tx = _usual(tree.count(params) <= DENSE_LIMIT, whole)
+        sharded = any(is_sharded(p) for p in jax.tree.leaves(params))
+        tx = _default_method(tree.count(params) <= DENSE_LIMIT, not sharded)
     if resume is not None:
         _check_resume(resume, tx, params)
-    # JAX cannot look up a compiled loop by parameters whose nodes hold arrays
-    found = _is_comparable(jax.tree.structure(params))
+    # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
+    can_find = _is_comparable(jax.tree.structure(params))
     solve = functools.partial(
         program(run, fn, tx, has_aux, returned)
-        if found
+        if can_find
         else functools.partial(run, fn, tx, has_aux, returned),
         params,
     )
@@ -144,12 +142,17 @@ def minimize(
 
 
 @checked
-def progress_bar(width: Whole = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
-    """A bar of the steps made, for :func:`minimize`'s ``progress``.
+def progress_bar(width: PositiveInt = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
+    """A progress bar for :func:`minimize`: pass it as ``progress``.
+
+    It shows the steps made, the value and the largest gradient entry in one line.
 
     Args:
-      width: of the bar, in characters.
-      file: where the line is redrawn; ``None`` for the standard error stream.
+      width: width of the bar, in characters.
+      file: the stream to write to; ``None`` for standard error.
+
+    Returns:
+      A function that takes a :class:`Solution` and redraws the line.
 
     >>> import sys, jax.numpy as jnp, gradxform as gx
     >>> bowl = lambda x: jnp.sum((x - 1) ** 2)
@@ -175,30 +178,30 @@ def progress_bar(width: Whole = 30, file: TextIO | None = None) -> Callable[[Sol
 
 
 @functools.cache
-def _usual(dense: bool, ravel: bool) -> optax.GradientTransformationExtraArgs:
+def _default_method(dense: bool, ravel: bool) -> optax.GradientTransformationExtraArgs:
     return bfgs(ravel=ravel) if dense else lbfgs(ravel=ravel)
 
 
 def _strong(param: jax.typing.ArrayLike) -> jax.Array:
-    """As an array of a dtype of its own, not one that gives way to others."""
+    """``param`` as an array that is not weakly typed."""
     if isinstance(param, jax.Array) and not param.weak_type:
         return param
     return jnp.asarray(param, dtype=jnp.result_type(param))
 
 
 def _number(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Any:
-    """A number for a compiled program, which takes NumPy's faster than it would be converted."""
+    """A number for a compiled program. A NumPy number is passed faster than a converted one."""
     return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
 
 
 def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.PyTree) -> None:
-    """Raises an error that says how ``resume`` is not from a call with this ``tx`` and start."""
+    """Raises an error if ``resume`` does not come from a call with this ``tx`` and such params."""
     if not isinstance(resume, Solution):
-        raise TypeError(f"minimize(resume={shown(resume)}): expected a Solution of minimize")
+        raise TypeError(f"minimize(resume={shown(resume)}): expected a Solution from minimize")
     if jnp.ndim(resume.status):
         raise ValueError(
-            f"minimize(resume=…): it holds {jnp.size(resume.status)} solves of a jax.vmap: map "
-            "minimize over them, or take one by jax.tree.map(lambda x: x[0], solution)"
+            f"minimize(resume=…): the solution holds {jnp.size(resume.status)} runs of a jax.vmap: "
+            "map minimize over them, or take one by jax.tree.map(lambda x: x[0], solution)"
         )
     state = jax.eval_shape(lambda: tx.init(params))
     for name, old, new in (
@@ -207,16 +210,17 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
     ):
         if (difference := leaves.difference(old, new)) is not None:
             raise ValueError(
-                f"minimize(resume=…): it comes from other {name}: {difference}; give the tx of "
-                "that call and a start of the same structure, shapes and dtypes"
+                f"minimize(resume=…): the solution comes from a call with other {name}: "
+                f"{difference}; pass the tx of that call, and params of the same structure, shapes "
+                "and dtypes"
             )
 
 
 def _is_comparable(structure: Any) -> bool:
-    """Whether JAX can look a compiled loop up by this tree: not where a node holds arrays."""
+    """Whether this tree structure has an ``==``; it has none if a node holds arrays as metadata."""
     data = structure.node_data()
     try:
         equal = data is None or bool(data[1] == data[1])
-    except Exception:  # as many kinds as there are classes of nodes
+    except Exception:  # a node class may raise anything
         return False
     return equal and all(_is_comparable(child) for child in structure.children())

@@ -1,4 +1,4 @@
-"""The objective: a function that remembers its parts, and the data bound to one."""
+"""The objective: :func:`compose` of a loss and a model, and the binding of data."""
 
 import dataclasses
 import functools
@@ -25,42 +25,43 @@ def compose(
     recompute: bool = True,
     **data: Any,
 ) -> "Composed":
-    r"""A ``value_fn`` that remembers its parts: :math:`J(\theta) = L(f(\theta))`.
+    """An objective made of a loss L and a model f: J(θ) = L(f(θ)).
 
-    It is called like any function of the parameters, and :func:`gradxform.gauss_newton` finds the
-    loss and the model in it. Data given here, or later to ``update`` by keyword, reach the
-    arguments of that name of either part: ``gx.compose(loss, model, x=x, y=y)`` is
-    ``loss(model(params, x=x), y=y)``. The model can be anything that takes the parameters first: a
-    plain function, ``module.apply`` of Flax linen, ``lambda params, x:
-    equinox.combine(params, static)(x)``, or ``gx.nnx_value_fn(module, lambda module, x:
-    module(x))`` for Flax NNX.
+    The result is a function of the parameters. :func:`gradxform.gauss_newton` finds the loss and
+    the model in it. Data reach the arguments of the same name: ``gx.compose(loss, model, x=x,
+    y=y)`` computes ``loss(model(params, x=x), y=y)``. Data may also be passed to ``update`` by
+    keyword. The model is any function whose first argument is the parameters:
 
-    With ``chunks=m`` the data are cut along the leading axis of all their arrays into m chunks of
-    equal size, which are done one after the other,
+    * a plain function, or ``module.apply`` of Flax linen;
+    * ``lambda params, x: equinox.combine(params, static)(x)`` for Equinox;
+    * ``gx.nnx_value_fn(module, lambda module, x: module(x))`` for Flax NNX.
 
-    .. math::
-        J(\theta) = \frac{1}{m} \sum_{i=1}^{m} L(f(\theta, x_i), y_i)
+    With ``chunks=m`` the data are cut along their leading axis into m chunks of equal size, which
+    are computed one after the other to save memory::
 
-    the same value, gradient and curvature products to rounding, if the loss is a mean over
-    examples, and if no example enters the outputs of another. The sums are in at least float32.
+        J(θ) = 1/m Σᵢ L(f(θ, xᵢ), yᵢ)
+
+    Value, gradient and curvature products stay the same up to rounding if the loss is a mean over
+    examples and no example influences the outputs of another. The sums are in at least float32.
 
     Args:
-      loss: of the outputs, and of data, to one real number.
-      model: of the parameters, and of data, to the outputs: any pytree of floating-point arrays.
+      loss: a function of the outputs, and of data, that returns one real number.
+      model: a function of the parameters, and of data, that returns the outputs: any pytree of
+        floating-point arrays.
       chunks: m ≥ 1, a divisor of the leading axis of the data.
-      recompute: whether a gradient or product goes through each chunk anew, so that memory is
-        that of one chunk, at the price of one more pass through the model; False keeps what all
-        the chunks have computed.
-      **data: arrays, or pytrees of them.
+      recompute: True computes each chunk again for a gradient or product. This takes the memory of
+        one chunk, and one more pass through the model. False stores the intermediate results of
+        all chunks.
+      **data: arrays, or pytrees of arrays.
 
     Returns:
-      The function, with attributes ``loss`` and ``model``.
+      The objective, a function with the attributes ``loss`` and ``model``.
 
     Raises:
-      TypeError: a part is no function or takes data by position alone, or ``chunks`` is no
-        integer.
-      ValueError: ``chunks`` is not positive, or does not divide the data; data that neither part
-        takes.
+      TypeError: loss or model is not a function or takes data only by position, or ``chunks`` is
+        not an integer.
+      ValueError: ``chunks`` is not positive or does not divide the data, or neither loss nor model
+        takes an argument of that name.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> x, y = jnp.asarray([1.0, 2.0, 3.0, 4.0]), jnp.asarray([2.0, 4.0, 6.0, 8.0])
@@ -77,24 +78,24 @@ def compose(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Composed:
-    """What :func:`compose` returns."""
+    """An objective from :func:`compose`."""
 
-    loss: Callable[..., jax.typing.ArrayLike]  #: L, of the outputs and of data
-    model: Callable[..., tree.PyTree]  #: f, of the parameters and of data
-    data: Mapping[str, Any]  #: what is bound already, by name
-    chunks: int = 1
-    recompute: bool = True
+    loss: Callable[..., jax.typing.ArrayLike]  #: L, a function of the outputs and of data
+    model: Callable[..., tree.PyTree]  #: f, a function of the parameters and of data
+    data: Mapping[str, Any]  #: the data bound so far, by name
+    chunks: int = 1  #: number of chunks that the data are cut into
+    recompute: bool = True  #: whether each chunk is computed again for a gradient or product
 
     def __call__(self, params: tree.PyTree, **data: Any) -> jax.Array:
-        whole = dataclasses.replace(self, data={**self.data, **data})
+        bound = dataclasses.replace(self, data={**self.data, **data})
         if self.chunks > 1 and self.recompute:
-            handed = _summed_in_float32(params)
-            return whole.mean_over_chunks(lambda chunk: chunk(handed()))
-        loss, model = whole.parts()
+            inputs = _summed_in_float32(params)
+            return bound.mean_over_chunks(lambda chunk: chunk(inputs()))
+        loss, model = bound.parts()
         return jnp.asarray(loss(model(params)))
 
     def parts(self) -> tuple[Callable[..., jax.typing.ArrayLike], Callable[..., tree.PyTree]]:
-        """The loss of the outputs alone and the model of the parameters alone."""
+        """The loss as a function of only the outputs, and the model of only the parameters."""
         loss_data, model_data = data_of(self.loss, self.data), data_of(self.model, self.data)
         if self.chunks == 1:
             return lambda y: self.loss(y, **loss_data), lambda p: self.model(p, **model_data)
@@ -105,44 +106,44 @@ class Composed:
             return jnp.mean(losses)
 
         def model(params: tree.PyTree) -> tree.PyTree:
-            handed = _summed_in_float32(params)
-            return jax.lax.map(lambda chunk: self.model(handed(), **chunk), self._cut(model_data))
+            inputs = _summed_in_float32(params)
+            return jax.lax.map(lambda chunk: self.model(inputs(), **chunk), self._cut(model_data))
 
         return loss, model
 
     @property
     def examples(self) -> int:
-        """How many there are: the length of the leading axis of all data.
+        """The number of examples: the length of the leading axis of all data.
 
         Raises:
-          ValueError: there are no data, or they differ in it.
+          ValueError: there are no data, or their leading axes differ.
         """
         shapes = [jnp.shape(x) for x in jax.tree.leaves(self.data)]
         if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
             raise ValueError(
-                "compose: a sub-batch is of data with a common leading axis, given by keyword to "
-                f"compose or to update; their shapes are {shapes}"
+                "compose: a sub-batch needs data with a common leading axis, passed by keyword to "
+                f"compose or to update; the shapes are {shapes}"
             )
         return shapes[0][0]
 
     def sample(self, size: int, key: jax.Array) -> "Composed":
-        """The function of ``size`` of its examples, drawn without replacement.
+        """The objective on ``size`` of its examples, drawn without replacement.
 
         Raises:
-          ValueError: there are fewer, or the chunks do not divide ``size``.
+          ValueError: there are fewer examples, or the number of chunks does not divide ``size``.
         """
         if size > self.examples or size % self.chunks:
             raise ValueError(
                 f"hessian_free(curvature_batch_size={size}): {size} examples cannot be drawn from "
-                f"{self.examples} in {self.chunks} chunks: give at most all of them and a multiple "
-                "of the chunks"
+                f"{self.examples} in {self.chunks} chunks: give at most {self.examples}, and a "
+                f"multiple of {self.chunks}"
             )
         drawn = jax.random.permutation(key, self.examples)[:size]
         data = jax.tree.map(lambda x: jnp.asarray(x)[drawn], self.data)
         return dataclasses.replace(self, data=data)
 
     def mean_over_chunks(self, f: Callable[["Composed"], tree.PyTree]) -> tree.PyTree:
-        """The mean of ``f`` of every chunk, one after the other; nothing is kept between them."""
+        """The mean of ``f`` over the chunks, computed one after the other."""
         cut = self._cut(self.data)
 
         @jax.checkpoint
@@ -164,21 +165,23 @@ class Composed:
             if not shape or shape[0] % self.chunks:
                 name = jax.tree_util.keystr(path)
                 raise ValueError(
-                    f"compose(chunks={self.chunks!r}): the data{name} have shape {shape}, and "
-                    "chunks must divide the leading axis; close over what is not cut into chunks"
+                    f"compose(chunks={self.chunks!r}): chunks must divide the leading axis of the "
+                    f"data, but data{name} has shape {shape}; close over arrays that are not to be "
+                    "cut into chunks"
                 )
             return jnp.reshape(x, (self.chunks, shape[0] // self.chunks, *shape[1:]))
 
         if not jax.tree.leaves(data):
             raise ValueError(
-                f"compose(chunks={self.chunks!r}): no data to cut; give them by keyword to compose "
-                "or to update, for instance gx.compose(loss, model, chunks=2, x=x, y=y)"
+                f"compose(chunks={self.chunks!r}): there are no data to cut into chunks; pass them "
+                "by keyword to compose or to update, for instance gx.compose(loss, model, "
+                "chunks=2, x=x, y=y)"
             )
         return jax.tree_util.tree_map_with_path(cut, data)
 
 
 def _summed_in_float32(params: tree.PyTree) -> Callable[[], tree.PyTree]:
-    """Hands ``params`` to each chunk so that gradients of half precision are summed in float32."""
+    """A function that returns ``params``, with half-precision gradients summed in float32."""
 
     def is_half(x: Any) -> bool:
         return getattr(x, "dtype", None) in (jnp.bfloat16, jnp.float16)
@@ -188,14 +191,16 @@ def _summed_in_float32(params: tree.PyTree) -> Callable[[], tree.PyTree]:
 
 
 def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What of ``data`` a function takes beside its first argument: by name, or all by ``**``.
+    """The entries of ``data`` that a function takes by name, after its first argument.
+
+    A function with ``**kwargs`` takes all of them.
 
     Raises:
-      TypeError: it takes such an argument by position alone.
+      TypeError: the function takes such an argument only by position.
     """
     try:
         arguments = list(inspect.signature(function).parameters.values())
-    except ValueError:  # a callable that has no signature takes its first argument alone
+    except ValueError:  # a callable without a signature gets no data
         return {}
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         return {k: v for k, v in data.items() if k not in ("value", "grad", "value_fn")}
@@ -203,8 +208,8 @@ def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, 
         if a.kind is a.POSITIONAL_ONLY and a.name in data:
             name = getattr(function, "__name__", type(function).__name__)
             raise TypeError(
-                f"data reach a function by name, but {name} takes {a.name} by position alone: "
-                f"leave out the / behind {a.name} in its signature"
+                f"data are passed by name, but {name} takes {a.name} only by position: remove the "
+                f"/ after {a.name} from its signature"
             )
     return {a.name: data[a.name] for a in arguments[1:] if a.name in data}
 
@@ -214,15 +219,15 @@ def bind(
     extra_args: Mapping[str, Any],
     name: str = "value_fn",
 ) -> Callable[[tree.PyTree], jax.Array]:
-    """``value_fn`` as a function of the parameters alone, called ``name`` in errors.
+    """``value_fn`` as a function of only the parameters; errors call it ``name``.
 
-    Data passed to ``update`` by keyword reach the arguments of ``value_fn`` of the same name, as in
-    Optax; a ``value_fn`` with ``**kwargs`` gets all of them. One from :func:`gradxform.compose`
-    stays one, with the data in its parts.
+    Keyword arguments of ``update`` reach the arguments of ``value_fn`` of the same name, as in
+    Optax; a ``value_fn`` with ``**kwargs`` gets all of them. A :class:`Composed` objective stays
+    one.
 
     Raises:
-      TypeError: ``value_fn`` is no function.
-      ValueError: when called, if the value is not one real number.
+      TypeError: ``value_fn`` is not a function.
+      ValueError: when the result is called, if the value is not one real number.
     """
     if not callable(value_fn):
         raise TypeError(f"{name}={shown(value_fn)}: expected a function of the parameters")
@@ -230,7 +235,7 @@ def bind(
         loss = value_fn.loss
         data = {**data_of(loss, extra_args), **data_of(value_fn.model, extra_args)}
 
-        # shows the signature of loss, which says what data it takes
+        # keeps the signature of loss, which says what data it takes
         @functools.wraps(loss, updated=())
         def checked(outputs: tree.PyTree, **data: Any) -> jax.Array:
             return check_value(name, loss(outputs, **data))
@@ -241,7 +246,7 @@ def bind(
 
 
 def check_value(name: str, value: jax.typing.ArrayLike) -> jax.Array:
-    """``value``, if it is one real floating-point number."""
+    """``value`` as an array, or a ValueError if it is not one real floating-point number."""
     try:
         value = jnp.asarray(value)
     except TypeError:

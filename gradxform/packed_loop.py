@@ -1,12 +1,12 @@
-"""A loop in two parts whose scalars travel together, in one vector or two.
+"""A loop of two parts that packs its scalars into one or two vectors.
 
-A small problem pays by the kernel, not by the flop. XLA computes each scalar that a loop hands to
-its next turn in a kernel of its own and copies it. A vector of them, written as a chain of selects
-over its positions, is one kernel, which takes in the arithmetic that leads to it. The same vectors
-enter and leave a branch.
+The time of a small problem depends on the number of kernels, not on the arithmetic. XLA takes a
+kernel and a copy for each scalar that a loop carries from turn to turn. A vector of the scalars,
+written as a chain of selects over its positions, takes one kernel together with the arithmetic
+before it. Branches take and return the same vectors.
 
-In a batch the scalars are vectors already, and there the loop is the plain one. So it is under
-forward-mode derivatives.
+In a batch the scalars are vectors already, so ``jax.vmap`` uses the plain loop. Forward-mode
+differentiation does too.
 """
 
 import functools
@@ -23,7 +23,7 @@ from gradxform.kernels import unless_batched, vector
 Carry = TypeVar("Carry")
 Seen = TypeVar("Seen")
 _Leaves: TypeAlias = list[jax.Array]
-_Packed: TypeAlias = tuple[_Leaves, _Leaves]  # the leaves that are no scalars, and the vectors
+_Packed: TypeAlias = tuple[_Leaves, _Leaves]  # the leaves that are not scalars, and the vectors
 
 
 def alternate(
@@ -34,15 +34,15 @@ def alternate(
     *,
     branch: bool,
 ) -> Carry:
-    """``look``, then ``move`` with what was seen, in turns, until one of them ends the loop.
+    """Calls ``look`` and ``move`` in turns until one of them ends the loop.
 
     Args:
-      look: of the carry, to the next carry and anything else.
-      move: of both, to the next carry.
-      goes_on: whether to go on, of the carry after either; it reads nothing else.
-      carry: of arrays.
-      branch: leave out the ``move`` after the last ``look``, by a branch in every turn. Without
-        it that one is made too, and must not make the loop go on.
+      look: (carry) → (new carry, anything else).
+      move: (carry, anything else) → new carry.
+      goes_on: (carry) → whether the loop continues, after ``look`` and after ``move``.
+      carry: a pytree of arrays.
+      branch: True skips ``move`` if ``look`` ends the loop, which takes a branch in every turn.
+        With False the last ``move`` is made too; it must not restart the loop.
     """
     leaves, structure = jax.tree.flatten(carry)
     count, seen = len(leaves), []
@@ -68,7 +68,7 @@ def alternate(
         "constants": (len(looked.consts), len(moved.consts)),
     }
     arguments = (*looked.consts, *moved.consts, *leaves)
-    if looked.effects or moved.effects:  # such as jax.debug.print's, which are to be seen once
+    if looked.effects or moved.effects:  # effects such as jax.debug.print's must happen once
         ended = _plain(*arguments, **parts, branch=True)
     else:
         loop = functools.partial(_packed, **parts, branch=branch)
@@ -78,9 +78,9 @@ def alternate(
 
 
 class _Word(NamedTuple):
-    """How a scalar is written into a vector of another dtype, and read again.
+    """How a scalar is written to a vector of another dtype, and read back.
 
-    Numbers of 64 bits have a vector of their own: TPUs cannot reinterpret their bits.
+    64-bit numbers have a vector of their own, because TPUs cannot reinterpret their bits.
     """
 
     kind: str
@@ -104,7 +104,7 @@ def _is_packed(x: jax.Array) -> bool:
 
 
 class _Parts(NamedTuple):
-    """The loop that the primitive stands for, over lists of leaves."""
+    """The parts of the loop as functions of lists of leaves."""
 
     look: Callable[[_Leaves], tuple[_Leaves, _Leaves]]
     move: Callable[[_Leaves, _Leaves], _Leaves]
@@ -124,7 +124,7 @@ def _parts(
     count = len(goes_on.in_avals)
 
     def arrays(leaves: Sequence[Any]) -> _Leaves:
-        # what is a number in the program comes back as one of Python's
+        # constants of the program come back as Python numbers
         pairs = zip(leaves[:count], goes_on.in_avals, strict=True)
         return [x if isinstance(x, jax.Array) else jnp.asarray(x, old.dtype) for x, old in pairs]
 
@@ -141,7 +141,7 @@ def _parts(
 
 
 def _plain(*arguments: jax.Array, branch: bool, **parameters: Any) -> _Leaves:
-    """As it stands, for batches."""
+    """The loop without packing, for batches."""
     parts = _parts(arguments, **parameters)
     return _loop(parts, lambda leaves: leaves, lambda leaves: leaves, branch)
 

@@ -1,4 +1,4 @@
-"""Preconditioners: from products of the curvature to a map near its inverse."""
+"""Preconditioners: an approximate inverse of the curvature, from products with it."""
 
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
@@ -11,8 +11,7 @@ from gradxform.curvature import Product
 from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar, shown
 from gradxform.sharding import sharded_like
 
-#: From a damped product, the gradient and the update count to a map near the inverse, and to the
-#: number of products that it took.
+#: (damped product, gradient, update count) → (approximate inverse, number of products it took)
 Preconditioner: TypeAlias = Annotated[
     Callable[[Product, tree.PyTree, jax.Array], tuple[Product, int]],
     "a function of the damped product, the gradient and the update count, for instance "
@@ -27,10 +26,10 @@ def checked_inverse(
     g: tree.PyTree,
     count: jax.Array,
 ) -> tuple[Product, int]:
-    """The approximate inverse, the identity for None, and the products that making it took.
+    """The approximate inverse (the identity for ``None``), and the number of products it took.
 
     Raises:
-      ValueError: when called, if it returns something of another structure or shape.
+      ValueError: when the inverse is called, if it returns another structure or other shapes.
     """
     if preconditioner is None:
         return lambda r: r, 0
@@ -53,20 +52,21 @@ def checked_inverse(
 def hutchinson_diagonal(
     samples: Size = 8, *, power: UpToOne = 1.0, floor: Fraction = 1e-2, seed: Seed = 0
 ) -> Preconditioner:
-    r"""Preconditions by the diagonal, estimated from products with random signs.
+    """A diagonal preconditioner, estimated from products with random signs.
 
-    .. math::
-        D = \frac{1}{s} \sum_{i=1}^{s} z_i \odot C z_i, \qquad
-        v \mapsto v \oslash \max(|D|, \phi \max_j |D_j|)^\xi
+    From s products of the curvature C with random vectors zᵢ of signs ±1, it computes::
 
-    with new signs z in each update. Exact, from one sample, where the curvature C is diagonal;
-    right where parameters differ in scale. It is sharded like the parameters.
+        D = 1/s Σᵢ zᵢ ⊙ C zᵢ
+        v ↦ v / max(|D|, φ maxⱼ |Dⱼ|)^ξ      (entry by entry)
+
+    The signs are new in each update. If C is diagonal, one sample is exact. Use it if the
+    parameters have different scales. It is sharded like the parameters.
 
     Args:
-      samples: s ≥ 1, products that each update makes.
-      power: ξ in [0, 1]; below 1 where the estimate is not to be trusted wholly.
-      floor: φ in [0, 1).
-      seed: of the signs.
+      samples: s ≥ 1, number of products in each update.
+      power: ξ in [0, 1]. A value below 1 trusts the estimate less.
+      floor: φ in [0, 1), the smallest entry relative to the largest.
+      seed: seed of the random signs.
 
     Returns:
       The preconditioner, an argument of :func:`gradxform.newton_cg` and
@@ -95,7 +95,7 @@ def hutchinson_diagonal(
 
         def inverse_of(d: jax.Array) -> jax.Array:
             size = jnp.maximum(jnp.abs(d), least)
-            # an estimate of 0 counts as the largest; all 0, or not finite, is the identity
+            # an entry of 0 counts as the largest; if all are 0 or not finite, it is the identity
             return tree.reciprocal(jnp.where(size > 0, size, most)) ** scalar(power)
 
         inverse = tree.map(inverse_of, diagonal)
@@ -106,21 +106,21 @@ def hutchinson_diagonal(
 
 @checked
 def nystrom(rank: Size = 10, *, seed: Seed = 0) -> Preconditioner:
-    r"""Preconditions by the largest eigenvalues, from a random sketch of the curvature.
+    """A preconditioner from the largest eigenvalues, estimated from a random sketch.
 
-    With a random orthonormal Ω of r columns, and :math:`U \Lambda U^T` the eigenvalues and vectors
-    of :math:`(C \Omega) (\Omega^T C \Omega)^{-1} (C \Omega)^T`,
+    Ω is a random orthonormal matrix of r columns, new in each update. U Λ Uᵀ is the
+    eigendecomposition of the Nyström approximation of the curvature C::
 
-    .. math::
-        v \mapsto \lambda_r\, U \Lambda^{-1} U^T v + (v - U U^T v)
+        U Λ Uᵀ = (CΩ) (ΩᵀCΩ)⁻¹ (CΩ)ᵀ
+        v ↦ λ_r U Λ⁻¹ Uᵀ v + (v − U Uᵀ v)
 
-    with a new Ω in each update. Right for a positive semi-definite curvature, damped, with a few
-    large eigenvalues, as Gauss–Newton's of a deep net; of an indefinite one it is the identity. It
-    keeps r vectors, ravelled and whole on every device, while CG runs.
+    Use it for a damped, positive semi-definite curvature with a few large eigenvalues, such as the
+    Gauss–Newton matrix of a deep net. If the curvature is indefinite, it is the identity. While CG
+    runs, every device holds r vectors of the size of all parameters.
 
     Args:
-      rank: r ≥ 1, products that each update makes; at most the parameters.
-      seed: of the sketch.
+      rank: r ≥ 1, number of products in each update; at most the number of parameters.
+      seed: seed of the random sketch.
 
     Returns:
       The preconditioner, an argument of :func:`gradxform.newton_cg` and
@@ -145,7 +145,7 @@ def nystrom(rank: Size = 10, *, seed: Seed = 0) -> Preconditioner:
         y = jax.lax.map(lambda column: tree.ravel(product(unravel(column)))[0], omega.T).T
         shift = jnp.finfo(flat.dtype).eps * jnp.linalg.norm(y)
         y = y + shift * omega
-        factor = jnp.linalg.cholesky(_dot(omega.T, y))  # NaN of an indefinite curvature
+        factor = jnp.linalg.cholesky(_dot(omega.T, y))  # NaN if the curvature is indefinite
         b = jax.scipy.linalg.solve_triangular(factor, y.T, lower=True).T
         u, root, _ = jnp.linalg.svd(b, full_matrices=False)
         eigenvalues = jnp.square(root) - shift

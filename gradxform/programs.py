@@ -1,9 +1,10 @@
-"""Compiled programs, found again where nothing that they read has changed.
+"""A cache of compiled programs: a program is used again if nothing that it read has changed.
 
-A program belongs to its objective (for a bound method, to the object it is bound to). It is found
-by :func:`~gradxform.configuration.configuration_key` of everything that objective and method read.
-Without a key it serves one call. A program refers to neither objective nor method: both are handed
-over for the time of a call, so when the caller drops an objective its programs and data go with it.
+A program is owned by its objective (for a bound method, by the object it is bound to). Its key is
+the :func:`~gradxform.configuration.configuration_key` of everything that objective and method read.
+Without a key a program serves one call. A program holds no reference to objective or method; they
+are passed for the duration of a call. So when the caller drops an objective, its programs and data
+are freed.
 """
 
 import collections
@@ -20,42 +21,44 @@ import jax
 from gradxform.configuration import configuration_key
 from gradxform.glance import glance
 
-#: programs kept, of 1 to 9 MB each; beyond them the one not used for longest is dropped
+#: number of programs kept, of 1 to 9 MB each; then the least recently used one is dropped
 MOST_PROGRAMS = 64
 
 
 class _Kept(NamedTuple):
-    owner: weakref.ref[Any]
-    run: Callable[..., Any]
-    ids: tuple[int, ...] = ()  #: of the values when it was found last
-    unchanged: Callable[[Any], bool] | None = None  #: whether what they read is the same
+    """A program in the cache."""
+
+    owner: weakref.ref[Any]  #: the objective
+    run: Callable[..., Any]  #: the compiled program
+    ids: tuple[int, ...] = ()  #: ids of the values at the last use
+    unchanged: Callable[[Any], bool] | None = None  #: a quick test whether nothing has changed
 
 
 @dataclasses.dataclass
 class _Call:
-    """What the call in progress hands to a program that is traced."""
+    """The call in progress: what a program needs while it is traced."""
 
-    statics: tuple[Any, ...]
-    keys: tuple[Hashable | None, ...] = ()  #: after each trace
+    statics: tuple[Any, ...]  #: objective, method and other arguments that are not arrays
+    keys: tuple[Hashable | None, ...] = ()  #: the configuration keys after each trace
 
 
 _kept: collections.OrderedDict[Hashable, _Kept] = collections.OrderedDict()
-_latest: dict[int, Hashable] = {}  #: where the program is that an owner used last
+_latest: dict[int, Hashable] = {}  #: id of an owner → key of the program it used last
 _call: contextvars.ContextVar[_Call] = contextvars.ContextVar("gradxform_call")
 
 
 def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..., Any]:
     """``function(fn, *statics, *arrays)`` as a compiled function of the arrays.
 
-    What ``fn`` and ``statics`` read may change from one call of the result to the next.
+    The values that ``fn`` and ``statics`` read may change between calls of the result.
 
     Args:
-      function: what to compile; a function of a module.
+      function: the function to compile, defined at the top level of a module.
       fn: the objective, which owns the program.
-      statics: whatever else is not an array.
+      statics: the other arguments that are not arrays.
     """
     owner = fn.__self__ if isinstance(fn, types.MethodType) else fn
-    own: dict[Hashable | None, Callable[..., Any]] = {}  # also serve what cannot be kept
+    own: dict[Hashable | None, Callable[..., Any]] = {}  # also for programs that cannot be cached
 
     def solve(*arrays: Any) -> Any:
         values = (function, fn, *statics)
@@ -80,11 +83,11 @@ def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # JAX keeps what it traced as long as this function, which refers to nothing of the call
+    # JAX keeps a traced program as long as this function, which holds no reference to the call
     def traced(*arrays: Any) -> Any:
         call = _call.get()
         result = function(*call.statics, *arrays)
-        # what it reads may have changed by the trace itself, for instance where it counts traces
+        # tracing itself may change what the function reads, for instance a counter of traces
         call.keys += (configuration_key(function, *call.statics),)
         return result
 
@@ -104,11 +107,11 @@ def _find(owner: Any, key: Hashable | None, values: tuple[Any, ...]) -> Callable
     if kept is None or kept.owner() is not owner:
         return None
     ids = tuple(map(id, values))
-    if ids == kept.ids:  # else they are made anew for each call
+    if ids == kept.ids:  # otherwise the caller creates new objects for each call
         kept = kept._replace(unchanged=glance(values))
         _latest[id(owner)] = place
     _kept[place] = kept._replace(ids=ids)
-    with contextlib.suppress(KeyError):  # another thread may have dropped it
+    with contextlib.suppress(KeyError):  # another thread may have removed it
         _kept.move_to_end(place)
     return kept.run
 
@@ -126,7 +129,7 @@ def _keep(owner: Any, key: Hashable, run: Callable[..., Any]) -> None:
 
     try:
         _kept[place] = _Kept(weakref.ref(owner, forget), run)
-    except TypeError:  # it cannot be referenced weakly
+    except TypeError:  # the owner does not support weak references
         return
     while len(_kept) > MOST_PROGRAMS:
         _kept.popitem(last=False)

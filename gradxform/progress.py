@@ -1,4 +1,4 @@
-"""When a method makes no progress any more: one rule for all that judge points by their values."""
+"""When a method has stalled: one rule for all methods that judge points by their values."""
 
 from typing import NamedTuple
 
@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from gradxform import tree
 from gradxform.hyperparameters import scalar
 
-PATIENCE = 10  #: accepted points in a row without progress until a method is stalled
-_SMALLER = 0.9  # a largest gradient entry below this part of the smallest so far is progress
+PATIENCE = 10  #: a method has stalled after this many accepted points in a row without progress
+_SMALLER = 0.9  # a gradient below this part of the smallest so far is progress
 
 
 class Progress(NamedTuple):
-    """Over the points accepted so far."""
+    """Progress over the points accepted so far."""
 
-    lowest: jax.Array  #: value of a point that was progress
-    smallest: jax.Array  #: largest gradient entry of such a point
-    idle: jax.Array  #: points accepted in a row that were none
+    lowest: jax.Array  #: lowest value among the points that were progress
+    smallest: jax.Array  #: smallest "largest gradient entry" among these points
+    idle: jax.Array  #: accepted points in a row that were no progress
 
 
 def no_progress() -> Progress:
-    """Before any point."""
+    """The progress before the first point."""
     return Progress(
         jnp.array(scalar(tree.largest())),
         jnp.array(scalar(tree.largest())),
@@ -32,8 +32,11 @@ def no_progress() -> Progress:
 def progress_after(
     progress: Progress, accept: jax.Array, value: jax.Array, largest: jax.Array
 ) -> Progress:
-    """With one more point, where it is accepted: a lower value is progress, and so is a gradient
-    whose ``largest`` entry is smaller by a tenth."""
+    """The progress after one more point.
+
+    An accepted point is progress if its value is lower, or if the ``largest`` entry of its gradient
+    is smaller by a tenth.
+    """
     better = accept & ((value < progress.lowest) | (largest < _SMALLER * progress.smallest))
     return Progress(
         lowest=jnp.where(better, jnp.minimum(value, progress.lowest), progress.lowest),

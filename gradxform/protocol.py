@@ -1,4 +1,4 @@
-"""What the methods share of Optax's protocol: the arguments of ``update`` and their errors."""
+"""Optax's protocol, shared by all methods: the arguments of ``update`` and their errors."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ T = TypeVar("T")
 def transformation(
     init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """A method from its two functions, for real floating-point parameters and gradients alone."""
+    """A method from its two functions. It accepts only real floating-point arrays."""
 
     @functools.wraps(init)
     def checked_init(params: PyTree) -> Any:
@@ -29,7 +29,7 @@ def transformation(
         grads: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
         leaves.check_floating(grads, "update: grads")
-        grads = varying_like(grads, state)  # those of leaves without entries may be constants
+        grads = varying_like(grads, state)  # gradients of empty leaves may be constants
         updates, new_state = update(grads, state, params, **extra_args)
         return updates, varying_like(new_state, state)
 
@@ -39,61 +39,61 @@ def transformation(
 def wrapper(
     init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    """A method around others; its errors say so where the state is what does not fit."""
+    """A method from its two functions. An error says so if it was caused by a foreign state."""
 
     @functools.wraps(update)
     def explained(grads: PyTree, state: Any, *args: Any, **kwargs: Any) -> tuple[PyTree, Any]:
         try:
             return update(grads, state, *args, **kwargs)
         except Exception as error:
-            # looked at only now, as almost every state fits
+            # the state is checked only after an error, because almost every state fits
             difference = _from_fresh_state(init, grads, state)
             if difference is None:
                 raise
             raise ValueError(
-                f"update: the state is not of this method and these gradients: {difference}; give "
-                "the one that init or the last update returned"
+                f"update: the state does not belong to this method and these gradients: "
+                f"{difference}; pass the state that init or the last update returned"
             ) from error
 
-    # Optax's own type does not let the two functions name their state
+    # Optax's type does not allow more specific state types
     return optax.GradientTransformationExtraArgs(init, cast(Any, explained))
 
 
 def _from_fresh_state(init: Callable[..., Any], grads: PyTree, state: Any) -> str | None:
-    """How ``state`` differs from a fresh one for parameters like ``grads``; None if it does not."""
+    """The difference between ``state`` and a new one for parameters like ``grads``, or None."""
     try:
         return leaves.difference(state, jax.eval_shape(lambda: init(grads)), dtypes=False)
-    except Exception:  # these gradients have no state
+    except Exception:  # init fails for these gradients
         return None
 
 
 def require(method: str, name: str, value: T | None) -> T:
-    """``value``, or a ValueError that names the extra argument of ``update`` that is missing."""
+    """``value``, or a ValueError that names the missing argument of ``update``."""
     if value is None:
         raise ValueError(
             f"{method} needs {name}=…: call tx.update(grads, state, params, value=value, "
-            "grad=grads, value_fn=value_fn), or the part of it that the method needs"
+            "grad=grads, value_fn=value_fn); unneeded arguments are ignored"
         )
     return value
 
 
 def require_params(method: str, params: PyTree | None, grads: PyTree) -> PyTree:
-    """``params``, or a ValueError if they are missing or are no pytree like ``grads``."""
+    """``params``, or a ValueError if they are missing or differ from ``grads`` in structure."""
     params = require(method, "params", params)
     if (difference := leaves.difference(params, grads, dtypes=False)) is not None:
         raise ValueError(
-            f"{method}: update got params unlike the gradients: {difference}; give the parameters "
-            "that the gradient was taken at"
+            f"{method}: update got params that differ from the gradients: {difference}; pass the "
+            "parameters at which the gradient was taken"
         )
     return params
 
 
 class FilledNode(optax.MaskedNode):
-    """Where :func:`gradxform.masked` took leaves out of a tree: ``value_fn`` fills them in."""
+    """A leaf that :func:`gradxform.masked` removed from a tree; ``value_fn`` fills it in."""
 
 
 def check_unmasked(method: str, params: PyTree) -> None:
-    """Raises a ValueError if ``optax.masked`` or ``partition`` took leaves out of ``params``."""
+    """Raises a ValueError if ``optax.masked`` or ``partition`` removed leaves of ``params``."""
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) and type(node) is not FilledNode for node in nodes):
         raise ValueError(

@@ -1,7 +1,7 @@
 """What a function reads from outside: global names, closure variables and their attributes.
 
-``config.sub.scale`` in the text of a function is the *chain* ``("config", "sub", "scale")``. Chains
-come from the bytecode, and functions written inside the function count too.
+``config.sub.scale`` in the source of a function is the *chain* ``("config", "sub", "scale")``. The
+chains come from the bytecode, also from that of inner functions.
 """
 
 import dis
@@ -20,7 +20,7 @@ _GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _CLOSURE = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
 
-# through these a function reaches values that its text does not name
+# attributes through which a function reaches values that its source does not name
 _DYNAMIC = {
     *("__globals__", "__closure__", "__code__", "__builtins__", "__subclasses__", "__loader__"),
     *("f_globals", "f_locals", "f_back", "gi_frame", "tb_frame", "cell_contents", "__self__"),
@@ -28,9 +28,9 @@ _DYNAMIC = {
 
 
 def remembered(make: Callable[[_T], _F]) -> Callable[[_T], _F]:
-    """Calls ``make`` once for each object, told apart by identity.
+    """A cache of ``make`` by the identity of its argument.
 
-    The results keep no object alive and are dropped with it.
+    It does not keep the argument alive, and a result is dropped together with its argument.
     """
     results: dict[int, tuple[weakref.ref[Any], _F]] = {}
 
@@ -56,22 +56,22 @@ _numbers = itertools.count()
 
 @remembered
 def number(value: Any) -> int:
-    """A number for this very object, which no other object ever gets.
+    """A unique number for this object.
 
     Raises:
-      TypeError: the object cannot be referenced weakly.
+      TypeError: the object does not support weak references.
     """
     return next(_numbers)
 
 
 class Reads(NamedTuple):
-    """What one code object reads."""
+    """What a code object reads."""
 
-    number: int  #: stands for the code object
+    number: int  #: the unique number of the code object
     names: tuple[Chain, ...]  #: chains that begin at a global or built-in name
     variables: tuple[Chain, ...]  #: chains that begin at a closure variable
     modules: tuple[str, ...]  #: modules that the function itself imports
-    dynamic: bool  #: it may also read values that its text does not name
+    dynamic: bool  #: whether it may also read values that its source does not name
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -83,7 +83,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @remembered
 def reads(code: types.CodeType) -> Reads:
-    """What a function with this code reads."""
+    """What a function with this code reads from outside."""
     names, variables, modules = set[Chain](), set[Chain](), set[str]()
     for part in _codes(code):
         chain, into = [], None

@@ -1,4 +1,4 @@
-"""Matrices whose rows lie on the devices like the parameters: leaves of (*shape, columns)."""
+"""Matrices with rows sharded like the parameters: leaves of ``(*shape, columns)``."""
 
 import itertools
 
@@ -11,13 +11,13 @@ from gradxform.tree import Array, PyTree, promote, ravel
 
 
 def rows_like(matrix: Array, like: PyTree) -> PyTree:
-    """A matrix with its rows where the entries of ``like`` are: leaves (*shape, columns)."""
+    """A matrix as leaves ``(*shape, columns)``, its rows sharded like the entries of ``like``."""
     _, unravel = ravel(like)
     return _rows_sharded_like(jax.vmap(unravel, in_axes=-1, out_axes=-1)(matrix), like)
 
 
 def identity_rows(like: PyTree) -> PyTree:
-    """The rows of the identity, in at least float32; no device makes more than its own."""
+    """The identity matrix in at least float32; each device computes only its own rows."""
     leaves, structure = jax.tree.flatten(jax.tree.map(promote, like))
     *starts, size = itertools.accumulate((x.size for x in leaves), initial=0)
 
@@ -38,11 +38,11 @@ def _rows_sharded_like(rows: PyTree, like: PyTree) -> PyTree:
 
 
 def outer(x: Array, row: Array) -> Array:
-    """``x[..., i] row[j]``: entries of a vector like ``x`` times a ravelled one."""
+    """The outer product of a leaf ``x`` and a ravelled vector ``row``: ``x[..., None] * row``."""
     return x[..., None] * jnp.expand_dims(row, range(x.ndim))
 
 
 def rows_dot(rows: PyTree, vector: PyTree) -> PyTree:
-    """The matrix times a vector, both like the parameters."""
-    whole_vector, _ = ravel(vector)
-    return jax.tree.map(lambda x: jnp.tensordot(x, whole_vector, 1), rows)
+    """The matrix times a vector, both in the structure of the parameters."""
+    flat, _ = ravel(vector)
+    return jax.tree.map(lambda x: jnp.tensordot(x, flat, 1), rows)

@@ -11,12 +11,14 @@ from gradxform.hyperparameters import NonNegative, checked, scalar
 def linear_decay(
     init_value: NonNegative, end_value: NonNegative, transition_steps: NonNegative
 ) -> optax.Schedule:
-    r"""Linear decay until update τ, constant after.
+    """Linear decay of the learning rate until update τ, then a constant rate.
 
-    .. math::
-        \varepsilon_k = (1 - a)\,\varepsilon_0 + a\,\varepsilon_\tau, \quad a = \min(k/\tau, 1)
+    The rate at update k is::
 
-    The same numbers as ``optax.linear_schedule`` for τ > 0, with every argument traceable.
+        ε_k = (1 − a) ε_0 + a ε_τ,   a = min(k/τ, 1)
+
+    For τ > 0 the numbers equal those of ``optax.linear_schedule``. Here every argument may be
+    traced.
 
     Args:
       init_value: ε_0, the rate of the first update (k = 0).
@@ -24,7 +26,7 @@ def linear_decay(
       transition_steps: τ, in updates; 0 gives ``end_value`` from the start.
 
     Returns:
-      A schedule: count of updates made so far, to learning rate.
+      The schedule: a function from the number of updates so far to the learning rate.
 
     References:
       Lecture 7, "Need for Decreasing Learning Rate"; Goodfellow, Bengio & Courville, *Deep
@@ -47,17 +49,18 @@ def linear_decay(
 
 @checked
 def inverse_time_decay(init_value: NonNegative, decay: NonNegative) -> optax.Schedule:
-    r"""Time decay, counted in updates as in the lecture's Keras example.
+    """Time decay of the learning rate, as in the lecture's Keras example.
 
-    .. math::
-        \varepsilon_k = \varepsilon_0 \cdot \frac{1}{1 + \mathrm{decay} \cdot k}
+    The rate at update k (not epoch k) is::
+
+        ε_k = ε_0 / (1 + decay · k)
 
     Args:
       init_value: ε_0, the rate of the first update (k = 0).
-      decay: decay per update; the rate halves after 1/decay updates.
+      decay: decay per update, at least 0. The rate has halved after 1/decay updates.
 
     Returns:
-      A schedule: count of updates made so far, to learning rate.
+      The schedule: a function from the number of updates so far to the learning rate.
 
     References:
       Lecture 7, "Learning Rate Decay".

@@ -1,6 +1,6 @@
-"""The section φ(t) = f(x + t d): what a line search knows of it, and what a trial point leads to.
+"""The section φ(t) = f(x + t d): the bracket of a line search, and the verdict on a trial point.
 
-Hager & Zhang (2005), §4, and Nocedal & Wright (2006), §3.5, in the form that tries one t at a time.
+It follows Hager & Zhang (2005), §4, and Nocedal & Wright (2006), §3.5, one trial at a time.
 """
 
 from typing import NamedTuple
@@ -12,50 +12,50 @@ from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.kernels import in_one_kernel
 
-_FLAT_TRIALS = 5  # trial points where rounding hides all differences of value
+_FLAT_TRIALS = 5  # number of trial points if rounding hides all differences of the values
 
 
 class Trial(NamedTuple):
     """A point of the section φ(t) = f(x + t d)."""
 
-    t: jax.Array
-    value: jax.Array
-    slope: jax.Array
+    t: jax.Array  #: the step
+    value: jax.Array  #: φ(t)
+    slope: jax.Array  #: φ'(t)
 
 
 class Section(NamedTuple):
-    """What the search knows of φ, and the t it tries next."""
+    """The known points of φ, and the next t to try."""
 
-    origin: Trial  #: φ(0) and φ'(0)
+    origin: Trial  #: t = 0, φ(0) and φ'(0)
     low: Trial  #: the end of the bracket from which φ descends into it
-    high: Trial  #: the other end; the largest number three times while there is none
-    t: jax.Array  #: of the trial point in the loop
-    resolution: jax.Array  #: the step at which x begins to move
-    trials: jax.Array  #: trial points of this search so far
+    high: Trial  #: the other end; all numbers are the largest one while there is no other end
+    t: jax.Array  #: the step of the trial point in the loop
+    resolution: jax.Array  #: the smallest step that changes x
+    trials: jax.Array  #: number of trial points of this search so far
 
 
 class Rules(NamedTuple):
     """When a search accepts a trial point, and when it has failed."""
 
-    decrease: Scalar  #: δ, the part of the promised decrease that is enough
+    decrease: Scalar  #: δ, the part of the predicted decrease that is enough
     curvature: Scalar  #: σ, the part of the slope that may be left
     noise: Scalar  #: relative error of the objective
-    max_trials: Scalar  #: trial points after which a search has failed
+    max_trials: Scalar  #: number of trial points after which a search has failed
 
 
 class Verdict(NamedTuple):
-    """What a trial point leads to. The search tries another t where none of these holds."""
+    """What a trial point leads to, as flags. If none is set, the search tries another t."""
 
-    accept: jax.Array  #: the next search begins at the trial point
-    retreat: jax.Array  #: the search failed but saw a lower point, which it takes next
-    reset: jax.Array  #: the search failed and begins again along the negative gradient
+    accept: jax.Array  #: the trial point is accepted
+    retreat: jax.Array  #: the search failed and takes the lowest point it has seen
+    reset: jax.Array  #: the search failed and restarts along the negative gradient
     stalled: jax.Array  #: the search along the negative gradient failed too
-    wait: jax.Array  #: a point to be taken as it is was not finite: the loop stays at x
-    begins: jax.Array  #: whether a search begins, at an accepted point or after a failure
+    wait: jax.Array  #: a point to be accepted without a test was not finite; the loop stays at x
+    begins: jax.Array  #: a search begins, at an accepted point or after a failure
 
 
 def no_section() -> Section:
-    """Before the first search."""
+    """The section before the first search."""
 
     def number() -> jax.Array:
         return jnp.array(scalar(0), copy=True)
@@ -65,7 +65,7 @@ def no_section() -> Section:
 
 
 def new_section(value: jax.Array, slope: jax.Array, t: jax.Array, resolution: jax.Array) -> Section:
-    """A section of which only φ(0) and φ'(0) are known, to be tried at ``t``."""
+    """A section with φ(0) and φ'(0) known, and the first trial at ``t``."""
     origin = Trial(scalar(0), value, slope)
     none = Trial(*(scalar(tree.largest()) for _ in range(3)))
     return Section(origin, origin, none, t, resolution, jnp.array(0, jnp.int32))
@@ -80,15 +80,15 @@ def judge(
     steepest: jax.Array,
     spacing: float,
 ) -> tuple[Verdict, Section]:
-    """The verdict on a trial point, and the section that the search goes on with.
+    """The verdict on a trial point, and the section with the next t.
 
     Args:
-      section: what was known before.
-      trial: the point tried.
-      rules: the numbers of the search.
-      take_next: whether the point is accepted as it is.
-      steepest: whether the search goes along the negative gradient because another failed.
-      spacing: relative spacing of the numbers that values are given in.
+      section: the section before this trial.
+      trial: the trial point.
+      rules: when to accept a trial point.
+      take_next: whether the point is accepted without a test.
+      steepest: whether the search runs along the negative gradient after a failure.
+      spacing: relative spacing of the floating-point numbers of the objective's dtype.
     """
     delta, sigma, noise, max_trials = map(scalar, rules)
     origin = section.origin
@@ -117,29 +117,29 @@ def judge(
 def first_step(
     size: jax.Array, value: jax.Array, slope: jax.Array, last: Section, first: jax.Array
 ) -> jax.Array:
-    """A first trial along a direction of largest entry 1.
+    """The first trial t along a direction whose largest entry is 1.
 
-    It expects the decrease of the last step (Nocedal & Wright, eq. 3.60). Without one it moves by
-    a part of ``size``, the largest entry of x, or where x is 0, for a part of the value (after
-    Hager & Zhang 2006, I0).
+    It expects the same decrease as in the last step (Nocedal & Wright, eq. 3.60). In the first
+    search t is 0.3 ``size``, the largest entry of x. If x = 0, it comes from the value and the
+    slope (after Hager & Zhang 2006, I0).
     """
     decrease = jnp.maximum(last.origin.value - value, 0)
-    again = jnp.where(decrease > 0, 2.02 * decrease, last.t * last.origin.slope)
-    by_part = first | (again == 0) | (slope == 0)
-    t = jnp.abs(tree.divide(jnp.where(by_part, 0.3 * value, again), slope))
+    expected = jnp.where(decrease > 0, 2.02 * decrease, last.t * last.origin.slope)
+    by_part = first | (expected == 0) | (slope == 0)
+    t = jnp.abs(tree.divide(jnp.where(by_part, 0.3 * value, expected), slope))
     t = jnp.where(by_part & (size > 0), 0.3 * size, t)
     return jnp.where(t > 0, t, 1)
 
 
 def slowness(d: tree.PyTree, x: tree.PyTree, spacing: float) -> tree.PyTree:
-    """For each entry the least t at which x + t d is another number than x.
+    """For each entry the smallest t for which x + t d differs from x; it has no derivative.
 
-    Where no t moves it, that is the largest number. It is compared alone, and has no derivative.
+    If no t changes an entry, it is the largest number.
     """
 
     def least(d: jax.Array, x: jax.Array) -> jax.Array:
         most = tree.largest(d.dtype)
-        # over the entries of d, which may be of any size, so that no quotient overflows
+        # the entries of d may have any size, so the test is arranged so that nothing overflows
         still = (d == 0) | (spacing * jnp.abs(x) / most > jnp.abs(d))
         return jnp.where(still, most, spacing * jnp.abs(x) / jnp.where(still, 1, jnp.abs(d)))
 
@@ -160,7 +160,7 @@ def _is_wolfe(
 
 
 def _is_exhausted(section: Section, rounding: jax.Array, max_trials: jax.Array) -> jax.Array:
-    """Whether the search has no trial point left that could tell more."""
+    """Whether further trial points cannot help: too many trials, or the bracket is too small."""
     low, high = section.low, section.high
     closed = _is_closed(high)
     width = jnp.where(closed, high.t, low.t) - low.t
@@ -179,9 +179,9 @@ def _is_closed(high: Trial) -> jax.Array:
 def _narrow(
     section: Section, trial: Trial, finite: jax.Array, eps: jax.Array
 ) -> tuple[Trial, Trial, jax.Array]:
-    """The bracket after a trial that was not accepted, and the next trial in it or beyond it."""
+    """The bracket after a trial that was not accepted, and the next t."""
     before = section.low
-    # branches that are not taken must be finite, or their derivatives are NaN
+    # branches that are not taken must be finite too, or their derivatives are NaN
     trial = tree.select(finite, trial, section.origin._replace(t=trial.t))
     too_far = ~finite | (trial.value > section.origin.value + eps) | (trial.slope >= 0)
     barrier = trial._replace(value=jnp.where(finite, trial.value, tree.largest()))
@@ -194,7 +194,7 @@ def _narrow(
     middle = low.t + 0.5 * width
     alike = jnp.abs(end.value - low.value) <= eps
     guess = jnp.where(alike, _secant(low, end, middle), _cubic(low, end, middle))
-    guess = jnp.where(_is_third(section.trials), middle, guess)  # always shrinks
+    guess = jnp.where(_is_third(section.trials), middle, guess)  # so the bracket always shrinks
     inside = jnp.clip(guess, low.t + 0.01 * width, top - 0.01 * width)
     inside = jnp.where(known, inside, low.t + 0.1 * width)
 
@@ -205,13 +205,13 @@ def _narrow(
 
 
 def _is_third(trials: jax.Array) -> jax.Array:
-    """Whether ``trials % 3 == 2``; an integer remainder is a kernel of its own."""
+    """Whether ``trials % 3 == 2``; an integer remainder would take a kernel of its own."""
     third = (scalar(trials) + 1) / 3
     return third == jnp.floor(third)
 
 
 def _secant(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
-    """Where the line through the two slopes is zero; ``otherwise`` where it is level."""
+    """The t at which the line through the two slopes is zero; ``otherwise`` if it is level."""
     bend = b.slope - a.slope
     t = tree.divide(a.t * b.slope - b.t * a.slope, bend)
     return jnp.where((bend != 0) & jnp.isfinite(t), t, otherwise)
@@ -220,7 +220,7 @@ def _secant(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
 def _cubic(a: Trial, b: Trial, otherwise: jax.Array) -> jax.Array:
     """The minimum of the cubic through two values and slopes (Nocedal & Wright, eq. 3.59).
 
-    ``otherwise`` where it has none.
+    It is ``otherwise`` if the cubic has no minimum.
     """
     d1 = a.slope + b.slope - 3 * tree.divide(a.value - b.value, a.t - b.t)
     slopes = jnp.maximum(jnp.abs(a.slope), jnp.abs(b.slope))

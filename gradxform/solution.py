@@ -12,36 +12,36 @@ from gradxform import tree
 class Status(enum.IntEnum):
     """Why :func:`minimize` stopped."""
 
-    converged = 0  #: the gradient of what moves is small enough, or the last point is at rest
+    converged = 0  #: the gradient is small enough; with a penalty, the parameters stopped moving
     max_steps = 1  #: ``max_steps`` updates were made
     stalled = 2  #: a search failed, or the updates no longer move the parameters
-    non_finite = 3  #: the value or the gradient is NaN or infinite, and the method has no remedy
-    unbounded = 4  #: the value falls without end
+    non_finite = 3  #: the value or the gradient is NaN or infinite, and the method cannot recover
+    unbounded = 4  #: the value falls without bound
 
 
 _IN_WORDS = {
     Status.converged: "converged",
     Status.max_steps: "stopped at max_steps",
-    Status.stalled: "stalled: no step descends any further",
-    Status.non_finite: "stopped at a value or gradient that is not finite",
-    Status.unbounded: "unbounded: the value falls without end",
+    Status.stalled: "stalled: no step lowers the value any further",
+    Status.non_finite: "stopped at a value or gradient that is NaN or infinite",
+    Status.unbounded: "unbounded: the value falls without bound",
 }
 
 
 class Solution(NamedTuple):
-    """What :func:`minimize` found, in arrays. ``print`` shows a report."""
+    """The result of :func:`minimize`, in arrays. ``print`` shows a report."""
 
-    params: tree.PyTree  #: the best point seen, or the last one; see ``returned``
-    value: jax.Array  #: the objective there
-    grad_norm: jax.Array  #: the largest absolute entry of its gradient there, frozen leaves apart
-    steps: jax.Array  #: updates made
-    evaluations: jax.Array  #: value-and-gradient evaluations
-    curvature_products: jax.Array  #: Hessian-vector products
-    status: jax.Array  #: a :class:`Status`
-    aux: tree.PyTree  #: what the objective returned beside its value there, with ``has_aux``
-    tol: jax.Array  #: the bound of ``grad_norm``
-    max_steps: jax.Array  #: the bound of ``steps``
-    loop: Any  #: where the loop stood, for ``resume``
+    params: tree.PyTree  #: the best point, or the last one; see ``returned`` of :func:`minimize`
+    value: jax.Array  #: the objective at ``params``
+    grad_norm: jax.Array  #: largest absolute gradient entry at ``params``, without frozen leaves
+    steps: jax.Array  #: number of updates
+    evaluations: jax.Array  #: number of evaluations of value and gradient
+    curvature_products: jax.Array  #: number of Hessian-vector products
+    status: jax.Array  #: why the run stopped, a :class:`Status`
+    aux: tree.PyTree  #: with ``has_aux``: the second part of the objective's result at ``params``
+    tol: jax.Array  #: ``tol`` of the call
+    max_steps: jax.Array  #: ``max_steps`` of the call
+    loop: Any  #: the state of the loop, for ``resume``
 
     def __str__(self) -> str:
         lanes = np.asarray(self.status)

@@ -1,8 +1,8 @@
 """Arithmetic on parameter pytrees, shared by every method.
 
-Optimiser state is kept, and every update computed, in at least float32: moments of bfloat16 or
-float16 gradients lose their small terms, and ``b2 = 0.999`` is 1 in bfloat16. float64 stays
-float64. An update is handed back in the dtype of the gradient it came from.
+Optimiser states and updates are computed in at least float32. Moments of bfloat16 or float16
+gradients would lose their small terms, and ``b2 = 0.999`` is 1 in bfloat16. float64 stays float64.
+An update is returned in the dtype of its gradient.
 """
 
 import math
@@ -20,7 +20,7 @@ Array: TypeAlias = jax.Array
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """``dtype``, or float32 where it is narrower or no floating-point type.
+    """``dtype``, or float32 if it is narrower or not a floating-point type.
 
     >>> wide(jnp.bfloat16)
     dtype('float32')
@@ -56,9 +56,9 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def cast_floating_like(tree: PyTree, like: PyTree) -> PyTree:
-    """``tree`` with the floating-point dtypes of ``like``; what is no floating point stays.
+    """``tree`` with the floating-point dtypes of ``like``; other leaves stay as they are.
 
-    A float32 hyperparameter times a bfloat16 moment is float32, and a scan wants bfloat16 back.
+    A float32 hyperparameter times a bfloat16 moment is float32, but a scan needs bfloat16 again.
     """
 
     def cast(old: jax.typing.ArrayLike, new: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -69,7 +69,7 @@ def cast_floating_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    """``ravel_pytree`` of leaves that may be sharded: the vector is whole on every device."""
+    """``ravel_pytree`` for leaves that may be sharded; every device gets the full vector."""
 
     def gather(x: Array) -> Array:
         return jax.sharding.reshard(x, whole(x)) if is_explicit(x) else x
@@ -79,7 +79,7 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
 
 
 def unflatten(vector: PyTree, like: PyTree) -> PyTree:
-    """The tree that ``vector`` was ravelled from; any other tree as it is."""
+    """The tree that ``vector`` was ravelled from. Any other tree is returned as it is."""
     size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(like))
     is_vector = getattr(vector, "shape", None) == (size,)
     if not is_vector or jnp.shape(vector) == getattr(like, "shape", None):
@@ -88,30 +88,31 @@ def unflatten(vector: PyTree, like: PyTree) -> PyTree:
 
 
 def count(params: PyTree) -> int:
-    """How many entries there are in all leaves."""
+    """The number of entries in all leaves."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def count_int32(params: PyTree) -> int:
-    """:func:`count`, at most the largest number that int32 holds, to be compared with counters."""
+    """:func:`count`, limited to the largest int32, for comparisons with counters."""
     return min(count(params), 2**31 - 1)
 
 
 def zeros_like(params: PyTree) -> PyTree:
-    """Zeros of the shape and sharding of ``params``, in at least float32: a fresh accumulator."""
+    """Zeros with the shapes and sharding of ``params``, in at least float32."""
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params)
     return sharded_like(zeros, params)
 
 
 def copy(params: PyTree) -> PyTree:
-    """A copy of ``params`` in at least float32, in buffers of its own: both can be donated."""
+    """A copy of ``params`` in at least float32, in new buffers, so that both can be donated."""
     return jax.tree.map(lambda zero, p: zero + promote(p), zeros_like(params), params)
 
 
 def magnitudes(x: Array) -> Array:
-    """Absolute values, infinite for NaN.
+    """Absolute values, with infinity for NaN.
 
-    On a CPU the largest of a batch of vectors may lose a NaN (XLA up to jax 0.12), but no infinity.
+    On a CPU, XLA may lose a NaN (but not an infinity) in the maxima of a batch of vectors; seen up
+    to jax 0.12.
 
     >>> magnitudes(jnp.asarray([-2.0, jnp.nan]))
     Array([ 2., inf], dtype=float32)
@@ -131,24 +132,24 @@ def max_abs(tree: PyTree) -> Array:
 def sqrt(x: Array) -> Array:
     """``√x`` with derivative 0 at ``x = 0``.
 
-    The square root's own derivative there is infinite, and infinity times the zero derivative of
-    ``g²`` makes a gradient taken *through* an update NaN wherever the inner gradient is zero.
+    The true derivative at 0 is infinite. Times the zero derivative of ``g²`` it would be NaN, in
+    gradients taken *through* an update whose own gradient is zero.
     """
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), x)
 
 
 def divide(x: Array, y: Array) -> Array:
-    """``x / y``, and 0 where ``y = 0``: a coordinate that never had a gradient does not move."""
+    """``x / y``, and 0 if ``y = 0``: a parameter that never had a gradient does not move."""
     zero = y == 0
-    # the division comes last: XLA repeats cheaper operations in every kernel that needs the result
+    # the division comes last, because XLA repeats cheaper operations in every kernel that uses them
     return jnp.where(zero, 0, x) / jnp.where(zero, 1, y)
 
 
 def square_bounded(grads: PyTree) -> PyTree:
-    """``grads`` with finite entries bounded so that sums of a million of their squares are finite.
+    """``grads`` with large entries clipped so that a sum of a million squares stays finite.
 
-    A mean square that has once overflowed stops its parameter for ever.
+    A mean square that overflows once would stop its parameter for ever.
 
     >>> bool(jnp.isfinite(1e6 * square_bounded(jnp.float32(-1e30)) ** 2))
     True
@@ -162,18 +163,18 @@ def square_bounded(grads: PyTree) -> PyTree:
 
 
 def add_count(count: Array, more: Array | int) -> Array:
-    """``count + more``, staying at the largest integer instead of overflowing."""
+    """``count + more``, or the largest integer instead of an overflow."""
     largest = jnp.iinfo(count.dtype).max
     return jnp.where(count > largest - more, largest, count + more)
 
 
 def norm(x: Array) -> Array:
-    """``‖x‖`` of an array, with derivative 0 at 0 as :func:`sqrt`."""
+    """``‖x‖`` of an array, with derivative 0 at 0 like :func:`sqrt`."""
     return sqrt(jnp.sum(jnp.square(x)))
 
 
 def largest(dtype: jax.typing.DTypeLike = float) -> float:
-    """The largest finite number: above every value, as infinity, but no alarm of a debugger."""
+    """The largest finite number. Unlike infinity it does not alarm JAX's debugging modes."""
     return float(jnp.finfo(jnp.result_type(dtype)).max)
 
 
@@ -189,19 +190,19 @@ def scale(factor: Array, tree: PyTree) -> PyTree:
 
 
 def select(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-    """``new`` where ``condition`` holds, else ``old``, in the dtypes of ``old``."""
+    """``new`` if ``condition`` holds, otherwise ``old``, in the dtypes of ``old``."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y).astype(y.dtype), new, old)
 
 
 def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
-    """‖new‖² of ``new = r + step change``, to all digits but one or two.
+    """‖new‖² for ``new = r + step change``, accurate to all but one or two digits.
 
-    Of inner products that do not wait for ``step``, unless their terms cancel or there is but one
-    device: where the parameters are sharded, one round of communication serves them and those that
-    ``step`` comes from. As Chen & Carson, "Predict-and-recompute conjugate gradient variants", SIAM
-    J. Sci. Comput. 42:A3084 (2020).
+    With several devices it is predicted from inner products that do not depend on ``step``. So one
+    round of communication serves both these and the inner products that ``step`` comes from. If
+    the terms cancel, it is computed from ``new``. See Chen & Carson, "Predict-and-recompute
+    conjugate gradient variants", SIAM J. Sci. Comput. 42:A3084 (2020).
     """
-    if jax.device_count() == 1:  # nothing to wait for
+    if jax.device_count() == 1:  # no communication
         return vdot(new, new)
     rr, changed = vdot(r, r), step**2 * vdot(change, change)
     predicted = rr + 2 * step * vdot(r, change) + changed
@@ -210,6 +211,6 @@ def next_square(r: PyTree, step: Array, change: PyTree, new: PyTree) -> Array:
 
 
 def reciprocal(x: Array) -> Array:
-    """``1 / x`` for a size ``x``, and 1 where that is of no use: for 0, NaN and infinity."""
+    """``1 / x`` for a size ``x``, and 1 if ``x`` is 0, NaN or infinite."""
     usable = (x > 2.0 ** -jnp.finfo(x.dtype).maxexp) & (x < jnp.inf)  # else 1 / x overflows
     return 1 / jnp.where(usable, x, 1)

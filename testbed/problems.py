@@ -1,6 +1,6 @@
 r"""The 35 problems of Moré, Garbow and Hillstrom, as residual vectors in JAX.
 
-Every objective is :math:`f(x) = \sum_i r_i(x)^2`. Formulas, data, standard starts and minima are
+Every objective is f(x) = Σᵢ rᵢ(x)². Formulas, data, standard starts and minima are
 those of the paper; where it leaves n or m open, a comment gives the size taken here. Two things
 differ from the printed page: problem 11 is that of the authors' Algorithm 566, without the factor
 m i of the formula in print, as the minimum stated there demands; and minima, printed to six digits,

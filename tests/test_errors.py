@@ -140,7 +140,9 @@ def test_update_names_the_function_that_made_the_method(name: str) -> None:
     state = tx.init(x)
     with pytest.raises(ValueError, match=rf"^{name} needs params=…"):
         tx.update(x, state)
-    with pytest.raises(ValueError, match=rf"^{name}: update got params unlike .*\(3,\).*\(2,\)"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}: update got params that differ .*\(3,\).*\(2,\)"
+    ):
         tx.update(x, state, jnp.ones(3))
     if name not in ("scale_by_bfgs", "scale_by_lbfgs", "polyak_average"):
         with pytest.raises(ValueError, match=rf"^{name} needs value(_fn)?=…"):
@@ -255,11 +257,11 @@ def test_resume_says_what_differs() -> None:
     batch = jax.vmap(solve)(jnp.ones(4))
     half = {"a": jnp.zeros(2, jnp.bfloat16)}
     for params, method, resume, message in [
-        (start, gx.sgd(0.1), first, r"comes from other tx: the leaf \.velocity\['a'\]"),
+        (start, gx.sgd(0.1), first, r"from a call with other tx: the leaf \.velocity\['a'\]"),
         ({"a": jnp.zeros(3)}, tx, first, r"other params: shape \(2,\) against \(3,\) at \['a'\]"),
         (half, tx, first, r"other params: dtype float32 against bfloat16"),
         ({"b": jnp.zeros(2)}, tx, first, r"other params: the leaf \['a'\]"),
-        (start, tx, batch, r"holds 4 solves of a jax\.vmap"),
+        (start, tx, batch, r"holds 4 runs of a jax\.vmap"),
         (start, tx, 3, r"expected a Solution"),
         (start, tx, first.params, r"expected a Solution"),
     ]:
@@ -281,10 +283,10 @@ def test_data_by_position_alone_are_refused_where_they_are_bound() -> None:
     def model(params: Any, x: Any, /) -> Any:
         return params * x
 
-    with pytest.raises(TypeError, match="model takes x by position alone: leave out the /"):
+    with pytest.raises(TypeError, match="model takes x only by position: remove the /"):
         gx.compose(jnp.sum, model, x=jnp.ones(2))
     tx = gx.newton_cg()
-    with pytest.raises(TypeError, match="model takes x by position alone"):
+    with pytest.raises(TypeError, match="model takes x only by position"):
         tx.update(1.0, tx.init(1.0), 1.0, value_fn=model, x=2.0)
 
 

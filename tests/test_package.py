@@ -1,16 +1,22 @@
 """What importing costs and touches."""
 
 import ast
+import inspect
 import json
+import pydoc
+import re
 import subprocess
 import sys
+import typing
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import optax
 import pytest
 
 import gradxform as gx
+from gradxform.hyperparameters import LearningRate
 
 PACKAGE = Path(gx.__file__).parent
 ROOT = PACKAGE.parent
@@ -60,6 +66,34 @@ def test_public_names_are_documented_with_an_example() -> None:
         assert value.__doc__, name
         if callable(value) and not isinstance(value, type):
             assert ">>>" in value.__doc__, name
+
+
+def test_docstrings_have_plain_formulas_for_a_terminal() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert not re.search(r":math:|\.\. math::", read(file)), file
+    for name in ("newton", "newton_cg"):
+        safe = f"gx.with_line_search(gx.scale_by_{name}())"
+        assert safe in getattr(gx, name).__doc__.partition("\n")[0]
+
+
+def test_help_prints_signatures_with_the_names_of_the_type_aliases() -> None:
+    assert str(inspect.signature(gx.adam)) == (
+        "(learning_rate: LearningRate = 0.001, b1: Fraction = 0.9, b2: Fraction = 0.999, "
+        "eps: NonNegative = 1e-08, eps_root: NonNegative = 0.0) -> GradientTransformationExtraArgs"
+    )
+    for name in gx.__all__:
+        value = getattr(gx, name)
+        if inspect.isfunction(value):
+            assert not re.search(r"Annotated|Interval|jaxlib|_src", str(inspect.signature(value)))
+            first = pydoc.plain(pydoc.render_doc(value)).splitlines()[2]
+            assert first.startswith(f"{name}("), first
+
+
+def test_the_true_types_are_the_annotations() -> None:
+    hints = typing.get_type_hints(gx.adam, include_extras=True)
+    assert hints["learning_rate"] == LearningRate
+    assert hints["return"] is optax.GradientTransformationExtraArgs
+    assert inspect.signature(gx.adam).parameters["b1"].annotation.annotation == hints["b1"]
 
 
 def test_names_do_not_depend_on_what_was_imported_first() -> None:

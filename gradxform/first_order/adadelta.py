@@ -1,4 +1,4 @@
-"""AdaDelta: RMSProp whose rate is the size of its own recent steps."""
+"""AdaDelta: RMSProp with a rate equal to the size of its own recent steps."""
 
 from typing import Any, NamedTuple
 
@@ -14,22 +14,22 @@ from gradxform.protocol import transformation
 class ScaleByAdadeltaState(NamedTuple):
     """State of :func:`scale_by_adadelta`; both in at least float32."""
 
-    mean_square_grad: tree.PyTree  #: E[g²]
-    mean_square_step: tree.PyTree  #: E[Δx²]
+    mean_square_grad: tree.PyTree  #: E[g²], the decaying mean of the squared gradients
+    mean_square_step: tree.PyTree  #: E[Δx²], the decaying mean of the squared steps
 
 
 @checked
 def scale_by_adadelta(
     rho: Fraction = 0.95, eps: NonNegative = 1e-6
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`adadelta`, without rate or sign: :math:`-\Delta x`.
+    """The direction of :func:`adadelta`, without rate or sign: −Δx.
 
     Args:
-      rho: ρ in [0, 1), how much of both mean squares survives an update.
+      rho: ρ in [0, 1), the part of both mean squares that is kept in an update.
       eps: ε > 0, inside both roots; it sets the size of the first steps.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.scale_by_adadelta(rho=0.75, eps=0.01)
@@ -71,25 +71,25 @@ def scale_by_adadelta(
 def adadelta(
     learning_rate: LearningRate = 1.0, rho: Fraction = 0.95, eps: NonNegative = 1e-6
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdaDelta, Zeiler's Algorithm 1.
+    """AdaDelta: RMSProp with a rate equal to the size of its own recent steps.
 
-    .. math::
-        E[g^2]_t &= \rho\, E[g^2]_{t-1} + (1 - \rho)\, g_t^2 \\
-        \Delta x_t &= -\frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,
-                      g_t \\
-        E[\Delta x^2]_t &= \rho\, E[\Delta x^2]_{t-1} + (1 - \rho)\, \Delta x_t^2 \\
-        x_{t+1} &= x_t + \Delta x_t
+    With E[g²] = E[Δx²] = 0 at the start, entry by entry (Zeiler's Algorithm 1)::
 
-    A ``learning_rate`` other than the paper's 1 multiplies the last line alone.
-    ``optax.adadelta(1.0, rho, eps)`` is the same; without its learning rate it climbs.
+        E[g²] ← ρ E[g²] + (1 − ρ) g²
+        Δx = −√(E[Δx²] + ε) / √(E[g²] + ε) · g
+        E[Δx²] ← ρ E[Δx²] + (1 − ρ) Δx²
+        x ← x + Δx
+
+    The paper's ``learning_rate`` is 1; another one multiplies Δx in the last line only. It equals
+    ``optax.adadelta(1.0, rho, eps)``. (Without a learning rate, Optax's goes uphill.)
 
     Args:
-      learning_rate: a number, an array or a schedule of the update count.
-      rho: ρ in [0, 1), how much of both mean squares survives an update.
+      learning_rate: factor of the step: a number, an array or a schedule of the update count.
+      rho: ρ in [0, 1), the part of both mean squares that is kept in an update.
       eps: ε > 0, inside both roots; it sets the size of the first steps.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.

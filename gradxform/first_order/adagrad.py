@@ -1,4 +1,4 @@
-"""AdaGrad: each parameter's rate shrinks with the gradients it has seen."""
+"""AdaGrad: the rate of each parameter shrinks with the sum of its squared gradients."""
 
 from typing import Any, NamedTuple
 
@@ -13,18 +13,18 @@ from gradxform.protocol import transformation
 class ScaleByAdagradState(NamedTuple):
     """State of :func:`scale_by_adagrad`."""
 
-    sum_of_squares: tree.PyTree  #: r, in at least float32
+    sum_of_squares: tree.PyTree  #: r, the sum of the squared gradients, in at least float32
 
 
 @checked
 def scale_by_adagrad(eps: NonNegative = 1e-7) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`adagrad`, without rate or sign: :math:`g / (\delta + \sqrt r)`.
+    """The direction of :func:`adagrad`, without rate or sign: g / (δ + √r).
 
     Args:
-      eps: δ ≥ 0, outside the root; at 0 a parameter that never had a gradient does not move.
+      eps: δ ≥ 0, outside the root. With 0, a parameter that never had a gradient does not move.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.scale_by_adagrad()
@@ -56,21 +56,22 @@ def scale_by_adagrad(eps: NonNegative = 1e-7) -> optax.GradientTransformationExt
 def adagrad(
     learning_rate: LearningRate, eps: NonNegative = 1e-7
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdaGrad.
+    """AdaGrad: the rate of each parameter shrinks with the sum of its squared gradients.
 
-    .. math::
-        r &\leftarrow r + g \odot g \qquad (r = 0 \text{ at the start}) \\
-        \theta &\leftarrow \theta - \frac{\varepsilon_k}{\delta + \sqrt r} \odot g
+    With r = 0 at the start, entry by entry::
 
-    ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule;
-    the two agree where both constants are 0.
+        r ← r + g²
+        θ ← θ − ε g / (δ + √r)
+
+    ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule.
+    The two agree only if both constants are 0.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
       eps: δ ≥ 0, outside the root.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.

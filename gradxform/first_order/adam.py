@@ -1,4 +1,4 @@
-"""Adam: momentum and RMSProp, both corrected for their start at zero."""
+"""Adam: momentum and RMSProp, each corrected for its start at zero."""
 
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ class ScaleByAdamState(NamedTuple):
     """State of :func:`scale_by_adam`; the moments are in at least float32."""
 
     count: jax.Array  #: t, updates made so far
-    first_moment: tree.PyTree  #: s
-    second_moment: tree.PyTree  #: r
+    first_moment: tree.PyTree  #: s, the decaying mean of the gradients
+    second_moment: tree.PyTree  #: r, the decaying mean of the squared gradients
 
 
 @checked
@@ -34,7 +34,7 @@ def scale_by_adam(
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`adam`, without rate or sign.
+    """The direction of :func:`adam`, without rate or sign: ŝ / (√r̂ + δ).
 
     Args:
       b1: ρ₁ in [0, 1), decay of the first moment.
@@ -43,7 +43,7 @@ def scale_by_adam(
       eps_root: δ ≥ 0 inside the root.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.scale_by_adam()
@@ -89,21 +89,19 @@ def adam(
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam.
+    """Adam: momentum divided by the root mean square of the gradients.
 
-    .. math::
-        s &\leftarrow \rho_1 s + (1 - \rho_1)\, g, &
-        \hat s &= s / (1 - \rho_1^t) \\
-        r &\leftarrow \rho_2 r + (1 - \rho_2)\, g \odot g, &
-        \hat r &= r / (1 - \rho_2^t) \\
-        \theta &\leftarrow \theta -
-        \varepsilon_k \frac{\hat s}{\sqrt{\hat r + \delta_{root}} + \delta}
+    With s = r = 0 at the start, update t computes, entry by entry::
 
-    The defaults place δ outside the root, as the paper does. The lecture's slide prints it inside:
-    ``adam(eps=0, eps_root=1e-8)``. Both are ``optax.adam`` with the same arguments, except that
-    here the moments of bfloat16 and float16 gradients are float32, a gradient whose square would
-    overflow does not stop its parameter for ever, and a zero gradient, also one differentiated
-    through, gives a zero update instead of NaN.
+        s ← ρ₁ s + (1 − ρ₁) g          ŝ = s / (1 − ρ₁^t)
+        r ← ρ₂ r + (1 − ρ₂) g²         r̂ = r / (1 − ρ₂^t)
+        θ ← θ − ε ŝ / (√(r̂ + δ_root) + δ)
+
+    By default δ is outside the root, as in the paper. The lecture's slide has it inside the root:
+    ``adam(eps=0, eps_root=1e-8)``. Both equal ``optax.adam`` with the same arguments, with three
+    exceptions: the moments of bfloat16 and float16 gradients are float32; a gradient whose square
+    overflows does not stop its parameter for ever; a zero gradient gives a zero update instead of
+    NaN, also when differentiated through.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
@@ -113,7 +111,7 @@ def adam(
       eps_root: δ ≥ 0 inside the root.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.

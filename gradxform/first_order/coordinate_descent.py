@@ -1,4 +1,4 @@
-"""Coordinate descent: minimise over one variable, then the next."""
+"""Coordinate descent: minimise over one variable, then over the next."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,26 +15,26 @@ from gradxform.info import diagnostics
 from gradxform.objective import bind
 from gradxform.sharding import varying_like
 
-_ROUNDS = 10  # in the random order this many draws a block make sure that each was tried
+_ROUNDS = 10  # in random order, all blocks count as tried after this many draws per block
 
 
 @diagnostics
 class CoordinateDescentInfo(NamedTuple):
-    """What the updates did."""
+    """Counts over all updates, and numbers from the last one."""
 
-    evaluations: jax.Array  #: evaluations of ``value_fn`` with two derivatives, over all updates
-    non_finite: jax.Array  #: how many of them, or of their derivatives, were NaN or infinite
-    block: jax.Array  #: the coordinate, in flattened order, or the leaf of the last update
-    step: jax.Array  #: how far the last update went along its direction
+    evaluations: jax.Array  #: evaluations of ``value_fn``, each with two derivatives
+    non_finite: jax.Array  #: evaluations with a NaN or infinite value or derivative
+    block: jax.Array  #: number of the coordinate (in flattened order) or leaf of the last update
+    step: jax.Array  #: t of the last update
     stalled: jax.Array  #: whether no block moves any more
 
 
 class CoordinateDescentState(NamedTuple):
     """State of :func:`coordinate_descent`."""
 
-    next_block: jax.Array  #: where the cyclic order goes next
-    key: jax.Array  #: raw key data of the random order
-    idle: jax.Array  #: updates in a row that moved nothing
+    next_block: jax.Array  #: the next block in cyclic order
+    key: jax.Array  #: raw key data for the random order
+    idle: jax.Array  #: zero updates in a row
     info: CoordinateDescentInfo
 
 
@@ -47,39 +47,41 @@ def coordinate_descent(
     max_newton_steps: Count = 20,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Coordinate descent: each update minimises over one coordinate (or one leaf).
+    """Coordinate descent: each update minimises over one coordinate (or one leaf).
 
-    .. math::
-        \theta \leftarrow \theta + t^* d, \qquad
-        t^* = \arg\min_t \varphi(t), \quad \varphi(t) = J(\theta + t d)
+    The update is a minimisation along a direction d::
 
-    with d the unit vector of one scalar coordinate, counted through all leaves in flattened order.
-    With ``block="leaf"`` d is the negative gradient of one leaf, over its largest entry: the line
-    minimum along the steepest descent of that block.
+        φ(t) = J(θ + t d)
+        t* = argmin φ
+        θ ← θ + t* d
 
-    The minimum over t is found by Newton's method on φ, whose derivatives are nested directional
-    derivatives of ``value_fn``: exact after one step where φ is quadratic. Elsewhere it is
-    safeguarded: φ never increases; a step that fails to decrease it, or meets NaN or infinity, is
-    interpolated back; where φ'' ≤ 0 the step goes downhill by |φ'/φ''| and at least doubles.
-    The evaluations this takes are counted in ``state.info.evaluations``, not by the caller.
+    d is the unit vector of one coordinate; coordinates are numbered through all leaves in flattened
+    order. With ``block="leaf"``, d is the negative gradient of one leaf, divided by its largest
+    entry, so the update follows the steepest descent of that leaf.
+
+    Newton's method on φ finds the minimum, with directional derivatives of ``value_fn``. If φ is
+    quadratic, one step is exact. Otherwise there are safeguards, and φ never increases. After a
+    step that does not decrease φ, or meets NaN or infinity, the search interpolates back. Where
+    φ'' ≤ 0 the step goes downhill by ``|φ'/φ''|``, and at least twice as far as the step before.
+    The evaluations are counted in ``state.info.evaluations``.
 
     Args:
-      order: ``"cyclic"``; ``"random"``, uniform with replacement; or ``"greedy"``, the largest
-        gradient entry (or leaf norm), known as the Gauss–Southwell rule.
+      order: ``"cyclic"``; ``"random"``, uniform with replacement; or ``"greedy"``, the block with
+        the largest gradient entry (or leaf norm), known as the Gauss–Southwell rule.
       block: ``"coordinate"`` or ``"leaf"``.
-      tol: an update ends when :math:`|\varphi'(t)| \le tol\,|\varphi'(0)|`, or when rounding hides
-        any further decrease.
-      max_newton_steps: the most Newton steps of one update.
-      seed: of the random order.
+      tol: an update ends when ``|φ'(t)| ≤ tol |φ'(0)|``, or when rounding hides any further
+        decrease.
+      max_newton_steps: largest number of Newton steps in an update.
+      seed: seed of the random order.
 
     Returns:
-      The transformation. ``update`` needs ``params`` and ``value_fn``; keyword arguments named like
-      arguments of ``value_fn`` are handed on to it. ``value_fn`` must allow forward-mode
-      differentiation, so no ``jax.custom_vjp``.
+      The transformation. ``update`` needs ``params`` and ``value_fn``. Other keyword arguments of
+      ``update`` reach the arguments of ``value_fn`` of the same name. ``value_fn`` must support
+      forward-mode differentiation, so it cannot use ``jax.custom_vjp``.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` is not
-        given ``params`` and ``value_fn``, or a mask hides parameters that ``value_fn`` expects.
+        given ``params`` and ``value_fn``, or a mask hides parameters that ``value_fn`` needs.
 
     References:
       Lecture 7, "Summary of Optimization Methods". Wright, "Coordinate descent algorithms", Math.
@@ -102,10 +104,10 @@ def coordinate_descent(
         if block == "coordinate" and tree.count(params) != tree.count_int32(params):
             raise ValueError(
                 f'coordinate_descent(block="coordinate"): there are {tree.count(params)} '
-                'parameters, more than int32 can count: take block="leaf"'
+                'parameters, more than int32 can count: use block="leaf"'
             )
         key = jax.random.key(jnp.asarray(seed).astype(jnp.uint32))
-        # buffers of their own, so that all can be donated
+        # separate buffers, so that all can be donated
         first, idle, evaluations, non_finite, chosen = jnp.zeros(5, jnp.int32)
         info = CoordinateDescentInfo(evaluations, non_finite, chosen, scalar(0), jnp.array(False))
         return CoordinateDescentState(first, jax.random.key_data(key), idle, info)
@@ -149,7 +151,7 @@ def coordinate_descent(
             t,
             idle >= tries,
         )
-        # of a gradient that is not finite the direction is not either, and t is 0
+        # if the gradient is not finite, neither is the direction; then t is 0
         updates = tree.map(lambda _, d: jnp.where(jnp.isfinite(d), t * d, 0), grads, direction)
         next_block = (state.next_block + 1) % blocks.count
         return updates, CoordinateDescentState(next_block, jax.random.key_data(key), idle, info)
@@ -160,9 +162,9 @@ def coordinate_descent(
 class _Blocks(NamedTuple):
     """How the parameters are cut into blocks."""
 
-    count: int
-    steepest: Callable[[], jax.Array]  # the block of the largest gradient
-    direction: Callable[[jax.Array], tree.PyTree]  # where a block moves
+    count: int  # number of blocks
+    steepest: Callable[[], jax.Array]  # () → the block with the largest gradient
+    direction: Callable[[jax.Array], tree.PyTree]  # (block) → the direction d
 
 
 def _coordinate_blocks(grads: tree.PyTree) -> _Blocks:
@@ -178,7 +180,7 @@ def _coordinate_blocks(grads: tree.PyTree) -> _Blocks:
             if g.size:
                 size = jnp.abs(g)
                 most = jnp.max(size)
-                # not by argmax, which flattens: of a leaf whose later axes are divided it cannot
+                # argmax would flatten the leaf, which fails if its later axes are sharded
                 is_most = (size == most) | jnp.isnan(size)
                 where.append(jnp.min(jnp.where(is_most, numbers(start, g), blocks)))
                 largest.append(tree.promote(most))
@@ -207,7 +209,7 @@ def _leaf_blocks(grads: tree.PyTree) -> _Blocks:
         moved = [jnp.zeros_like(leaf, dtype=tree.promote(leaf).dtype) for leaf in leaves]
         for position, i in enumerate(filled):
             g = tree.promote(leaves[i])
-            unit = tree.reciprocal(constant_size(g))  # t is found, whatever the length of this
+            unit = tree.reciprocal(constant_size(g))  # the length of d does not matter
             moved[i] = jnp.where(chosen == position, -g * unit, 0)
         return jax.tree.unflatten(structure, moved)
 
@@ -224,12 +226,12 @@ class _SectionPoint(NamedTuple):
 
 
 class _LineSearch(NamedTuple):
-    best: _SectionPoint
+    best: _SectionPoint  # the point with the lowest φ so far
     step: jax.Array  # the next trial is best.t + step
     first_slope: jax.Array  # |φ'(0)|
-    evaluations: jax.Array
-    non_finite: jax.Array
-    done: jax.Array
+    evaluations: jax.Array  # evaluations of φ
+    non_finite: jax.Array  # evaluations with a NaN or infinite value or derivative
+    done: jax.Array  # whether the search has ended
 
 
 def _line_minimum(
@@ -238,9 +240,9 @@ def _line_minimum(
     tol: jax.Array,
     max_newton_steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A local minimiser t of ``section`` downhill from 0, by safeguarded Newton steps.
+    """A local minimum t of ``section``, downhill from 0, by safeguarded Newton steps.
 
-    Returns it with the number of evaluations and of those that were not finite.
+    Also returns the number of evaluations, and the number of those that were not finite.
     """
     one, zero = varying_like((scalar(1), scalar(0)), like)
     resolution = jnp.finfo(jax.eval_shape(section, zero).dtype).eps
@@ -255,7 +257,7 @@ def _line_minimum(
     def newton_step(point: _SectionPoint, last: jax.Array) -> jax.Array:
         curvature = jnp.where(jnp.isfinite(point.curvature), point.curvature, 0)
         length = jnp.abs(tree.divide(point.slope, curvature))
-        # no minimum of the local parabola to aim at: go on downhill in growing steps
+        # without a minimum of the local parabola, go downhill in growing steps
         away = jnp.maximum(length, 2 * jnp.abs(last))
         length = jnp.where(curvature > 0, length, jnp.where(away > 0, away, one))
         return -jnp.sign(point.slope) * jnp.where(jnp.isfinite(length), length, one)
@@ -265,7 +267,7 @@ def _line_minimum(
         best = search.best
         trial = evaluate(best.t + search.step)
         finite = jnp.isfinite(trial.value) & jnp.isfinite(trial.slope)
-        # where rounding hides a difference in value, the smaller slope tells the better point
+        # if rounding hides the difference of the values, the point with the smaller slope is better
         noise = resolution * jnp.abs(best.value)
         flatter = (trial.value <= best.value + noise) & (jnp.abs(trial.slope) < jnp.abs(best.slope))
         better = first | (finite & ((trial.value < best.value) | flatter))
@@ -274,10 +276,10 @@ def _line_minimum(
         predicted = best.slope * search.step
         back = tree.divide(-predicted, 2 * (trial.value - best.value - predicted))
         back = jnp.where(jnp.isfinite(back), jnp.clip(back, 0.1, 0.5), 0.1)
-        # from where nothing is known, by the root: a step too long by any power is soon undone
+        # From a non-finite point take the square root of the step, which quickly undoes any length.
         size = jnp.abs(search.step)
-        blind = jnp.where(size > 4, jnp.sqrt(size), 0.1 * size) * jnp.sign(search.step)
-        back = jnp.where(finite, back * search.step, blind)
+        shorter = jnp.where(size > 4, jnp.sqrt(size), 0.1 * size) * jnp.sign(search.step)
+        back = jnp.where(finite, back * search.step, shorter)
         step = jnp.where(better, newton_step(trial, search.step), back)
         first_slope = jnp.where(first, jnp.abs(trial.slope), search.first_slope)
 
@@ -288,8 +290,8 @@ def _line_minimum(
             | (~better & (jnp.abs(best.slope * step) <= noise))
             | (first & ~finite)
         )
-        sound = finite & jnp.isfinite(trial.curvature)
-        non_finite = search.non_finite + jnp.where(sound, 0, 1)
+        all_finite = finite & jnp.isfinite(trial.curvature)
+        non_finite = search.non_finite + jnp.where(all_finite, 0, 1)
         return _LineSearch(best, step, first_slope, search.evaluations + 1, non_finite, done)
 
     def unfinished(search: _LineSearch) -> jax.Array:
@@ -302,14 +304,14 @@ def _line_minimum(
 
     def solve(_: Any, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         found = jax.lax.while_loop(unfinished, body, search)
-        # as floats: JAX refuses integers beside a root that it differentiates
+        # as floats, because custom_root does not allow integers next to a root
         return start + found.best.t, (scalar(found.evaluations), scalar(found.non_finite))
 
     def along(bend: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
-        curvature = bend(one)  # at no minimum the point is taken as given
+        curvature = bend(one)  # if this is not a minimum, the point counts as a constant
         return jnp.where(curvature > 0, tree.divide(y, curvature), 0)
 
-    # JAX cannot reverse the loop, and need not: φ'(t) = 0 tells how its result depends on φ
+    # JAX cannot reverse the loop. The implicit function theorem for φ'(t) = 0 gives the derivative.
     slope = lambda t: scalar(jax.jvp(section, (t,), (one,))[1])
     t, counts = jax.lax.custom_root(slope, zero, solve, along, has_aux=True)
     evaluations, non_finite = (count.astype(jnp.int32) for count in counts)

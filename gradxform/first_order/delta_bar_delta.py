@@ -22,8 +22,8 @@ from gradxform.sharding import sharded_like
 class DeltaBarDeltaState(NamedTuple):
     """State of :func:`delta_bar_delta`; the trees are in at least float32."""
 
-    count: jax.Array  #: updates made so far, t
-    gains: tree.PyTree  #: the rate of each parameter over the learning rate, ε_t / ε
+    count: jax.Array  #: t, updates made so far
+    gains: tree.PyTree  #: ε_t / ε, the rate of each parameter relative to the learning rate
     average: tree.PyTree  #: δ̄, the decaying mean of the gradients
 
 
@@ -34,31 +34,27 @@ def delta_bar_delta(
     phi: Fraction = 0.1,
     theta: Fraction = 0.7,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Delta-bar-delta: a rate grows while its gradient keeps its sign, and falls when it turns.
+    """Delta-bar-delta: a rate grows while its gradient keeps its sign, and falls when it changes.
 
-    With δ_t the gradient and one rate ε_t for each parameter, which starts at ``learning_rate``:
+    Each parameter w has its own rate ε, which starts at ``learning_rate``. δ is the gradient, and δ̄
+    is a decaying mean of the past gradients, 0 at the start::
 
-    .. math::
-        \varepsilon_t &= \begin{cases}
-            \varepsilon_{t-1} + \kappa & \bar\delta_{t-1} \delta_t > 0 \\
-            \varepsilon_{t-1} (1 - \phi) & \bar\delta_{t-1} \delta_t < 0 \\
-            \varepsilon_{t-1} & \text{otherwise}
-        \end{cases} \\
-        w &\leftarrow w - \varepsilon_t \odot \delta_t \\
-        \bar\delta_t &= (1 - \theta)\, \delta_t + \theta\, \bar\delta_{t-1}
+        if δ̄ δ > 0:   ε ← ε + κ
+        if δ̄ δ < 0:   ε ← ε (1 − φ)
+        w ← w − ε δ
+        δ̄ ← (1 − θ) δ + θ δ̄
 
-    It is meant for full-batch gradients: the noise of a minibatch changes signs by itself and
-    shrinks the rates.
+    Use it with full-batch gradients: minibatch noise changes signs by itself and shrinks the rates.
 
     Args:
-      learning_rate: the rate every parameter starts with. A schedule scales all rates: the state
+      learning_rate: the initial rate of every parameter. A schedule scales all rates: the state
         holds their ratio to the schedule's value.
-      kappa: κ ≥ 0, the increase per update, in units of the learning rate's own.
-      phi: φ in [0, 1), the fraction lost at a change of sign.
-      theta: θ in [0, 1), how much of δ̄ survives an update.
+      kappa: κ ≥ 0, the increase of a rate per update, in the same units as the learning rate.
+      phi: φ in [0, 1), the part of a rate lost at a change of sign.
+      theta: θ in [0, 1), the part of δ̄ that is kept in an update.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -89,7 +85,7 @@ def delta_bar_delta(
     ) -> tuple[tree.PyTree, DeltaBarDeltaState]:
         del params, extra_args
         eps, decay = rate(learning_rate, state.count), scalar(theta)
-        # a rate that a schedule holds at 0 cannot grow
+        # while a schedule is at 0, the rates do not grow
         increase, factor = tree.divide(scalar(kappa), eps), 1 - scalar(phi)
 
         def adapt(gain: jax.Array, average: jax.Array, delta: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from gradxform.protocol import transformation
 class MomentumState(NamedTuple):
     """State of :func:`momentum`."""
 
-    count: jax.Array  #: updates made so far, k
+    count: jax.Array  #: k, updates made so far
     velocity: tree.PyTree  #: v, in at least float32
 
 
@@ -22,23 +22,24 @@ class MomentumState(NamedTuple):
 def momentum(
     learning_rate: LearningRate, momentum: Fraction = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent with momentum.
+    """Gradient descent with momentum: the velocity v accumulates past gradients.
 
-    .. math::
-        v &\leftarrow \alpha v - \varepsilon_k \, g \\
-        \theta &\leftarrow \theta + v
+    With v = 0 at the start::
 
-    The learning rate is inside the velocity, as in the lecture: a gradient keeps the rate it came
-    with. At a constant rate this is ``optax.sgd(learning_rate, momentum)``. Under a schedule it is
-    not: Optax multiplies the whole accumulated velocity by the newest rate. What equals it then is
+        v ← α v − ε g
+        θ ← θ + v
+
+    The learning rate is inside the velocity, as in the lecture, so each gradient keeps its own
+    rate. With a constant rate this equals ``optax.sgd(learning_rate, momentum)``. With a schedule
+    it does not, because Optax multiplies all of the velocity by the newest rate; then it equals
     ``optax.chain(optax.scale_by_learning_rate(schedule), optax.trace(momentum))``.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
-      momentum: α in [0, 1), how much velocity survives an update.
+      momentum: α in [0, 1), the part of the velocity that is kept in an update.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.

@@ -1,4 +1,4 @@
-"""Nesterov momentum: the gradient is taken at the interim point."""
+"""Nesterov momentum: the gradient is taken at the interim point θ + αv."""
 
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from gradxform.protocol import transformation
 class NesterovState(NamedTuple):
     """State of :func:`nesterov`. The loop holds θ̃ = θ + αv."""
 
-    count: jax.Array  #: updates made so far, k
-    momentum: jax.Array  #: α of the interim point that the loop holds
+    count: jax.Array  #: k, updates made so far
+    momentum: jax.Array  #: the α of the interim point in the loop
     velocity: tree.PyTree  #: v, in at least float32
 
 
@@ -25,29 +25,30 @@ class NesterovState(NamedTuple):
 def nesterov(
     learning_rate: LearningRate, momentum: Fraction = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent with Nesterov momentum, from the interim point of the lecture.
+    """Gradient descent with Nesterov momentum, in the form of the lecture.
 
-    .. math::
-        \tilde\theta &\leftarrow \theta + \alpha v \\
-        g &= \nabla J(\tilde\theta) \\
-        v &\leftarrow \alpha v - \varepsilon_k \, g \\
-        \theta &\leftarrow \theta + v
+    The gradient is taken at the interim point θ̃::
 
-    **The parameters in the loop are** :math:`\tilde\theta`, so the one gradient a training loop
-    takes is the lecture's. Evaluate and deploy ``gx.eval_params(state, params)``, which is θ.
+        θ̃ = θ + α v
+        g = ∇J(θ̃)
+        v ← α v − ε g
+        θ ← θ + v
 
-    At a constant rate the parameters in the loop walk the path of ``optax.sgd(learning_rate,
-    momentum, nesterov=True)``, which has no way to give θ. Under a schedule they do not: Optax
-    multiplies the accumulated velocity by the newest rate, here each gradient keeps its own.
+    **The loop holds θ̃,** so the gradient that a training loop computes is the right one. Evaluate
+    and deploy ``gx.eval_params(state, params)``, which is θ.
+
+    With a constant rate the loop holds the same parameters as with ``optax.sgd(learning_rate,
+    momentum, nesterov=True)``, which cannot give θ. With a schedule they differ: Optax multiplies
+    all of the velocity by the newest rate, but here each gradient keeps its own rate.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
-      momentum: α in [0, 1), how much velocity survives an update. It may change from one update to
-        the next (``optax.inject_hyperparams``): θ is still followed exactly.
+      momentum: α in [0, 1), the part of the velocity that is kept in an update. It may change from
+        update to update (``gx.inject_hyperparams``); θ stays exact.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone. It must come last in a chain: what
-      rescales its update also moves the interim point.
+      The transformation. ``update`` needs only the gradient. Put it last in a chain: a later method
+      that rescales the update would also move the interim point.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.

@@ -1,4 +1,4 @@
-"""RMSProp: AdaGrad that forgets; plain, with momentum, with Nesterov momentum."""
+"""RMSProp: AdaGrad with a decaying mean, also with momentum and Nesterov momentum."""
 
 from typing import Any, NamedTuple
 
@@ -15,21 +15,21 @@ from gradxform.protocol import transformation
 class ScaleByRmspropState(NamedTuple):
     """State of :func:`scale_by_rmsprop`."""
 
-    mean_square: tree.PyTree  #: r, in at least float32
+    mean_square: tree.PyTree  #: r, the decaying mean of the squared gradients, at least float32
 
 
 @checked
 def scale_by_rmsprop(
     decay: Fraction = 0.9, eps: NonNegative = 1e-6
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`rmsprop`, without rate or sign: :math:`g / \sqrt{\delta + r}`.
+    """The direction of :func:`rmsprop`, without rate or sign: g / √(δ + r).
 
     Args:
-      decay: ρ in [0, 1), how much of the mean square survives an update.
-      eps: δ ≥ 0, inside the root; at 0 a parameter that never had a gradient does not move.
+      decay: ρ in [0, 1), the part of the mean square that is kept in an update.
+      eps: δ ≥ 0, inside the root. With 0, a parameter that never had a gradient does not move.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.scale_by_rmsprop(decay=0.75)
@@ -65,39 +65,38 @@ def rmsprop(
     momentum: Fraction | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp; with ``momentum``, and with ``nesterov`` at the interim point of the lecture.
+    """RMSProp: the gradient divided by its root mean square, with optional momentum.
 
-    .. math::
-        r &\leftarrow \rho r + (1 - \rho)\, g \odot g \\
-        \theta &\leftarrow \theta - \frac{\varepsilon_k}{\sqrt{\delta + r}} \odot g
+    With r = 0 at the start, entry by entry::
 
-    With momentum the second line becomes
+        r ← ρ r + (1 − ρ) g²
+        θ ← θ − ε g / √(δ + r)
 
-    .. math::
-        v \leftarrow \alpha v - \frac{\varepsilon_k}{\sqrt{\delta + r}} \odot g, \qquad
-        \theta \leftarrow \theta + v
+    With momentum the second line becomes::
 
-    and with Nesterov momentum g is the gradient at :math:`\tilde\theta = \theta + \alpha v`, which
-    is then what the loop holds (see :func:`gradxform.nesterov`; ``gx.eval_params`` gives θ). The
-    slide of that form prints no δ: that is ``eps=0``, where a parameter that never had a gradient
-    stays put instead of becoming NaN.
+        v ← α v − ε g / √(δ + r)
+        θ ← θ + v
 
-    ``optax.rmsprop(learning_rate, decay, eps, eps_in_sqrt=True, momentum=momentum)`` is the same
-    without Nesterov.
+    With Nesterov momentum g is the gradient at the interim point θ̃ = θ + αv, which the loop then
+    holds; ``gx.eval_params`` gives θ (see :func:`gradxform.nesterov`). The lecture's slide of this
+    form has no δ, which is ``eps=0``. A parameter that never had a gradient then does not move.
+
+    Without Nesterov momentum it equals ``optax.rmsprop(learning_rate, decay, eps,
+    eps_in_sqrt=True, momentum=momentum)``.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
-      decay: ρ in [0, 1), how much of the mean square survives an update.
+      decay: ρ in [0, 1), the part of the mean square that is kept in an update.
       eps: δ ≥ 0, inside the root.
-      momentum: α in [0, 1); ``None`` for none.
-      nesterov: take the gradient at the interim point; needs ``momentum``.
+      momentum: α in [0, 1); ``None`` for no momentum.
+      nesterov: True takes the gradient at the interim point. This needs ``momentum``.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
-      TypeError, ValueError: an argument is of the wrong type or out of range, or ``nesterov``
-        without ``momentum``.
+      TypeError, ValueError: an argument is of the wrong type or out of range, or ``nesterov`` is
+        True without ``momentum``.
 
     References:
       Lecture 7, "The RMSProp Algorithm" and "RMSProp Combined with Nesterov". Hinton, Srivastava &

@@ -1,6 +1,6 @@
-"""Resilient propagation: a step size for each parameter, from the signs of its gradients alone."""
+"""Resilient propagation: a step size for each parameter, from only the signs of its gradients."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,10 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import (
+    AtLeastOne,
     Fraction,
-    Interval,
     LearningRate,
     NonNegative,
-    Scalar,
     checked,
     rate,
     scalar,
@@ -25,50 +24,44 @@ class RpropState(NamedTuple):
     """State of :func:`rprop`; the trees are in at least float32."""
 
     count: jax.Array  #: k, updates made so far
-    gains: tree.PyTree  #: the step size of each parameter over the learning rate, Δ / ε
-    signs: tree.PyTree  #: s, the signs of the last gradients, 0 where the sign had turned
+    gains: tree.PyTree  #: Δ / ε, the step size of each parameter relative to the learning rate
+    signs: tree.PyTree  #: s, the signs of the last gradients, or 0 if the sign had changed
 
 
 @checked
 def rprop(
     learning_rate: LearningRate = 0.1,
     eta_minus: Fraction = 0.5,
-    eta_plus: Annotated[Scalar, Interval(1)] = 1.2,
+    eta_plus: AtLeastOne = 1.2,
     min_step_size: NonNegative = 1e-6,
     max_step_size: NonNegative = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RPROP: a step size grows while its gradient keeps its sign, and shrinks when it turns.
+    """RPROP: a step size grows while its gradient keeps its sign, and shrinks when it changes.
 
-    With one step size Δ for each parameter, which starts at ``learning_rate``, and s = 0 at first:
+    Each parameter has its own step size Δ, which starts at ``learning_rate``, and a sign s, which
+    starts at 0::
 
-    .. math::
-        \Delta &\leftarrow \begin{cases}
-            \min(\eta_+ \Delta,\, \Delta_{max}) & s\, g > 0 \\
-            \max(\eta_- \Delta,\, \Delta_{min}) & s\, g < 0 \\
-            \Delta & \text{otherwise}
-        \end{cases} \\
-        s &\leftarrow \begin{cases}
-            0 & s\, g < 0 \\
-            \text{sign}(g) & \text{otherwise}
-        \end{cases} \\
-        \theta &\leftarrow \theta - \Delta \odot s
+        if s g > 0:   Δ ← min(η₊ Δ, Δ_max)     s ← sign(g)
+        if s g < 0:   Δ ← max(η₋ Δ, Δ_min)     s ← 0
+        otherwise:    Δ stays                  s ← sign(g)
+        θ ← θ − Δ s
 
-    The size of the gradient has no influence. This is the form iRprop−: a parameter whose gradient
-    turns waits for one update, where the first paper takes its last step back. It is meant for
-    full-batch gradients: the noise of a minibatch turns signs by itself and shrinks the steps.
+    The size of the gradient has no influence. This is the form iRprop−: if the sign of a gradient
+    changes, its parameter waits for one update. (The first paper takes the last step back.) Use it
+    with full-batch gradients: minibatch noise changes signs by itself and shrinks the steps.
 
-    ``optax.rprop`` (0.2.8) has the same Δ and s, but returns each step one update late.
+    ``optax.rprop`` (0.2.8) has the same Δ and s, but returns each step one update later.
 
     Args:
-      learning_rate: Δ₀, the step size that every parameter starts with. A schedule scales all step
-        sizes: the state holds their ratio to the schedule's value.
-      eta_minus: η₋ in [0, 1), the factor where a gradient turns.
-      eta_plus: η₊ ≥ 1, the factor where it keeps its sign.
+      learning_rate: Δ₀, the initial step size of every parameter. A schedule scales all step sizes:
+        the state holds their ratio to the schedule's value.
+      eta_minus: η₋ in [0, 1), the factor if the sign changes.
+      eta_plus: η₊ ≥ 1, the factor if the sign stays the same.
       min_step_size: Δ_min ≥ 0.
       max_step_size: Δ_max ≥ Δ_min.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -105,7 +98,7 @@ def rprop(
         def adapt(gain: jax.Array, s: jax.Array, g: jax.Array) -> jax.Array:
             agreement = s * jnp.sign(g)
             adapted = jnp.clip(gain * jnp.where(agreement > 0, grow, shrink), low, high)
-            # a schedule that is at 0 leaves the ratio as it is
+            # while a schedule is at 0, the ratio does not change
             return jnp.where((jnp.abs(agreement) > 0) & (eps > 0), adapted, gain)
 
         def remember(s: jax.Array, g: jax.Array) -> jax.Array:

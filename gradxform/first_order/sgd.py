@@ -1,4 +1,4 @@
-"""Gradient descent, and stochastic gradient descent when the gradient is a minibatch's."""
+"""Gradient descent. With gradients of minibatches it is stochastic gradient descent (SGD)."""
 
 from typing import Any, NamedTuple
 
@@ -14,21 +14,20 @@ from gradxform.protocol import transformation
 class SgdState(NamedTuple):
     """State of :func:`sgd`."""
 
-    count: jax.Array  #: updates made so far, k
+    count: jax.Array  #: k, updates made so far
 
 
 @checked
 def sgd(learning_rate: LearningRate) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent.
+    """Gradient descent: θ ← θ − ε g.
 
-    .. math::
-        \theta \leftarrow \theta - \varepsilon_k \, g
+    With gradients of minibatches this is stochastic gradient descent.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone.
+      The transformation. ``update`` needs only the gradient.
 
     Raises:
       TypeError, ValueError: ``learning_rate`` is not a number ≥ 0, an array or a schedule.

@@ -1,4 +1,4 @@
-"""What ``gradxform list`` prints: all that a config can name."""
+"""What ``gradxform list`` prints: everything that a config can name."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from gradxform.lab.optimizers import PACKAGES, curvatures, methods
 
 def list_methods() -> None:
     """The methods, schedules, curvatures and preconditioners that a config can name."""
-    table = Table("method", "arguments", "what it is", title="Methods", title_justify="left")
+    title = "Methods; arguments in [brackets] are optional"
+    table = Table("method", "arguments", "description", title=escape(title), title_justify="left")
     for method in methods("gradxform"):
         arguments = ", ".join(
             name if argument.required else f"[{name}]"
@@ -38,7 +39,7 @@ def list_methods() -> None:
 
 
 def list_tasks() -> None:
-    """The kinds of task and what each can be made of."""
+    """The kinds of task, and the choices for each."""
     from gradxform.lab import config
 
     table = Table("task.kind", "choices", title="Tasks", title_justify="left")

@@ -1,4 +1,4 @@
-"""BFGS: the inverse Hessian, learnt from how the gradient changes along the path.
+"""BFGS: an estimate of the inverse Hessian, from the changes of the gradient along the path.
 
 Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1::
 
@@ -36,13 +36,14 @@ from gradxform.sharding import check_whole
 
 
 class ScaleByBfgsState(NamedTuple):
-    """State of :func:`scale_by_bfgs`, all in at least float32."""
+    """State of :func:`scale_by_bfgs`; the arrays are in at least float32."""
 
-    started: jax.Array  #: whether there was an update yet
-    learnt: jax.Array  #: whether H has learnt from a pair yet
-    params: tree.PyTree  #: θ of the last update; () where a search keeps it
-    grad: tree.PyTree  #: g of the last update; () where a search keeps it
-    inverse_hessian: tree.PyTree  #: H, n × n; with ``ravel=False`` the rows of each leaf in one
+    started: jax.Array  #: whether an update was made
+    learnt: jax.Array  #: whether H was updated with a pair
+    params: tree.PyTree  #: θ at the last update; () if the line search stores it
+    grad: tree.PyTree  #: g at the last update; () if the line search stores it
+    #: H, n × n; with ``ravel=False`` a tree of the matrix rows that belong to each leaf
+    inverse_hessian: tree.PyTree
     info: QuasiNewtonInfo
 
 
@@ -50,14 +51,14 @@ class ScaleByBfgsState(NamedTuple):
 def scale_by_bfgs(
     *, self_scaling: bool = True, ravel: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`bfgs`, without step or sign: :math:`H g`.
+    """The direction of :func:`bfgs`, without step or sign: H g.
 
     Args:
       self_scaling: see :func:`bfgs`.
       ravel: see :func:`bfgs`.
 
     Returns:
-      The transformation; ``update`` needs ``params``. It keeps an n × n matrix.
+      The transformation. ``update`` needs ``params``. The state holds an n × n matrix.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx, x, g = gx.scale_by_bfgs(), jnp.asarray([1.0, 1.0]), jnp.asarray([1.0, 4.0])
@@ -65,15 +66,16 @@ def scale_by_bfgs(
     >>> tx.update(jnp.asarray([1.0, 0.0]), state, jnp.asarray([1.0, 0.0]))[1].inverse_hessian[1, 1]
     Array(0.25, dtype=float32)
     """
-    return _bfgs_direction("scale_by_bfgs", self_scaling, ravel, told_last=False)
+    return _bfgs_direction("scale_by_bfgs", self_scaling, ravel, search_keeps_last=False)
 
 
 def _bfgs_direction(
-    method: str, self_scaling: bool, ravel: bool, *, told_last: bool
+    method: str, self_scaling: bool, ravel: bool, *, search_keeps_last: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_bfgs` as a part of ``method``, which its errors name.
+    """:func:`scale_by_bfgs`, with errors that name ``method``.
 
-    ``told_last`` says that ``update`` is given the last point instead of keeping it in the state.
+    With ``search_keeps_last`` a line search passes the last accepted point to ``update``, and the
+    state does not store it.
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -91,8 +93,8 @@ def _bfgs_direction(
         return ScaleByBfgsState(
             started=jnp.array(False),
             learnt=jnp.array(False),
-            params=() if told_last else flatten(tree.zeros_like(params)),
-            grad=() if told_last else flatten(tree.zeros_like(params)),
+            params=() if search_keeps_last else flatten(tree.zeros_like(params)),
+            grad=() if search_keeps_last else flatten(tree.zeros_like(params)),
             inverse_hessian=identity_rows(flatten(params)),
             info=no_pairs(),
         )
@@ -107,7 +109,7 @@ def _bfgs_direction(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByBfgsState]:
         del extra_args
-        if not told_last:  # what a loop passes by these names is not meant for this method
+        if not search_keeps_last:  # a loop may pass something else by these names
             last, restart = None, False
         restart = jnp.asarray(restart)
         params = require_params(method, params, grads)
@@ -117,7 +119,7 @@ def _bfgs_direction(
         y = tree.map(jnp.subtract, g, flatten(old.grad))
         pair = curvature_pair(s, y, state.started & ~restart)
 
-        # the first pair shows the scale that H should have started with (N&W eq. 6.20)
+        # the first pair gives the scale of the initial H (N&W eq. 6.20)
         learnt = state.learnt & ~restart
         h = state.inverse_hessian
         hy = tree.select(learnt, rows_dot(h, pair.y), pair.y)
@@ -159,34 +161,40 @@ def bfgs(
     noise: Fraction = 1e-6,
     max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""BFGS with a line search.
+    """BFGS with a line search.
 
-    With :math:`s = \theta - \theta_{old}`, :math:`y = g - g_{old}` and :math:`\rho = 1 / s^T y`:
+    With the changes s = θ − θ_old and y = g − g_old, and with ρ = 1 / sᵀy::
 
-    .. math::
-        H &\leftarrow (I - \rho s y^T)\, H\, (I - \rho y s^T) + \rho s s^T \\
-        \theta &\leftarrow \theta - t H g
+        H ← (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ
+        θ ← θ − t H g
 
-    H starts as the identity, and as :math:`(s^T y / y^T y) I` before its first update. Where the
-    curvature has fallen since, H is enlarged before the update, :math:`H \leftarrow
-    \max(1, s^T y / y^T H y)\, H`. A pair whose :math:`s^T y` is not positive, relative to
-    :math:`\|s\| \|y\|`, is left out. The step t comes
-    from :func:`gradxform.with_line_search`: the loop holds trial points, and
-    :func:`gradxform.eval_params` gives θ.
+    H is an estimate of the inverse Hessian. It starts as the identity, and is set to
+    (sᵀy / yᵀy) I just before its first update. If the curvature has fallen since, H is first
+    enlarged by the factor max(1, sᵀy / yᵀHy). A pair (s, y) is skipped unless sᵀy is positive
+    beyond rounding.
+
+    The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
+    :func:`gradxform.eval_params` gives the accepted θ.
 
     Args:
-      self_scaling: whether to enlarge H like that; False is the plain formula, which needs more
-        steps from a start where the curvature is much larger than at the minimum.
-      ravel: work on one vector, which compiles and runs faster where there are many leaves; False
-        works leaf by leaf, all sharded like the parameters, the rows of H among them.
-      decrease: δ of the search, see :func:`gradxform.with_line_search`.
-      curvature: σ of the search.
+      self_scaling: whether to enlarge H as above. False is the plain formula, which needs more
+        steps if the curvature at the start is much larger than at the minimum.
+      ravel: True flattens all parameters into one vector, which compiles and runs faster with many
+        leaves. False keeps the leaves apart; then H and all vectors are sharded like the
+        parameters.
+      decrease: δ of the line search, see :func:`gradxform.with_line_search`.
+      curvature: σ of the line search.
       noise: relative error of the objective.
-      max_trials: trial points after which a search has failed.
+      max_trials: number of trial points after which a line search has failed.
 
     Returns:
-      The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
-      full batch, not minibatches. It keeps an n × n matrix and 3 vectors.
+      The transformation. ``update`` needs ``params`` and ``value``. The objective must be the same
+      in every update: the full batch, not minibatches. The state holds an n × n matrix and 3
+      vectors.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, or the parameters are sharded and ``ravel`` is True.
 
     References:
       Lecture 7, "BFGS". Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 6.1. Al-Baali,
@@ -201,7 +209,7 @@ def bfgs(
     """
     return search(
         "bfgs",
-        _bfgs_direction("bfgs", self_scaling, ravel, told_last=True),
+        _bfgs_direction("bfgs", self_scaling, ravel, search_keeps_last=True),
         Rules(decrease, curvature, noise, max_trials),
         unit_step=True,
         ravel=ravel,

@@ -1,30 +1,29 @@
-r"""Conjugate gradients: one iteration, and JAX's whole solve with its products counted.
+"""Conjugate gradients (CG): a single iteration, and JAX's ``cg`` with its products counted.
 
-For :math:`Ax = b` with a preconditioner M, from :math:`r = Ax - b` and :math:`d = -Mr`, an
-iteration is
+For Ax = b with a preconditioner M, starting from r = Ax − b and d = −Mr, an iteration is::
 
-.. math::
-    x \leftarrow x + t d, \quad t = \frac{r^T M r}{d^T A d}, \qquad
-    r' = r + t A d, \qquad
-    d \leftarrow \frac{r'^T M r'}{r^T M r}\, d - M r'
+    t = rᵀMr / dᵀAd
+    x ← x + t d
+    r' = r + t Ad
+    d ← (r'ᵀMr' / rᵀMr) d − Mr'
 
-:func:`step` makes it, in the loops of Steihaug's trust region and of Hessian-free optimisation. The
-methods that only need the solution take :func:`counted_cg`.
+:func:`step` makes one iteration, for the loops of Steihaug's trust region and of Hessian-free
+optimisation. Methods that need only the solution use :func:`counted_cg`.
 
-``jax.scipy.sparse.linalg.cg`` returns its solution alone. How many products it made, and whether
-one of them met negative curvature, is seen by the operator only. The operator sends word along with
-the vectors: a row of *marks*, all 0 at first, travels as one more leaf.
+``jax.scipy.sparse.linalg.cg`` returns only the solution. Only the operator v ↦ Av can see how many
+products are made and whether one meets negative curvature. It reports both through the vectors: one
+more leaf holds a row of *marks*, all 0 at first.
 
-* With its j-th product the operator sets the j-th mark, to τ vᵀAv / vᵀv. CG multiplies it by its
-  step γ / vᵀAv, so the residual gets τγ / vᵀv, at most τ, in any unit of A. From there the mark
-  enters the next direction, where the operator counts the marks that are set, and with the next
-  step the solution. τ² is far below rounding, so marks do not count in CG's inner products.
-* To end CG early the operator pretends a curvature so large that the step is below rounding. The
-  next step, as short, brings the last marks into the solution. After it the operator pretends an
-  infinite curvature: the residual becomes NaN, which JAX's CG takes for the end.
+* In the j-th product the operator sets the j-th mark to τ vᵀAv / vᵀv. CG multiplies it by its step
+  γ / vᵀAv, so the residual receives τγ / vᵀv, which is at most τ in any unit of A. From there the
+  mark enters the next direction, where the operator counts the marks. With the next step it enters
+  the solution. τ² is far below rounding, so the marks do not change CG's inner products.
+* To stop CG early, the operator returns a curvature so large that the step is below rounding. One
+  more step of this kind carries the last marks into the solution. Then the operator returns an
+  infinite curvature: the residual becomes NaN, and JAX's CG stops.
 
-The right-hand side, the inverse and the operator are first brought to size 1, so that no unit
-matters: CG itself depends on none.
+The right-hand side, the preconditioner and the operator are first scaled to size 1, so the units do
+not matter.
 """
 
 import functools
@@ -44,7 +43,7 @@ from gradxform.kernels import vdots
 from gradxform.sharding import is_explicit, varying_like
 
 _MOST_ITERATIONS = 1000
-_ENDED, _CARRIED, _LOW = -1, -2, -3  # the marks behind those of the products
+_ENDED, _CARRIED, _LOW = -1, -2, -3  # positions of the other marks, after those of the products
 _Marked: TypeAlias = tuple[tree.PyTree, jax.Array]
 _Leaves: TypeAlias = list[jax.Array]
 
@@ -53,16 +52,16 @@ _Leaves: TypeAlias = list[jax.Array]
 
 
 class Iterate(NamedTuple):
-    """Where CG is on its way to the solution of Ax = b."""
+    """The state of CG between two iterations for Ax = b."""
 
-    x: tree.PyTree
+    x: tree.PyTree  #: the approximate solution
     r: tree.PyTree  #: the residual Ax − b
     d: tree.PyTree  #: the direction of the next iteration
     rz: jax.Array  #: rᵀMr
 
 
 def first_iterate(x: tree.PyTree, r: tree.PyTree, inverse: Product | None = None) -> Iterate:
-    """CG at ``x``, with the residual ``r`` there. Without ``inverse``, M = I."""
+    """CG started at ``x``, where the residual is ``r``. Without ``inverse``, M = I."""
     z = inverse(r) if inverse else r
     return Iterate(x, r, jax.tree.map(jnp.negative, z), tree.vdot(r, z))
 
@@ -70,8 +69,8 @@ def first_iterate(x: tree.PyTree, r: tree.PyTree, inverse: Product | None = None
 def products_at(
     at: Iterate, pairs: list[tuple[tree.PyTree, tree.PyTree]], inverse: Product | None
 ) -> tuple[list[jax.Array], jax.Array]:
-    """The inner products of ``pairs``, and rᵀMr: sums over all devices, sent in one round."""
-    # ``at.rz`` was predicted where the parameters may be sharded: it lacks a digit or two
+    """The inner products of ``pairs``, and rᵀMr, in one round of communication between devices."""
+    # With sharded parameters ``at.rz`` is a prediction that lacks a digit or two.
     if inverse is not None or jax.device_count() == 1:
         return vdots(*pairs), at.rz
     *found, rr = vdots(*pairs, (at.r, at.r))
@@ -81,7 +80,7 @@ def products_at(
 def step(
     at: Iterate, ad: tree.PyTree, t: jax.Array, rz: jax.Array, inverse: Product | None = None
 ) -> Iterate:
-    """The next iterate, a step ``t`` along d, where Ad is ``ad`` and rᵀMr is ``rz``."""
+    """The next iterate, after a step ``t`` along d; ``ad`` is Ad and ``rz`` is rᵀMr."""
     x = tree.map(lambda x, d: x + t * d, at.x, at.d)
     r = tree.map(lambda r, ad: r + t * ad, at.r, ad)
     if inverse is None:
@@ -93,32 +92,33 @@ def step(
     return Iterate(x, r, d, next_rz)
 
 
-# -- JAX's solve, counted
+# -- JAX's cg, with its products counted
 
 
 class CgSolution(NamedTuple):
-    """What :func:`counted_cg` found."""
+    """What :func:`counted_cg` returns."""
 
-    x: tree.PyTree
+    x: tree.PyTree  #: the approximate solution
     products: jax.Array  #: products made with A
-    low: jax.Array  #: whether CG ended at a direction of less than the least curvature
-    first_step: jax.Array  #: length of the first step if the curvature there were ‖Ap‖/‖p‖
+    low: jax.Array  #: whether CG stopped at a direction of too little curvature
+    first_step: jax.Array  #: length of the first step for a curvature of ‖Ap‖/‖p‖
     usable: jax.Array  #: whether the first product was finite and not 0
 
 
 def of_constants(
     product: Product, like: tree.PyTree
 ) -> tuple[Callable[..., tree.PyTree], list[jax.Array]]:
-    """``product`` as a function of a vector like ``like`` and of all that it reads, and the latter.
+    """``product`` with the arrays it closes over as explicit arguments, and these arrays.
 
-    ``jax.closure_convert`` leaves integers and booleans inside.
+    Unlike ``jax.closure_convert`` this takes out integers and booleans too. ``like`` is a vector
+    that ``product`` can take.
     """
     leaves, structure = jax.tree.flatten(like)
 
     def flat(*leaves: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(product(jax.tree.unflatten(structure, leaves)))
 
-    # flat, as JAX refuses nodes that hold arrays as metadata
+    # on flat lists, because JAX refuses pytree nodes that hold arrays as metadata
     closed = jax.make_jaxpr(flat)(*leaves)
     jaxpr = closed.jaxpr
 
@@ -134,13 +134,13 @@ def as_solution(
 ) -> tree.PyTree:
     """``x``, with the derivatives of the exact solution of Ax = b.
 
-    They solve A dx = db − dA x, by conjugate gradients to rounding.
+    The derivatives solve A dx = db − dA x, by conjugate gradients up to rounding.
 
     Args:
       product: (v, *consts) ↦ Av, symmetric.
-      consts: what A depends on.
+      consts: the arrays that A depends on.
       b: the right-hand side.
-      x: near A⁻¹b; its own derivatives are left out.
+      x: close to A⁻¹b; its own derivatives are ignored.
     """
     structure, dtype, steps = jax.tree.structure(b), jnp.result_type(*jax.tree.leaves(b)), _most(b)
 
@@ -161,7 +161,7 @@ def as_solution(
 
         _, change = jax.jvp(lambda consts: flat_product(x, consts), (consts,), (d_consts,))
         rest = [d.astype(dtype) - c for d, c in zip(db, change, strict=True)]
-        # cg alone would not let reverse mode through, as it ties its start to the tangents
+        # cg itself cannot be reversed, because its start depends on the tangents
         dx: Any = jax.lax.custom_linear_solve(
             lambda v: flat_product(v, consts), rest, solve, solve, symmetric=True
         )
@@ -171,15 +171,15 @@ def as_solution(
 
 
 class _Start(NamedTuple):
-    """CG's first direction p and product, with everything brought to size 1."""
+    """CG's first direction p and its product Ap, all scaled to size 1."""
 
     b: tree.PyTree  # b / ‖b‖
-    p: tree.PyTree
-    ap: tree.PyTree  # Ap over κ, so that ‖ap‖ = ‖p‖
+    p: tree.PyTree  # the first direction
+    ap: tree.PyTree  # Ap / κ, so that ‖ap‖ = ‖p‖
     size: jax.Array  # ‖b‖
-    kappa: jax.Array  # ‖Ap‖ / ‖p‖, and 1 where that is not usable
-    unit: jax.Array  # of the inverse: 1 / bᵀMb
-    usable: jax.Array
+    kappa: jax.Array  # κ = ‖Ap‖ / ‖p‖, or 1 if that is 0 or not finite
+    unit: jax.Array  # 1 / bᵀMb, the scale of the preconditioner
+    usable: jax.Array  # whether ‖Ap‖ / ‖p‖ is finite and not 0
 
 
 def norm(x: tree.PyTree) -> jax.Array:
@@ -198,22 +198,23 @@ def counted_cg(
     inverse: Product | None = None,
     least: Scalar | None = None,
 ) -> CgSolution:
-    """The solution x of Ax = b by ``jax.scipy.sparse.linalg.cg`` from 0.
+    """The solution x of Ax = b by ``jax.scipy.sparse.linalg.cg``, started at 0.
 
-    It ends when ‖Ax − b‖ ≤ ``tol`` ‖b‖, after ``maxiter`` products, before a direction without
-    curvature, and where products are not finite.
+    It stops when ‖Ax − b‖ ≤ ``tol`` ‖b‖, after ``maxiter`` products, before a direction of zero
+    curvature, and when a product is not finite.
 
     Args:
       product: v ↦ Av, symmetric.
-      b: in at least float32.
-      tol: at least 1 where nothing is to be done.
-      maxiter: at least 1; never more than twice the entries of b, nor 1000.
-      inverse: the preconditioner M, near A⁻¹ in any unit, positive definite; ``None`` for none.
-      least: CG also ends before a direction v with vᵀAv < ``least`` vᵀv, as Nocedal & Wright's
-        Algorithm 7.1 does before negative curvature. ``None`` to take the absolute curvature there
-        and go on.
+      b: the right-hand side, in at least float32.
+      tol: the relative residual; 1 or more returns without any product.
+      maxiter: at least 1. It is never more than 1000, nor twice the number of entries of b.
+      inverse: the preconditioner M, positive definite and close to a multiple of A⁻¹; ``None`` for
+        none.
+      least: CG also stops before a direction v with vᵀAv < ``least`` vᵀv, as Nocedal & Wright's
+        Algorithm 7.1 does at negative curvature. With ``None`` it uses the absolute curvature and
+        continues.
     """
-    dtype = jnp.result_type(*jax.tree.leaves(b))  # CG wants one for all leaves
+    dtype = jnp.result_type(*jax.tree.leaves(b))  # CG needs one dtype for all leaves
     most = _most(b)
     if isinstance(maxiter, int | float | np.number):
         most = min(most, int(maxiter))
@@ -223,8 +224,8 @@ def counted_cg(
     stop = least is not None
     floor = scalar(least if stop else 0) / begin.kappa
     _, flat, low = _curvature(begin.p, begin.ap, floor)
-    alone = flat | (low & stop)  # the first direction is the last
-    limit = jnp.where(wanted & begin.usable & ~alone, jnp.minimum(scalar(maxiter), most), 0)
+    is_single = flat | (low & stop)  # the first direction is also the last
+    limit = jnp.where(wanted & begin.usable & ~is_single, jnp.minimum(scalar(maxiter), most), 0)
     limit = limit.astype(jnp.int32)
 
     def scaled_inverse(marked: _Marked) -> _Marked:
@@ -243,15 +244,15 @@ def counted_cg(
     )
     made = jnp.sum(marks[:-3] != 0, dtype=jnp.int32)
     ended = marks[_ENDED] != 0
-    # without word of its end, the last product of CG is not yet in the solution
+    # if no mark says that CG was stopped, its last product is not in the solution yet
     products = jnp.where(ended, made, jnp.minimum(made + 1, limit))
     length = norm(begin.p)
     single = tree.scale(tree.divide(scalar(1), length**2), begin.p)
-    x = tree.select(alone & begin.usable, single, tree.cast_like(x, b))
+    x = tree.select(is_single & begin.usable, single, tree.cast_like(x, b))
     return CgSolution(
         x=tree.scale(begin.size / begin.kappa, x),
         products=jnp.where(limit > 0, products, wanted.astype(jnp.int32)),
-        low=jnp.where(alone, low & stop, marks[_LOW] != 0),
+        low=jnp.where(is_single, low & stop, marks[_LOW] != 0),
         first_step=tree.divide(begin.size / begin.kappa, length),
         usable=begin.usable,
     )
@@ -281,14 +282,14 @@ def _start(product: Product, b: tree.PyTree, inverse: Product | None, wanted: ja
 def _curvature(
     v: tree.PyTree, av: tree.PyTree, floor: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """vᵀAv, whether it is 0 to rounding or not finite, and whether it is below ``floor`` vᵀv.
+    """vᵀAv; whether it is not finite or 0 up to rounding; whether it is below ``floor`` vᵀv.
 
-    A is of size 1.
+    A is scaled to size 1.
     """
     bend, length = tree.vdot(v, av), tree.vdot(v, v)
     sizes = (jax.tree.map(jnp.abs, x) for x in (v, av))
     eps = jnp.finfo(bend.dtype).eps
-    # Rounding in v shows a curvature of eps² where A has none.
+    # with a curvature of 0, rounding errors in v give one of eps²
     rounding = jnp.maximum(eps * tree.vdot(*sizes), eps**1.5 * length)
     flat = ~((jnp.abs(bend) > rounding) & jnp.isfinite(bend))
     return bend, flat, bend < floor.astype(bend.dtype) * length - rounding
@@ -302,7 +303,7 @@ def _operator(
     floor: jax.Array,
     stop: bool,
 ) -> Callable[[_Marked], _Marked]:
-    """v ↦ Av/κ with its curvature turned to +, and with the marks."""
+    """v ↦ Av/κ, with the sign flipped where the curvature is negative, and with the marks."""
 
     def operator(marked: _Marked) -> _Marked:
         v, marks = marked
@@ -312,7 +313,7 @@ def _operator(
         ended, carried = marks[_ENDED] != 0, marks[_CARRIED] != 0
         length = tree.vdot(v, v)
         first = made == 0
-        idle = (length == 0) | ended | (made >= limit)  # CG begins with the product of 0
+        idle = (length == 0) | ended | (made >= limit)  # CG starts with a product with 0
         av = jax.lax.cond(
             idle | first,
             lambda: tree.scale((first & ~idle).astype(length.dtype), begin.ap),
@@ -323,8 +324,8 @@ def _operator(
         ending = ~idle & (flat | low)
         short = ending | (idle & (length > 0))
 
-        # The step is γ / vᵀAv. Where the curvature is negative, Av turns its sign and so does the
-        # step: what is subtracted from the residual stays, and the solution goes downhill.
+        # CG's step is γ / vᵀAv. With negative curvature, flipping the sign of Av flips that of the
+        # step too: the residual changes as before, but the solution goes downhill.
         def turned(v: jax.Array, av: jax.Array) -> jax.Array:
             infinite = jnp.where(v > 0, jnp.inf, jnp.where(v < 0, -jnp.inf, 0))
             curved = jnp.where(bend < 0, -av, av)
@@ -349,10 +350,10 @@ def _jax_cg(
     tol: jax.Array,
     maxiter: jax.Array,
 ) -> _Marked:
-    """``jax.scipy.sparse.linalg.cg`` from 0, in automatic mode where the mesh has explicit axes.
+    """``jax.scipy.sparse.linalg.cg`` from 0, in automatic mode if the mesh has explicit axes.
 
-    It takes inner products that explicit axes do not allow. The functions it calls see the mesh as
-    it is.
+    JAX's ``cg`` takes inner products that explicit axes do not allow. The operator and the
+    preconditioner still see the explicit mesh.
     """
 
     def solve(a: Any, m: Any, b: _Marked, tol: Any, maxiter: jax.Array) -> _Marked:
@@ -362,8 +363,8 @@ def _jax_cg(
             b = jax.tree.unflatten(structure, leaves)
             return jax.tree.leaves(cg(a, b, tol=tol, maxiter=maxiter, M=m)[0])
 
-        # as one program, so that jax_debug_nans does not stop at the NaN that ends it; of leaves,
-        # as JAX does not look programs up by nodes that hold arrays as metadata
+        # One program, so that jax_debug_nans does not see the NaN that stops CG. On flat leaves,
+        # because JAX cannot find programs by pytree nodes that hold arrays as metadata.
         return jax.tree.unflatten(structure, jax.jit(found)(leaves, tol, maxiter))
 
     divided = [jax.typeof(x).sharding for x in jax.tree.leaves(b) if is_explicit(x)]

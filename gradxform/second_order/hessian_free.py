@@ -1,14 +1,14 @@
-r"""Hessian-free optimisation: Newton-CG on the Gauss–Newton matrix, made for deep networks.
+"""Hessian-free optimisation: Newton-CG with the Gauss–Newton matrix, made for deep networks.
 
-Martens's Algorithm 2, of an objective f at θ with the curvature G and the damping λ::
+Martens's Algorithm 2, for an objective f at θ with the curvature G and the damping λ::
 
     p ← the minimum of q(p) = gᵀp + ½ pᵀ(G + λI)p by conjugate gradients, from a part of the last p
-    of the iterates of conjugate gradients, take the one that f prefers
+    p ← the iterate of conjugate gradients with the lowest f (searched backwards from the last)
     ρ ← (f(θ + p) − f(θ)) / q(p);    λ ← 3/2 λ if ρ < 1/4;    λ ← 2/3 λ if ρ > 3/4
     α ← 1;    while f(θ + αp) > f(θ) + 0.01 α gᵀp:  α ← 0.8 α
     θ ← θ + αp
 
-The module ``martens`` has the loops of it.
+The module ``martens`` contains the loops.
 """
 
 from collections.abc import Callable
@@ -37,26 +37,26 @@ from gradxform.preconditioners import Preconditioner, checked_inverse
 from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.second_order.martens import Candidate, choose_iterate, minimise_model, shorten
 
-_POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # of ρ, and what λ is multiplied or divided by
-_VALUE = 1 / 3  # gradients that a value alone costs
+_POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # limits of ρ, and the factor that λ changes by
+_VALUE = 1 / 3  # cost of a value, in gradients
 
 
 @diagnostics
 class HessianFreeInfo(NamedTuple):
-    """What the updates did; the counters run over all updates."""
+    """Counts over all updates, and numbers from the last one."""
 
-    curvature_products: jax.Array  #: products, whatever part of the batch they are of
-    evaluations: jax.Array  #: values of ``value_fn``, beside the one handed to ``update``
-    gradient_equivalents: jax.Array  #: the work of both, in gradients of ``value_fn``
-    rejected: jax.Array  #: updates that found no lower value, and moved nothing
-    non_finite: jax.Array  #: updates whose value or gradient was not finite, which moved nothing
-    value: jax.Array  #: f(θ) where the last update was made
-    grad_norm: jax.Array  #: largest absolute entry of the gradient there
-    damping: jax.Array  #: λ that the next update begins with
-    ratio: jax.Array  #: ρ of the last update, actual over predicted reduction
-    iterations: jax.Array  #: of CG in the last update
-    step_length: jax.Array  #: α that the line search of the last update ended with
-    stalled: jax.Array  #: of a fixed objective: its rounding hides what a step gains
+    curvature_products: jax.Array  #: products with the curvature, of the batch or of a sub-batch
+    evaluations: jax.Array  #: evaluations of ``value_fn`` inside ``update``
+    gradient_equivalents: jax.Array  #: cost of both, in gradients of ``value_fn``
+    rejected: jax.Array  #: updates that found no lower value; θ stayed
+    non_finite: jax.Array  #: updates skipped because value or gradient was NaN or infinite
+    value: jax.Array  #: f(θ) at the point of the last update
+    grad_norm: jax.Array  #: largest absolute entry of the gradient at that point
+    damping: jax.Array  #: λ for the next update
+    ratio: jax.Array  #: ρ in the last update: actual over predicted reduction
+    iterations: jax.Array  #: CG iterations in the last update
+    step_length: jax.Array  #: α in the last update; 0 if θ stayed
+    stalled: jax.Array  #: whether ten points in a row brought no progress on a fixed objective
 
 
 class HessianFreeState(NamedTuple):
@@ -64,8 +64,8 @@ class HessianFreeState(NamedTuple):
 
     count: jax.Array  #: updates made so far
     damping: jax.Array  #: λ; 0 until it is estimated
-    direction: tree.PyTree  #: where the last CG ended, in at least float32
-    progress: Progress  #: of the points that an update moved from
+    direction: tree.PyTree  #: the last solution of CG, in at least float32
+    progress: Progress  #: progress over the points that an update moved from
     info: HessianFreeInfo
 
 
@@ -82,69 +82,66 @@ def hessian_free(
     iterates: Size = 5,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Martens's Hessian-free optimisation.
+    """Martens's Hessian-free optimisation: damped Gauss–Newton steps for deep networks.
 
-    Conjugate gradients minimise a quadratic model of the objective, with the Gauss–Newton matrix G
-    and damping λ,
+    Conjugate gradients (CG) minimise a quadratic model of the objective f, with the Gauss–Newton
+    matrix G and the damping λ::
 
-    .. math::
-        q(p) = g^T p + \tfrac12 p^T (G + \lambda I)\, p
+        q(p) = gᵀp + ½ pᵀ(G + λI)p
 
-    from a part of the last solution, and stop after iteration i when the model is negative and has
-    progressed by less than :math:`k \epsilon` of itself over the last
-    :math:`k = \max(10, 0.1\, i)` iterations. CG keeps its iterates of number
-    :math:`\lceil 1.3^j \rceil`. From the last of them the method goes back to earlier ones as long
-    as the objective falls, and takes the best. Then the step shortens, by 0.8, until
-    :math:`f(\theta + \alpha p) \le f(\theta) + 0.01 \alpha g^T p`. The
-    damping follows Levenberg and Marquardt:
+    CG starts from a part of its last solution. It stops after iteration i if q(p) < 0 and q changed
+    by less than the part k ε of itself over the last k = max(10, i/10) iterations. The method
+    stores the iterates number 1, 2, 3, 4, 5, 7, … (⌈1.3^j⌉). It goes back from the last one as long
+    as f falls, and takes the best as p. Then it multiplies the step by 0.8 until
+    f(θ + αp) ≤ f(θ) + 0.01 α gᵀp. The damping follows Levenberg and Marquardt::
 
-    .. math::
-        \rho = \frac{f(\theta + p) - f(\theta)}{q(p)}, \qquad
-        \lambda \leftarrow \tfrac32 \lambda \text{ if } \rho < \tfrac14, \quad
-        \lambda \leftarrow \tfrac23 \lambda \text{ if } \rho > \tfrac34
+        ρ = (f(θ + p) − f(θ)) / q(p)
+        λ ← 3/2 λ if ρ < 1/4,   λ ← 2/3 λ if ρ > 3/4
 
-    The value falls in every update, or the parameters stay; a rise of rounding, ten units in the
-    last place of its dtype, counts as none, and in bfloat16 that is 8 %: keep the loss in float32.
-    Of a value or a gradient that is not finite nothing moves. Along a direction of negative
-    curvature, which a curvature other than Gauss–Newton's may have, CG takes the absolute curvature
-    and ends.
+    In every update the value falls or the parameters stay. A rise by rounding is ignored: up to ten
+    units in the last place of the value's dtype. In bfloat16 that is 8 %, so compute the loss in
+    float32. If value or gradient is NaN or infinite, the update is zero. If the curvature is
+    negative along a direction, CG uses its absolute value and stops. (The Gauss–Newton matrix of a
+    convex loss has no negative curvature.)
 
-    An update costs the gradient handed to it, a product an iteration, and, as the method needs
-    values at points of its own choice, mostly two or three evaluations of ``value_fn``: all are
-    counted in the state. Data noise misleads it: give it batches as large as they can be, and let
-    the curvature, which needs less of them, be of a part.
+    An update costs the gradient it receives, one curvature product per CG iteration, and mostly two
+    or three evaluations of ``value_fn``. The state counts them. Noisy minibatches mislead the
+    method: use batches as large as possible. The curvature may use a smaller part of each batch.
 
     Args:
-      curvature: of ``(value_fn, params)`` to a symmetric map; ``None`` for ``gx.gauss_newton()``.
-      curvature_batch_size: how many examples, drawn anew in each update, the curvature is
-        evaluated on; ``None`` for all. Else ``value_fn`` must have its data from
-        :func:`gradxform.compose`, or by keyword through ``update``.
+      curvature: ``gx.hessian()``, ``gx.gauss_newton()``, or your own function of
+        ``(value_fn, params)`` that returns a symmetric linear map; ``None`` for
+        ``gx.gauss_newton()``.
+      curvature_batch_size: number of examples for the curvature, drawn at random in each update;
+        ``None`` for all. With a number, ``value_fn`` must come from :func:`gradxform.compose`, with
+        its data given there or to ``update`` by keyword.
       damping: the first λ ≥ 0, in units of the curvature; ``None`` for the curvature along the
-        first gradient, :math:`g^T G g / g^T g`. λ = 0 stays.
-      progress: ε ≥ 0.
-      maxiter: most iterations of CG in an update; never more than twice the parameters, nor 1000.
-      warm_start: in [0, 1): what multiple of the last solution CG begins from.
-      preconditioner: ``gx.hutchinson_diagonal(power=0.75)`` is nearest to Martens's; see
-        :func:`gradxform.newton_cg`.
-      iterates: how many of the iterates are kept, the newest, each of the size of the parameters.
-      seed: of the examples drawn.
+        first gradient, gᵀGg / gᵀg. λ = 0 stays 0.
+      progress: ε ≥ 0 in the stopping rule of CG.
+      maxiter: largest number of CG iterations in an update. It is never more than 1000, nor twice
+        the number of parameters.
+      warm_start: in [0, 1): CG starts from this multiple of its last solution.
+      preconditioner: see :func:`gradxform.newton_cg`. ``gx.hutchinson_diagonal(power=0.75)`` is
+        the closest to Martens's.
+      iterates: number of CG iterates stored, the newest ones. Each has the size of the parameters.
+      seed: seed for drawing the examples of the curvature.
 
     Returns:
-      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, all three and the
-      gradient of one batch; keyword arguments named like arguments of ``value_fn`` are handed on to
-      it.
+      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``; they and the
+      gradient must belong to the same batch. Other keyword arguments of ``update`` reach the
+      arguments of ``value_fn`` of the same name.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
-        argument, ``value_fn`` does not come from :func:`gradxform.compose` though the curvature or
-        the sub-batch needs it, or it has fewer examples than ``curvature_batch_size``.
+        argument, ``value_fn`` does not come from :func:`gradxform.compose` although the curvature
+        or the sub-batch needs it, or there are fewer examples than ``curvature_batch_size``.
 
     References:
       Martens, "Deep learning via Hessian-free optimization", ICML 2010. Martens & Sutskever,
       "Training deep and recurrent networks with Hessian-free optimization" (2012). Differs: the
-      first λ is relative to the curvature; the diagonal that preconditions is Gauss–Newton's, from
-      random products, in place of the squared gradients' of single examples; near the minimum,
-      values that differ by rounding alone count as equal.
+      first λ is relative to the curvature. The preconditioner's diagonal is that of the
+      Gauss–Newton matrix, estimated from random products, not from squared gradients of single
+      examples. Near the minimum, values that differ only by rounding count as equal.
 
     >>> import jax, jax.numpy as jnp, gradxform as gx
     >>> x = jnp.linspace(-1.0, 1.0, 32)
@@ -184,7 +181,7 @@ def hessian_free(
         protocol.check_unmasked("hessian_free", params)
         if tree.count(grads) == 0:
             return grads, state
-        here, g = _here(value, grads)
+        origin, g = _origin(value, grads)
 
         # the minimum of the damped model
         part, share = value_fn, 1.0
@@ -193,40 +190,40 @@ def hessian_free(
         undamped = curvature(part, params)
         lam, products = state.damping, jnp.array(0, jnp.int32)
         if damping is None:
-            lam, products = _first_damping(undamped, g, here, lam, products)
+            lam, products = _first_damping(undamped, g, origin, lam, products)
         product = lambda v: tree.map(lambda v, gv: gv + lam * v, v, undamped(v))
         inverse, made = checked_inverse("hessian_free", preconditioner, product, g, state.count)
-        start = tree.scale(scalar(warm_start) * tree.reciprocal(here.size), state.direction)
+        start = tree.scale(scalar(warm_start) * tree.reciprocal(origin.size), state.direction)
         path = minimise_model(
             product, preconditioner and inverse, g, start, progress, maxiter, iterates
         )
 
-        # the step, along the iterate that the objective chooses
+        # the step along the best iterate
         def value_at(p: tree.PyTree) -> jax.Array:
-            """f(θ + p), as the loop will see it."""
-            f = scalar(value_fn(tree.map(lambda x, p: x + here.size * p, params, p)))
+            """f(θ + p) at the parameters as the loop rounds them."""
+            f = scalar(value_fn(tree.map(lambda x, p: x + origin.size * p, params, p)))
             return jnp.where(jnp.isfinite(f), f, tree.largest())
 
         chosen, evaluations = choose_iterate(value_at, path)
-        slope = here.size * (here.size * tree.vdot(g, chosen.p))
-        alpha, low, more = shorten(value_at, chosen, here.value + here.noise, slope)
-        accept = here.moves & low
-        ratio = _ratio(here, chosen)
-        next_lam = jnp.where(here.moves, _next_damping(lam, ratio), lam)
-        points = progress_after(state.progress, accept, here.value, here.size)
+        slope = origin.size * (origin.size * tree.vdot(g, chosen.p))
+        alpha, low, more = shorten(value_at, chosen, origin.value + origin.noise, slope)
+        accept = origin.moves & low
+        ratio = _ratio(origin, chosen)
+        next_lam = jnp.where(origin.moves, _next_damping(lam, ratio), lam)
+        points = progress_after(state.progress, accept, origin.value, origin.size)
         work = _Work(products + made + path.products, evaluations + more, share)
-        info = _reported(state.info, here, work, accept)._replace(
+        info = _reported(state.info, origin, work, accept)._replace(
             damping=next_lam,
-            ratio=jnp.where(here.moves, ratio, state.info.ratio),
+            ratio=jnp.where(origin.moves, ratio, state.info.ratio),
             iterations=path.iterations,
             step_length=jnp.where(accept, alpha, 0),
             stalled=points.idle >= PATIENCE,
         )
-        direction = tree.select(accept, tree.scale(here.size, path.at.x), state.direction)
+        direction = tree.select(accept, tree.scale(origin.size, path.at.x), state.direction)
         count = tree.add_count(state.count, 1)
         new_state = HessianFreeState(count, next_lam, direction, points, info)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
-        p = tree.scale(jnp.where(accept, alpha * here.size, 0), chosen.p)
+        p = tree.scale(jnp.where(accept, alpha * origin.size, 0), chosen.p)
         return tree.cast_like(p, grads), new_state
 
     return protocol.transformation(init, update)
@@ -256,18 +253,18 @@ def _no_info(damping: Scalar) -> HessianFreeInfo:
     )
 
 
-class _Here(NamedTuple):
-    """The point of the update."""
+class _Origin(NamedTuple):
+    """The point at which the update starts."""
 
-    value: jax.Array  # 0 where it or the gradient is not finite
-    noise: jax.Array  # by how much rounding may change it
-    size: jax.Array  # largest entry of the gradient, a constant for derivatives
-    finite: jax.Array
-    moves: jax.Array  # whether there is a gradient to follow
+    value: jax.Array  # f(θ); 0 if it or the gradient is not finite
+    noise: jax.Array  # rounding error of the value
+    size: jax.Array  # largest absolute entry of the gradient; constant under differentiation
+    finite: jax.Array  # whether value and gradient are finite
+    moves: jax.Array  # whether the gradient is finite and not 0
 
 
-def _here(value: jax.Array, grads: tree.PyTree) -> tuple[_Here, tree.PyTree]:
-    """The point, and its gradient over its largest entry, so that no unit overflows."""
+def _origin(value: jax.Array, grads: tree.PyTree) -> tuple[_Origin, tree.PyTree]:
+    """The point, and its gradient divided by its largest entry, so that nothing overflows."""
     largest = constant_size(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(largest)
     size = scalar(jnp.where(finite, largest, 0))
@@ -275,42 +272,42 @@ def _here(value: jax.Array, grads: tree.PyTree) -> tuple[_Here, tree.PyTree]:
     g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
     f = jnp.where(finite, scalar(value), 0)
     noise = 10 * jnp.finfo(value.dtype).eps * jnp.abs(f)
-    return _Here(f, noise, size, finite, finite & (size > 0)), g
+    return _Origin(f, noise, size, finite, finite & (size > 0)), g
 
 
 class _Work(NamedTuple):
-    """What an update took."""
+    """The work of an update."""
 
-    products: jax.Array
-    evaluations: jax.Array
-    share: float  # the part of the examples that a product is of
+    products: jax.Array  # products with the curvature
+    evaluations: jax.Array  # evaluations of ``value_fn``
+    share: float  # the part of the examples that the curvature uses
 
 
 def _reported(
-    info: HessianFreeInfo, here: _Here, work: _Work, accept: jax.Array
+    info: HessianFreeInfo, origin: _Origin, work: _Work, accept: jax.Array
 ) -> HessianFreeInfo:
-    """``info`` with the counts of one more update, and the point it was made at."""
+    """``info`` after one more update."""
     gradients = work.share * scalar(work.products) + _VALUE * scalar(work.evaluations)
-    rejected = (here.moves & ~accept).astype(jnp.int32)
+    rejected = (origin.moves & ~accept).astype(jnp.int32)
     return info._replace(
         curvature_products=tree.add_count(info.curvature_products, work.products),
         evaluations=tree.add_count(info.evaluations, work.evaluations),
         gradient_equivalents=info.gradient_equivalents + gradients,
         rejected=tree.add_count(info.rejected, rejected),
-        non_finite=tree.add_count(info.non_finite, (~here.finite).astype(jnp.int32)),
-        value=jnp.where(here.finite, here.value, info.value),
-        grad_norm=jnp.where(here.finite, here.size, info.grad_norm),
+        non_finite=tree.add_count(info.non_finite, (~origin.finite).astype(jnp.int32)),
+        value=jnp.where(origin.finite, origin.value, info.value),
+        grad_norm=jnp.where(origin.finite, origin.size, info.grad_norm),
     )
 
 
 def _sub_batch(
     value_fn: Callable[..., Any], size: int, seed: Scalar, count: jax.Array
 ) -> tuple[Composed, float]:
-    """``value_fn`` of some of its examples, and what part of them these are."""
+    """``value_fn`` on some of its examples, drawn at random, and which part of all they are."""
     if not isinstance(value_fn, Composed):
         raise ValueError(
-            f"hessian_free(curvature_batch_size={size}): value_fn must know its data to draw from "
-            "them: give value_fn=gx.compose(loss, model, x=x, y=y), or the data to update"
+            f"hessian_free(curvature_batch_size={size}): to draw examples, value_fn must come from "
+            "gx.compose: pass value_fn=gx.compose(loss, model, x=x, y=y) to update"
         )
     key = jax.random.fold_in(jax.random.key(jnp.asarray(seed).astype(jnp.uint32)), count)
     return value_fn.sample(size, key), size / value_fn.examples
@@ -320,34 +317,34 @@ def _sub_batch(
 
 
 def _first_damping(
-    product: Product, g: tree.PyTree, here: _Here, lam: jax.Array, products: jax.Array
+    product: Product, g: tree.PyTree, origin: _Origin, lam: jax.Array, products: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """λ, estimated where it is 0 and there is a gradient, and the products made so far."""
+    """λ, estimated if it is 0 and the gradient is not, and the products made so far."""
     return jax.lax.cond(
-        (lam == 0) & (here.size > 0),
+        (lam == 0) & (origin.size > 0),
         lambda: (_curvature_along(product, g), products + 1),
         lambda: (lam, products),
     )
 
 
 def _curvature_along(product: Product, g: tree.PyTree) -> jax.Array:
-    """gᵀGg/gᵀg, the size of the curvature along the gradient."""
+    """gᵀGg/gᵀg, the curvature along the gradient."""
     ratio = scalar(tree.divide(jnp.abs(tree.vdot(g, product(g))), tree.vdot(g, g)))
     least, most = _range(ratio)
     return jnp.where((ratio > least) & (ratio < most), ratio, 1)
 
 
 def _range(x: jax.Array) -> tuple[float, float]:
-    """Between what λ stays, so that it times a vector neither overflows nor vanishes."""
+    """The range of λ in which λ times a vector neither overflows nor underflows."""
     power = int(jnp.finfo(x.dtype).maxexp) - 28
     return 2.0**-power, 2.0**power
 
 
-def _ratio(here: _Here, chosen: Candidate) -> jax.Array:
-    """ρ; in the middle where rounding hides what the step gains."""
-    predicted = -here.size * (here.size * chosen.q)
-    gained = here.value - chosen.f
-    hidden = (jnp.abs(gained) <= here.noise) & (predicted <= here.noise) & (chosen.q < 0)
+def _ratio(origin: _Origin, chosen: Candidate) -> jax.Array:
+    """ρ, or 0.5 (λ stays) if rounding hides the change of the value."""
+    predicted = -origin.size * (origin.size * chosen.q)
+    gained = origin.value - chosen.f
+    hidden = (jnp.abs(gained) <= origin.noise) & (predicted <= origin.noise) & (chosen.q < 0)
     return jnp.where(hidden, 0.5, tree.divide(gained, predicted))
 
 

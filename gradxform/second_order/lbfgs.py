@@ -1,4 +1,4 @@
-"""L-BFGS: what BFGS makes of the last m pairs, without the matrix.
+"""L-BFGS: BFGS with the last m pairs, without the matrix.
 
 Byrd, Nocedal & Schnabel (1994), eq. 3.1: with the pairs s, y as columns of S and Y, D the diagonal
 and R the upper triangle of SᵀY, and H₀ = γ I::
@@ -33,21 +33,21 @@ from gradxform.sharding import check_whole, whole
 
 
 class ScaleByLbfgsState(NamedTuple):
-    """State of :func:`scale_by_lbfgs`, all in at least float32.
+    """State of :func:`scale_by_lbfgs`; the arrays are in at least float32.
 
-    The pairs are kept in m slots, a new one in the place of the oldest. The rows and columns of
-    the matrices are in the order of the slots, not of time.
+    There are m slots for pairs; a new pair replaces the oldest. The rows and columns of the
+    matrices are in the order of the slots, not of time.
     """
 
-    started: jax.Array  #: whether there was an update yet
-    params: tree.PyTree  #: θ of the last update; () where a search keeps it
-    grad: tree.PyTree  #: g of the last update; () where a search keeps it
-    oldest: jax.Array  #: the slot that the next pair goes to
+    started: jax.Array  #: whether an update was made
+    params: tree.PyTree  #: θ at the last update; () if the line search stores it
+    grad: tree.PyTree  #: g at the last update; () if the line search stores it
+    oldest: jax.Array  #: the slot of the oldest pair, where the next pair goes
     s: tree.PyTree  #: changes of θ, with a leading axis of m slots
     y: tree.PyTree  #: changes of g, with a leading axis of m slots
-    sy: jax.Array  #: D, sᵀy of each pair
-    r_inverse: jax.Array  #: R⁻¹, of the sᵢᵀyⱼ with pair i not newer than pair j, m × m
-    gamma: jax.Array  #: γ, the scale of the inverse Hessian that the memory starts from
+    sy: jax.Array  #: sᵀy of each pair, the diagonal of D
+    r_inverse: jax.Array  #: R⁻¹, m × m; R holds sᵢᵀyⱼ where pair i is not newer than pair j
+    gamma: jax.Array  #: γ, the scale of the initial inverse Hessian H₀ = γ I
     info: QuasiNewtonInfo
 
 
@@ -55,15 +55,14 @@ class ScaleByLbfgsState(NamedTuple):
 def scale_by_lbfgs(
     memory_size: Size = 10, *, ravel: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`lbfgs`, without step or sign: :math:`H g`.
+    """The direction of :func:`lbfgs`, without step or sign: H g.
 
     Args:
-      memory_size: m ≥ 1, the pairs that are remembered.
-      ravel: keep the memory as one vector, which compiles and runs faster where there are many
-        leaves; False keeps it leaf by leaf, sharded like the parameters.
+      memory_size: m ≥ 1, the number of pairs stored.
+      ravel: see :func:`lbfgs`.
 
     Returns:
-      The transformation; ``update`` needs ``params``. It keeps 2m + 2 vectors.
+      The transformation. ``update`` needs ``params``. The state holds 2m + 2 vectors.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx, x = gx.scale_by_lbfgs(), jnp.asarray([1.0, 1.0])
@@ -77,9 +76,10 @@ def scale_by_lbfgs(
 def _lbfgs_direction(
     method: str, m: int, ravel: bool, *, told_last: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_lbfgs` as a part of ``method``, which its errors name.
+    """:func:`scale_by_lbfgs`, with errors that name ``method``.
 
-    ``told_last`` says that ``update`` is given the last point instead of keeping it in the state.
+    With ``told_last`` a line search passes the last accepted point to ``update``, and the state
+    does not store it.
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -119,7 +119,7 @@ def _lbfgs_direction(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
-        last = last if told_last else None  # of a loop, it may be anything
+        last = last if told_last else None  # a loop may pass something else
         params = require_params(method, params, grads)
         if tree.count(grads) == 0:
             return grads, state
@@ -128,7 +128,7 @@ def _lbfgs_direction(
         s = tree.map(jnp.subtract, theta, flatten(old.params))
         y = tree.map(jnp.subtract, g, flatten(old.grad))
         pair = curvature_pair(s, y, state.started)
-        # where the pair goes, if it does
+        # the slot for the new pair, if the pair is used
         slot = (jnp.arange(m, dtype=jnp.int32) == state.oldest) & pair.is_useful
 
         def put(slots: tree.PyTree, new: tree.PyTree) -> tree.PyTree:
@@ -139,15 +139,15 @@ def _lbfgs_direction(
         s, y = put(state.s, pair.s), put(state.y, pair.y)
         s_y, s_g = _products(s, pair.y), _products(s, g)
         d = jnp.where(slot, pair.sy, state.sy)
-        # the inverse of a triangle without its oldest row and column is the triangle's inverse
-        # without them; a new last column r, sᵀy of R gives it the column -ρ R⁻¹ r, ρ
+        # Without its oldest row and column, R⁻¹ is the inverse of R without them. The new last
+        # column (r, sᵀy) of R adds the column (−ρ R⁻¹ r, ρ) to the inverse.
         r = jnp.where(slot, 0, s_y)
         column = pair.rho * jnp.where(slot, 1, -(state.r_inverse @ r))
         rest = jnp.where(slot[:, None], 0, state.r_inverse)
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
-        # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; an empty slot has zeros throughout
+        # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; empty slots are 0
         u = r_inverse @ s_g
         q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
         w = r_inverse.T @ (d * u - gamma * _products(y, q))
@@ -192,23 +192,31 @@ def lbfgs(
     noise: Fraction = 1e-6,
     max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""L-BFGS with a line search: :func:`bfgs` that remembers the last pairs alone.
+    """L-BFGS with a line search: :func:`bfgs` with a memory of the last m pairs.
 
-    H is what BFGS makes of the last m pairs from :math:`(s^T y / y^T y) I` of the newest; H g takes
-    4 m n operations in the compact form, and H itself is never made.
+    The update is θ ← θ − t H g. H is the BFGS estimate of the inverse Hessian from the last m pairs
+    s = θ − θ_old and y = g − g_old, starting from (sᵀy / yᵀy) I with the newest pair. The matrix H
+    is never formed: H g takes about 4 m n operations for n parameters.
+
+    The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
+    :func:`gradxform.eval_params` gives the accepted θ.
 
     Args:
-      memory_size: m ≥ 1, the pairs that are remembered.
-      ravel: work on one vector, which compiles and runs many times faster where there are many
-        leaves; False works leaf by leaf, sharded like the parameters.
-      decrease: δ of the search, see :func:`gradxform.with_line_search`.
-      curvature: σ of the search.
+      memory_size: m ≥ 1, the number of pairs stored.
+      ravel: True flattens all parameters into one vector, which compiles and runs many times faster
+        with many leaves. False keeps the leaves apart, sharded like the parameters.
+      decrease: δ of the line search, see :func:`gradxform.with_line_search`.
+      curvature: σ of the line search.
       noise: relative error of the objective.
-      max_trials: trial points after which a search has failed.
+      max_trials: number of trial points after which a line search has failed.
 
     Returns:
-      The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
-      full batch, not minibatches. It keeps 2m + 3 vectors.
+      The transformation. ``update`` needs ``params`` and ``value``. The objective must be the same
+      in every update: the full batch, not minibatches. The state holds 2m + 3 vectors.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, or the parameters are sharded and ``ravel`` is True.
 
     References:
       Lecture 7, "Limited Memory BFGS". Byrd, Nocedal & Schnabel, "Representations of quasi-Newton

@@ -1,16 +1,17 @@
-r"""The inner loops of Hessian-free optimisation: Martens's conjugate gradients and their end.
+"""The inner loops of Hessian-free optimisation: conjugate gradients, then the choice of a step.
 
-For the model q(p) = gᵀp + ½ pᵀBp, with B damped, from the start p, r = Bp + g, d = −Mr::
+For the model q(p) = gᵀp + ½ pᵀBp with B = G + λI and a preconditioner M, from a start p, with
+r = Bp + g and d = −Mr::
 
     for i = 1, 2, …:
         t = rᵀMr / dᵀBd
         p ← p + t d,    r' = r + t Bd,    d ← (r'ᵀMr' / rᵀMr) d − Mr'
-        keep p where i = ⌈1.3^j⌉
+        store p if i = ⌈1.3^j⌉
         k = max(10, i / 10)
         stop if i > k, q(p) < 0 and q(p) − q(p before k iterations) > k ε q(p)
 
-From the last iterate kept, the method goes back to earlier ones as long as the objective falls, and
-takes the best. Then the step shortens until Armijo's rule holds.
+The method goes back from the last stored iterate as long as the objective falls, and takes the
+best. Then it shortens the step until Armijo's rule holds.
 """
 
 import math
@@ -28,31 +29,31 @@ from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order import conjugate_gradients as cg
 from gradxform.sharding import varying_like
 
-_SPACING = 1.3  # iterates ⌈1.3^j⌉ are kept
+_SPACING = 1.3  # iterates ⌈1.3^j⌉ are stored
 _MOST_ITERATIONS = 1000
-_ARMIJO, _SHRINK, _TRIALS = 1e-2, 0.8, 60  # of the search along the step
+_ARMIJO, _SHRINK, _TRIALS = 1e-2, 0.8, 60  # for the line search along the step
 
 
 class Path(NamedTuple):
-    """What conjugate gradients found on their way."""
+    """The path of conjugate gradients."""
 
-    at: cg.Iterate  #: where they are: the solution p of Bp = −g so far, and the residual
-    q: jax.Array  #: the model at p
+    at: cg.Iterate  #: the last iterate: p, the approximate solution of Bp = −g, and the residual
+    q: jax.Array  #: the model q(p) at the last iterate
     history: jax.Array  #: q after every iteration
-    kept: tree.PyTree  #: the newest of the iterates ⌈1.3^j⌉, in a ring
-    kept_q: jax.Array  #: q of those
-    newest: jax.Array  #: how many were put into the ring
-    iterations: jax.Array
-    products: jax.Array
-    done: jax.Array
+    kept: tree.PyTree  #: the newest of the iterates ⌈1.3^j⌉, in a ring buffer
+    kept_q: jax.Array  #: q at the iterates in the ring buffer
+    newest: jax.Array  #: number of iterates written to the ring buffer so far
+    iterations: jax.Array  #: iterations made
+    products: jax.Array  #: products with B
+    done: jax.Array  #: whether the loop has ended
 
 
 class Candidate(NamedTuple):
-    """A step that the objective was evaluated at."""
+    """A step p at which the objective was evaluated."""
 
-    p: tree.PyTree
-    q: jax.Array  #: the model there
-    f: jax.Array  #: the objective there, the largest number where it is not finite
+    p: tree.PyTree  #: the step
+    q: jax.Array  #: the model q(p)
+    f: jax.Array  #: the objective f(θ + p); the largest number if that is not finite
 
 
 def minimise_model(
@@ -64,7 +65,7 @@ def minimise_model(
     maxiter: Scalar,
     iterates: int,
 ) -> Path:
-    """Preconditioned CG from ``start``; q falls in every iteration."""
+    """Preconditioned CG from ``start``. The model q falls in every iteration."""
     limit = min(2 * tree.count(g), _MOST_ITERATIONS)
     most = jnp.minimum(scalar(maxiter), limit)
     keep = jnp.asarray(_kept_iterations(limit))
@@ -73,7 +74,7 @@ def minimise_model(
     def body(path: Path) -> Path:
         bd = product(path.at.d)
         (curvature,), rz = cg.products_at(path.at, [(path.at.d, bd)], inverse)
-        broken = ~(curvature > 0)  # or not finite
+        broken = ~(curvature > 0)  # true for NaN too
         usable = jnp.isfinite(curvature) & (curvature != 0)
         t = jnp.where(usable, rz / jnp.where(usable, jnp.abs(curvature), 1), 0)
         at = cg.step(path.at, bd, t, rz, inverse)
@@ -111,12 +112,12 @@ def _begin(
     limit: int,
     iterates: int,
 ) -> tuple[Path, jax.Array]:
-    """The path before the first iteration, and the rᵀMr that is rounding."""
+    """The path before the first iteration, and the rᵀMr at which only rounding is left."""
     zeros = jax.tree.map(jnp.zeros_like, g)
     started = tree.max_abs(start) > 0
     curved = jax.lax.cond(started, lambda: product(start), lambda: zeros)
     q = tree.vdot(start, g) + 0.5 * tree.vdot(start, curved)
-    warm = q < 0  # a start that does not lower the model is not taken
+    warm = q < 0  # start at 0 if ``start`` does not lower the model
     start, curved = (tree.select(warm, x, zeros) for x in (start, curved))
     q = jnp.where(warm, q, 0)
     none = jnp.array(0, jnp.int32)
@@ -141,7 +142,7 @@ def _kept_iterations(limit: int) -> np.ndarray:
     return np.isin(np.arange(limit + 1), numbers).astype(np.int32)
 
 
-# a slice and no index: jnp gives an index a dtype in which all sizes of the array can be counted
+# Slices instead of indexing: jnp would convert the index to a dtype that can count every entry.
 
 
 def _put(ring: jax.Array, slot: jax.Array, x: jax.Array, keep: jax.Array) -> jax.Array:
@@ -153,15 +154,15 @@ def _at(ring: jax.Array, slot: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(ring, slot, keepdims=False)
 
 
-_Choice: TypeAlias = tuple[Candidate, jax.Array, jax.Array]  # the best, how far back, if it fell
+_Choice: TypeAlias = tuple[Candidate, jax.Array, jax.Array]  # best, how far back, whether f fell
 
 
 def choose_iterate(
     value_at: Callable[[tree.PyTree], jax.Array], path: Path
 ) -> tuple[Candidate, jax.Array]:
-    """The last of CG's iterates, or an earlier one as long as the value falls on the way there.
+    """The best iterate, searched backwards from the last one as long as the value falls.
 
-    Also how many values that took.
+    Also returns the number of evaluations.
     """
     iterates = len(path.kept_q)
 
@@ -178,7 +179,7 @@ def choose_iterate(
         _, back, better = carry
         return better & (back <= jnp.minimum(path.newest, iterates))
 
-    # the newest that was kept may be the last itself
+    # the newest stored iterate may be the last iterate itself
     newest = path.kept_q[(path.newest - 1) % iterates]
     first = jnp.where((path.newest > 0) & (newest == path.q), 2, 1)
     last = Candidate(path.at.x, path.q, value_at(path.at.x))
@@ -187,7 +188,7 @@ def choose_iterate(
     return forward_only("hessian_free", best), 1 + back - first
 
 
-_Trial: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]  # α, the value, the values taken
+_Trial: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]  # α, value, number of evaluations
 
 
 def shorten(
@@ -196,7 +197,7 @@ def shorten(
     bound: jax.Array,
     slope: jax.Array,
 ) -> _Trial:
-    """α by Armijo's rule, whether the value there is low enough, and how many values that took."""
+    """α by Armijo's rule, whether the value there is low enough, and the number of evaluations."""
     trials = jnp.array(0, jnp.int32)
 
     def too_high(alpha: jax.Array, f: jax.Array) -> jax.Array:
@@ -214,5 +215,5 @@ def shorten(
     one = jnp.ones_like(chosen.f)
     start = varying_like((one, chosen.f, trials), chosen.p)
     alpha, f, trials = jax.lax.while_loop(unfinished, body, start)
-    # α is a power of a constant
+    # α is a power of a constant, so it has no derivative
     return jax.lax.stop_gradient(alpha), ~too_high(alpha, f) & (slope < 0), trials

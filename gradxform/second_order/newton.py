@@ -1,4 +1,4 @@
-"""Newton's method with the whole Hessian.
+"""Newton's method with the full Hessian matrix.
 
 The lecture's step at θ, with the gradient g, the Hessian H and the learning rate ε::
 
@@ -32,11 +32,11 @@ from gradxform.objective import bind
 
 @diagnostics
 class NewtonInfo(NamedTuple):
-    """What the updates did; the counters run over all updates."""
+    """Counts over all updates."""
 
-    curvature_products: jax.Array  #: columns of the Hessian evaluated, n an update
-    modified: jax.Array  #: updates where the damped Hessian was not positive definite
-    skipped: jax.Array  #: updates whose gradient was not finite, which moved nothing
+    curvature_products: jax.Array  #: Hessian columns evaluated: n in every update
+    modified: jax.Array  #: updates in which H + αI was not positive definite
+    skipped: jax.Array  #: updates skipped because the gradient was NaN or infinite
 
 
 class ScaleByNewtonState(NamedTuple):
@@ -54,9 +54,10 @@ def scale_by_newton(
     columns: Size = 64,
     max_size: Size = 10_000,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`newton`, without step or sign: :math:`(H + \alpha I)^{-1} g`.
+    """The direction of :func:`newton`, without step or sign: (H + αI)⁻¹ g.
 
-    ``gx.with_line_search(gx.scale_by_newton())`` is Newton's method that converges from far away.
+    ``gx.with_line_search(gx.scale_by_newton())`` is Newton's method with a line search. It is safe
+    to start far from a minimum.
 
     Args:
       damping: α, see :func:`newton`.
@@ -66,7 +67,7 @@ def scale_by_newton(
       max_size: see :func:`newton`.
 
     Returns:
-      The transformation; ``update`` needs ``params`` and ``value_fn``.
+      The transformation. ``update`` needs ``params`` and ``value_fn``.
 
     >>> import jax, jax.numpy as jnp, gradxform as gx
     >>> f, x = lambda x: x[0] ** 2 + 5 * x[1] ** 2, jnp.asarray([3.0, 1.0])
@@ -86,7 +87,7 @@ def _direction(
     columns: int,
     max_size: int,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_newton` as a part of ``method``, which its errors name."""
+    """:func:`scale_by_newton`, with errors that name ``method``."""
 
     def init(params: tree.PyTree) -> ScaleByNewtonState:
         check_floating(params)
@@ -139,38 +140,40 @@ def newton(
     columns: Size = 64,
     max_size: Size = 10_000,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Newton's method, regularised when α > 0.
+    """Newton's method with full steps; safer is ``gx.with_line_search(gx.scale_by_newton())``.
 
-    Its steps may climb far from a minimum: ``gx.with_line_search(gx.scale_by_newton())`` and
-    :func:`gradxform.trust_region` are the safe forms.
+    Far from a minimum a full Newton step may increase the loss. The line search shortens the step
+    until the loss falls; :func:`gradxform.trust_region` is safe too. The update here is the full
+    step::
 
-    .. math::
-        \theta \leftarrow \theta - \varepsilon_k\, (H + \alpha I)^{-1} g
+        θ ← θ − ε (H + αI)⁻¹ g
 
-    with H the Hessian of ``value_fn`` at θ. One step goes to the minimum of a quadratic whose H is
-    positive definite. Where :math:`H + \alpha I = Q \Lambda Q^T` is not, Newton's step would go to
-    a saddle or a maximum; then its eigenvalues are replaced, so that the step descends:
+    H is the Hessian of ``value_fn`` at θ. With α > 0 the method is regularised. If the objective is
+    quadratic and H is positive definite, one step (ε = 1, α = 0) reaches the minimum.
 
-    .. math::
-        \lambda_i \leftarrow \max(|\lambda_i|, \phi \max_j |\lambda_j|)
+    If H + αI is not positive definite, a plain Newton step may go to a saddle or a maximum. So its
+    eigenvalues are replaced, and the step descends::
 
-    If H is not finite, the step is along g. If g is not finite either, the step is zero. A smaller
-    ε or a larger α shortens the steps.
+        λᵢ ← max(|λᵢ|, φ maxⱼ |λⱼ|)
+
+    If H is NaN or infinite, the step is along −g. If g is not finite either, the step is zero. A
+    smaller ε or a larger α shortens the steps.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
       damping: α ≥ 0, in units of the curvature.
-      floor: φ in [0, 1).
-      curvature: of ``(value_fn, params)`` to a symmetric map, such as ``gx.gauss_newton()``;
-        ``None`` for ``gx.hessian()``.
-      columns: how many columns of the Hessian are evaluated at once: more is faster and takes the
-        memory of as many gradients.
-      max_size: most parameters n. An update keeps a few n × n matrices and takes n curvature
-        products and O(n³) operations, on every device where parameters are sharded.
+      floor: φ in [0, 1), the smallest eigenvalue relative to the largest.
+      curvature: ``gx.hessian()``, ``gx.gauss_newton()``, or your own function of
+        ``(value_fn, params)`` that returns a symmetric linear map; ``None`` for ``gx.hessian()``.
+      columns: how many columns of the Hessian are evaluated at once. More is faster, and each takes
+        the memory of a gradient.
+      max_size: largest number of parameters n. An update takes n curvature products, O(n³)
+        operations and a few n × n matrices. If the parameters are sharded, every device holds the
+        full matrices.
 
     Returns:
-      The transformation. ``update`` needs ``params`` and ``value_fn``; keyword arguments named like
-      arguments of ``value_fn`` are handed on to it.
+      The transformation. ``update`` needs ``params`` and ``value_fn``. Other keyword arguments of
+      ``update`` reach the arguments of ``value_fn`` of the same name.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, there are more
@@ -194,7 +197,7 @@ def newton(
 
 
 def dense(product: Product, params: tree.PyTree, columns: int = 64) -> jax.Array:
-    """The matrix of a curvature of ravelled parameters, a few columns at once."""
+    """The matrix of a linear map of the ravelled parameters, ``columns`` columns at a time."""
     vector, unravel = tree.ravel(tree.zeros_like(params))
 
     def column(i: jax.Array) -> jax.Array:
@@ -207,16 +210,16 @@ def dense(product: Product, params: tree.PyTree, columns: int = 64) -> jax.Array
     return jax.lax.map(column, indices, batch_size=columns)
 
 
-@jax.jit  # jax_debug_nans looks at what leaves it alone: no NaN does
+@jax.jit  # jax_debug_nans checks only what this returns, and that has no NaN
 def _cholesky(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The lower factor, and whether there is one; the identity where there is none."""
-    factor = jnp.linalg.cholesky(matrix)  # NaN where the matrix is not positive definite
+    """The lower Cholesky factor, and whether it exists; the identity if it does not."""
+    factor = jnp.linalg.cholesky(matrix)  # NaN if the matrix is not positive definite
     definite = jnp.isfinite(factor).all()
     return jnp.where(definite, factor, jnp.eye(len(matrix), dtype=matrix.dtype)), definite
 
 
 def _definite_solve(matrix: jax.Array, factor: jax.Array, g: jax.Array) -> jax.Array:
-    """The solution by the factor, with derivatives by the same factor."""
+    """The solution from the Cholesky factor; its derivatives use the same factor."""
     return jax.lax.custom_linear_solve(
         lambda d: _dot(matrix, d), g, lambda _, b: cho_solve((factor, True), b), symmetric=True
     )
@@ -224,19 +227,19 @@ def _definite_solve(matrix: jax.Array, factor: jax.Array, g: jax.Array) -> jax.A
 
 @jax.custom_jvp
 def _modified_solve(matrix: jax.Array, g: jax.Array, floor: jax.Array) -> jax.Array:
-    """The solution with the absolute eigenvalues, at least ``floor`` times the largest."""
+    """The solution with |λᵢ| in place of λᵢ, each at least ``floor`` times the largest."""
     eigenvalues, q = jnp.linalg.eigh(matrix)
     size = jnp.abs(eigenvalues)
     size = jnp.maximum(size, floor * jnp.max(size))
     d = _dot(q, tree.reciprocal(size) * _dot(g, q))
-    return jnp.where(jnp.isfinite(d).all(), d, g)  # of a Hessian that is not finite nothing is left
+    return jnp.where(jnp.isfinite(d).all(), d, g)  # the Hessian may be NaN or infinite
 
 
 @_modified_solve.defjvp
 def _(
     primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """By Daleckii and Krein's formula, which equal eigenvalues do not trouble."""
+    """Daleckii and Krein's formula, which is finite for equal eigenvalues too."""
     (matrix, g, floor), (d_matrix, d_g, d_floor) = primals, tangents
     eigenvalues, q = jnp.linalg.eigh(matrix)
     size = jnp.abs(eigenvalues)
@@ -246,7 +249,7 @@ def _(
     inverse = tree.reciprocal(size)
     u = inverse * _dot(g, q)
 
-    # the quotient of differences of the sizes and the eigenvalues, or the slope where these agree
+    # (sizeᵢ − sizeⱼ) / (λᵢ − λⱼ), or the slope of the size if λᵢ = λⱼ
     gap = eigenvalues[:, None] - eigenvalues[None, :]
     slope = jnp.where(floored, 0, jnp.sign(eigenvalues))
     quotient = jnp.where(gap == 0, slope[:, None], tree.divide(size[:, None] - size[None, :], gap))
@@ -269,5 +272,5 @@ def _check_size(method: str, params: tree.PyTree, max_size: int) -> None:
         raise ValueError(
             f"{method}(max_size={max_size}): there are {size} parameters, and a Hessian of {size} "
             f"× {size} entries takes {4 * size**2 / 2**30:.3g} GiB in float32: use gx.newton_cg, "
-            "which takes products with it alone, or raise max_size"
+            "which needs only products with the Hessian, or raise max_size"
         )

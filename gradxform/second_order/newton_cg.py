@@ -1,6 +1,6 @@
-"""Newton's method with its step from conjugate gradients: products with the Hessian alone.
+"""Newton's method with a step from conjugate gradients: it needs only products with the Hessian.
 
-At θ, with the gradient g, products with the Hessian H and the learning rate ε::
+With the gradient g and the Hessian H at θ, and the learning rate ε::
 
     d ← conjugate gradients for (H + αI) d = g, until ‖(H + αI) d − g‖ ≤ η ‖g‖
     θ ← θ − ε d
@@ -41,22 +41,22 @@ Forcing = Literal["eisenstat_walker", "fixed"]
 
 @diagnostics
 class NewtonCgInfo(NamedTuple):
-    """What the updates did; the counters run over all updates."""
+    """Counts over all updates, and the tolerance of the last one."""
 
     curvature_products: jax.Array  #: products with the Hessian
-    evaluations: jax.Array  #: of ``value_fn``, where a long step was doubtful
-    fallbacks: jax.Array  #: updates that took the gradient, as CG gave no direction of descent
-    skipped: jax.Array  #: updates whose gradient was not finite, which moved nothing
-    tol: jax.Array  #: η of the last update, the relative residual that CG went down to
+    evaluations: jax.Array  #: evaluations of ``value_fn``, made to check long steps
+    fallbacks: jax.Array  #: updates along −g, because CG found no descent direction
+    skipped: jax.Array  #: updates skipped because the gradient was NaN or infinite
+    tol: jax.Array  #: η in the last update: CG stops at a residual of η ‖g‖
 
 
 class ScaleByNewtonCgState(NamedTuple):
     """State of :func:`scale_by_newton_cg`."""
 
     count: jax.Array  #: updates made so far
-    grad_norm: jax.Array  #: ‖g‖ of the last update
-    tol: jax.Array  #: η of the last update
-    direction: tree.PyTree  #: d of the last update, in at least float32
+    grad_norm: jax.Array  #: ‖g‖ in the last update
+    tol: jax.Array  #: η in the last update
+    direction: tree.PyTree  #: d in the last update, in at least float32
     info: NewtonCgInfo
 
 
@@ -72,9 +72,10 @@ def scale_by_newton_cg(
     warm_start: Fraction = 0.0,
     bound: Count | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`newton_cg`, without step or sign: :math:`d \approx (H + αI)^{-1} g`.
+    """The direction of :func:`newton_cg`, without step or sign: d ≈ (H + αI)⁻¹ g.
 
-    ``gx.with_line_search(gx.scale_by_newton_cg())`` is the method that converges from far away.
+    ``gx.with_line_search(gx.scale_by_newton_cg())`` is Newton-CG with a line search. It is safe to
+    start far from a minimum.
 
     Args:
       damping: α, see :func:`newton_cg`.
@@ -84,13 +85,13 @@ def scale_by_newton_cg(
       maxiter: see :func:`newton_cg`.
       preconditioner: see :func:`newton_cg`.
       warm_start: see :func:`newton_cg`.
-      bound: see :func:`newton_cg`; ``None`` here, since a line search bounds the step.
+      bound: see :func:`newton_cg`. ``None`` by default, because a line search bounds the step.
 
     Returns:
-      The transformation; ``update`` needs ``params`` and ``value_fn``.
+      The transformation. ``update`` needs ``params`` and ``value_fn``.
 
     >>> import jax.numpy as jnp, gradxform as gx
-    >>> saddle = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4  # its minima are −1
+    >>> saddle = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4  # minimum value −1
     >>> tx = gx.with_line_search(gx.scale_by_newton_cg())
     >>> gx.minimize(saddle, jnp.asarray([1.0, 0.1]), tx, tol=1e-3).value.round(3)
     Array(-1., dtype=float32)
@@ -109,13 +110,13 @@ def scale_by_newton_cg(
 
 
 class _Found(NamedTuple):
-    """What a solve tells beside d."""
+    """What a solve returns besides d."""
 
-    grad_norm: jax.Array
-    tol: jax.Array
-    products: jax.Array
-    descends: jax.Array  # whether −d leads downhill
-    longest: jax.Array  # the bound of ‖d‖ where the model is not to be believed
+    grad_norm: jax.Array  # ‖g‖
+    tol: jax.Array  # η
+    products: jax.Array  # products with the Hessian
+    descends: jax.Array  # whether −d is a descent direction
+    longest: jax.Array  # bound on ‖d‖ if the objective rises along the full step
 
 
 def _direction(
@@ -129,7 +130,7 @@ def _direction(
     warm_start: Scalar,
     bound: Scalar | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_newton_cg` as a part of ``method``, which its errors name."""
+    """:func:`scale_by_newton_cg`, with errors that name ``method``."""
 
     def init(params: tree.PyTree) -> ScaleByNewtonCgState:
         def count() -> jax.Array:
@@ -147,7 +148,7 @@ def _direction(
         state: ScaleByNewtonCgState,
         of_consts: Callable[..., tree.PyTree],
     ) -> tuple[tree.PyTree, _Found]:
-        """d, and what was found on the way."""
+        """d, and the numbers that come with it."""
 
         def product(v: tree.PyTree) -> tree.PyTree:
             return of_consts(v, *consts)
@@ -201,14 +202,14 @@ def _direction(
         undamped = (curvature or hessian())(value_fn, params)
         alpha = varying_like(scalar(damping), g)
 
-        # d is found by loops without a derivative, and is then given that of the exact solution
+        # the loops that find d have no derivative; ``as_solution`` gives d that of the exact one
         product, consts = of_constants(
             lambda v: tree.map(lambda v, hv: hv + alpha * v, v, undamped(v)), g
         )
         d, found = solve(*jax.lax.stop_gradient((consts, g, state)), product)
         evaluations = jnp.array(0, jnp.int32)
         if bound is not None:
-            part, evaluations = _believed(value_fn, *jax.lax.stop_gradient((params, d)), found)
+            part, evaluations = _safe_part(value_fn, *jax.lax.stop_gradient((params, d)), found)
             d = tree.scale(part, d)
         d = as_solution(product, consts, g, jax.lax.stop_gradient(d))
         d = tree.select(found.descends, d, g)
@@ -233,12 +234,13 @@ def _direction(
     return protocol.transformation(init, update)
 
 
-def _believed(
+def _safe_part(
     value_fn: Callable[..., Any], params: tree.PyTree, d: tree.PyTree, found: _Found
 ) -> tuple[jax.Array, jax.Array]:
-    """The part of a long step that is taken, and the evaluations made to know.
+    """The part of the step d to take, and the number of evaluations needed to find it.
 
-    A long step whose end is higher than its beginning is shortened to the bound.
+    A step longer than the bound is taken in full unless the objective rises along it. Then it is
+    shortened to the bound.
     """
     length = norm(d)
     is_long = found.descends & (length > found.longest) & jnp.isfinite(length)
@@ -266,72 +268,70 @@ def newton_cg(
     warm_start: Fraction = 0.0,
     bound: Count | None = 10.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Newton's method without the Hessian: conjugate gradients solve for the step.
+    """Newton-CG with full steps; safer is ``gx.with_line_search(gx.scale_by_newton_cg())``.
 
-    Its steps may climb far from a minimum: ``gx.with_line_search(gx.scale_by_newton_cg())`` and
-    :func:`gradxform.trust_region` are the safe forms.
+    Far from a minimum a full Newton step may increase the loss. The line search shortens the step
+    until the loss falls; :func:`gradxform.trust_region` is safe too. The update here is the full
+    step::
 
-    .. math::
-        \theta \leftarrow \theta - \varepsilon_k d, \qquad (H + \alpha I)\, d \approx g
+        solve (H + αI) d = g by conjugate gradients, until ‖(H + αI) d − g‖ ≤ η_k ‖g‖
+        θ ← θ − ε d
 
-    ``jax.scipy.sparse.linalg.cg`` goes on until :math:`\|(H + \alpha I) d - g\| \le \eta_k \|g\|`.
-    Each of its iterations takes one product with H; H itself is never made.
-    With the Eisenstat–Walker sequence
+    Each iteration of ``jax.scipy.sparse.linalg.cg`` takes one product with the Hessian H. The
+    matrix H itself is never formed. The tolerance is Eisenstat and Walker's::
 
-    .. math::
-        \eta_k = \min\big(\eta,\; 0.9 (\|g_k\| / \|g_{k-1}\|)^2\big)
+        η_k = min(η, 0.9 (‖g_k‖ / ‖g_{k−1}‖)²)
 
-    the steps are rough far from a minimum and exact near it. (η_k is not let fall below 0.9
-    η_{k−1}² while that is above 0.1.)
+    So the steps are rough far from a minimum and accurate near it. (η_k is at least 0.9 η_{k−1}²
+    while that is above 0.1.)
 
-    CG writes :math:`d = \sum_j \beta_j p_j` with :math:`\beta_j = \|r_j\|^2 / p_j^T (H + \alpha I)
-    p_j`. Along a direction :math:`p_j` of negative curvature that leads uphill, and along one of
-    little curvature it leads far beyond where the quadratic model holds: on a small tanh net such a
-    step can multiply the loss by a million. So CG ends before the first direction along which H
-    itself has negative curvature, and d is then at most K times as long as the gradient step that
-    the size of the curvature suggests,
+    Conjugate gradients (CG) add up steps along directions p. If H has negative curvature along p,
+    the step goes uphill. If the curvature is small, it goes far beyond where the quadratic model
+    holds: on a small tanh net such a step can multiply the loss by a million. So CG stops before
+    the first direction of negative curvature, and then the step is at most K times as long as a
+    gradient step, with K the ``bound``::
 
-    .. math::
-        \|d\| \le K \frac{\|g\|^2}{\|(H + \alpha I)\, g\|}
+        ‖d‖ ≤ K ‖g‖² / ‖(H + αI) g‖
 
-    with K the ``bound``. Where CG meets no negative curvature, a longer d is taken if the objective
-    is not higher at its end, which takes two evaluations; otherwise the bound holds. So one step
-    solves a quadratic. With ``bound=None``, the slide's form, CG goes on with :math:`|\beta_j|`, so
-    that −d descends and leaves saddles, however far.
+    Without negative curvature, a longer step is taken if the objective does not rise along it;
+    this check takes two evaluations. With ``bound=None``, the form of the lecture, CG uses the
+    absolute value of the curvature instead of stopping. The step then descends and leaves saddles,
+    but it may be very long.
 
-    CG also ends before a direction without curvature, and where products are not finite. If nothing
-    is left then, or if a warm start has led to an ascent, d = g. If g is not finite, the step is
-    zero. Derivatives through d are those of the exact solution of :math:`(H + \alpha I)\, d = g`. A
-    smaller ε or a larger α shortens the steps.
+    CG also stops before a direction of zero curvature and when a product is not finite. If CG found
+    no descent direction, d = g. If g is not finite, the step is zero. Derivatives through d are
+    those of the exact solution of (H + αI) d = g. A smaller ε or a larger α shortens the steps.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
       damping: α ≥ 0, in units of the curvature.
-      curvature: of ``(value_fn, params)`` to a symmetric map; ``None`` for ``gx.hessian()``.
-        ``gx.gauss_newton()`` is positive semi-definite and its product cheaper.
-      tol: η in [0, 1), a relative residual.
+      curvature: ``gx.hessian()``, ``gx.gauss_newton()``, or your own function of
+        ``(value_fn, params)`` that returns a symmetric linear map; ``None`` for ``gx.hessian()``.
+        The Gauss–Newton matrix is positive semi-definite and its products are cheaper.
+      tol: η in [0, 1), the largest relative residual.
       forcing: ``"eisenstat_walker"``, or ``"fixed"`` for η_k = η.
-      maxiter: most iterations of CG in an update; never more than twice the parameters, nor 1000.
-      preconditioner: ``gx.hutchinson_diagonal()``, ``gx.nystrom()``, or a function that is called
-        in each update with the damped product, the gradient and the update count, and returns an
-        approximate inverse, positive definite, and how many products it made.
-      warm_start: in [0, 1): what multiple of the last d CG begins from. Takes one product more
-        unless 0. For gradients that change little from update to update.
+      maxiter: largest number of CG iterations in an update. It is never more than 1000, nor twice
+        the number of parameters.
+      preconditioner: ``gx.hutchinson_diagonal()``, ``gx.nystrom()``, or your own function. Each
+        update calls it with v ↦ (H + αI) v, the gradient and the update count. It returns an
+        approximate inverse (a positive definite map) and the number of products it took.
+      warm_start: in [0, 1): CG starts from this multiple of the last d. Unless it is 0, that takes
+        one more product. Useful if gradients change little between updates.
       bound: K ≥ 1, or ``None`` for no bound.
 
     Returns:
-      The transformation. ``update`` needs ``params`` and ``value_fn``; keyword arguments named like
-      arguments of ``value_fn`` are handed on to it. It keeps one vector.
+      The transformation. ``update`` needs ``params`` and ``value_fn``. Other keyword arguments of
+      ``update`` reach the arguments of ``value_fn`` of the same name. The state holds one vector.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` is not
-        given ``params`` and ``value_fn``, or the preconditioner returns another structure.
+        given ``params`` and ``value_fn``, or the preconditioner returns a pytree unlike the
+        parameters.
 
     References:
       Lecture 7, "Conjugate Gradients". Nocedal & Wright, *Numerical Optimization* (2006),
-      Algorithm 7.1; differs: the bound on d, and what ``bound=None`` does. Eisenstat & Walker,
-      "Choosing the forcing terms in an inexact Newton method", SIAM J. Sci. Comput. 17:16 (1996),
-      choice 2.
+      Algorithm 7.1. Differs: the bound on d, and ``bound=None``. Eisenstat & Walker, "Choosing the
+      forcing terms in an inexact Newton method", SIAM J. Sci. Comput. 17:16 (1996), choice 2.
 
     >>> import jax, jax.numpy as jnp, optax, gradxform as gx
     >>> f = lambda x: jnp.sum(jnp.asarray([1.0, 10.0, 100.0]) * (x - 1) ** 2)
@@ -351,9 +351,9 @@ def newton_cg(
 def _eisenstat_walker(
     largest: jax.Array, norm: jax.Array, state: ScaleByNewtonCgState
 ) -> jax.Array:
-    """η_k of Eisenstat & Walker's choice 2, with γ = 0.9, α = 2 and their safeguard."""
+    """η_k by Eisenstat & Walker's choice 2, with γ = 0.9, α = 2 and their safeguard."""
     eta = 0.9 * jnp.square(tree.divide(norm, state.grad_norm))
     least = 0.9 * jnp.square(state.tol)
     eta = jnp.where(least > 0.1, jnp.maximum(eta, least), eta)
-    known = (state.count > 0) & jnp.isfinite(eta)
-    return jnp.where(known, jnp.minimum(eta, largest), largest)
+    is_known = (state.count > 0) & jnp.isfinite(eta)
+    return jnp.where(is_known, jnp.minimum(eta, largest), largest)

@@ -1,4 +1,4 @@
-"""Nonlinear conjugate gradients: each direction keeps a part of the one before.
+"""Nonlinear conjugate gradients: each direction is −g plus a multiple of the last direction.
 
 Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 5.4, with restarts::
 
@@ -6,10 +6,10 @@ Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 5.4, with restarts:
     repeat
         θ ← θ + t d                     t by a line search
         β ← one of the formulas of :func:`nonlinear_cg`
-        β ← 0 after 6 n updates, where |gᵀg_old| > ν ‖g‖², and where −g + β d would not descend
+        β ← 0 after 6 n updates, if |gᵀg_old| > ν ‖g‖², or if −g + β d does not descend
         d ← −g + β d
 
-The state keeps p = −d, a direction of ascent as Optax's methods return it.
+The state holds p = −d, because Optax's methods return directions of ascent.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -28,25 +28,25 @@ from gradxform.section import Rules
 
 Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
 
-# updates for each parameter after which it begins again, as in Hager & Zhang's CG_DESCENT: where n
-# is small, n updates are too few to follow a valley
+# Restart after 6 n updates, as Hager & Zhang's CG_DESCENT does. With few parameters, n updates are
+# too few to follow a valley.
 _CYCLE = 6
 
 
 @diagnostics
 class NonlinearCgInfo(NamedTuple):
-    """What the last updates did."""
+    """The last β, and the number of restarts."""
 
-    beta: jax.Array  #: β of the last update, 0 after a restart
-    restarts: jax.Array  #: how often the direction was the gradient again, the start apart
+    beta: jax.Array  #: β in the last update; 0 at a restart
+    restarts: jax.Array  #: number of restarts along −g, not counting the first update
 
 
 class ScaleByNonlinearCgState(NamedTuple):
     """State of :func:`scale_by_nonlinear_cg`; the trees are in at least float32."""
 
-    since_restart: jax.Array  #: updates since the direction was the gradient, 0 before the first
-    grad: tree.PyTree  #: g of the last update
-    direction: tree.PyTree  #: p, the last direction of ascent
+    since_restart: jax.Array  #: updates since the last restart; 0 before the first update
+    grad: tree.PyTree  #: g in the last update
+    direction: tree.PyTree  #: p in the last update, a direction of ascent
     info: NonlinearCgInfo
 
 
@@ -54,17 +54,17 @@ class ScaleByNonlinearCgState(NamedTuple):
 def scale_by_nonlinear_cg(
     beta: Beta = "polak_ribiere", *, restart: NonNegative = 1.0, truncation: NonNegative = 0.4
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The direction of :func:`nonlinear_cg`, without step or sign: :math:`p = g + \beta p_{old}`.
+    """The direction of :func:`nonlinear_cg`, without step or sign: p = g + β p_old.
 
     Args:
-      beta: which formula, see :func:`nonlinear_cg`.
-      restart: ν ≥ 0: begin again with the gradient when successive gradients are far from
-        orthogonal, :math:`|g^T g_{old}| > \nu \|g\|^2` (Powell).
-      truncation: η of Hager and Zhang's lower bound of β.
+      beta: the formula for β, see :func:`nonlinear_cg`.
+      restart: ν ≥ 0. Powell's test restarts with p = g if ``|gᵀg_old| > ν ‖g‖²``, that is, if
+        successive gradients are far from orthogonal.
+      truncation: η ≥ 0 in Hager and Zhang's lower bound on β.
 
     Returns:
-      The transformation; ``update`` needs the gradient alone, at points that an accurate line
-      search gives.
+      The transformation. ``update`` needs only the gradient. Take the steps with an accurate line
+      search.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.scale_by_nonlinear_cg("fletcher_reeves", restart=1.0)
@@ -89,28 +89,28 @@ def scale_by_nonlinear_cg(
     ) -> tuple[tree.PyTree, ScaleByNonlinearCgState]:
         del params, extra_args
         g = tree.map(lambda _, g: g, state.grad, grads)
-        # β does not depend on the unit of the gradient; this one keeps squares from underflowing
+        # β does not depend on the scale of the gradient; this scale keeps squares from underflowing
         unit = tree.reciprocal(constant_size((g, state.grad)))
         new, old, p = (tree.scale(unit, x) for x in (g, state.grad, state.direction))
         gg = tree.vdot(new, new)
         b = _beta(beta, new, old, p, scalar(truncation))
         ascent = tree.map(lambda g, p: g + b * p, new, p)
         cycle = min(_CYCLE * tree.count(g), jnp.iinfo(jnp.int32).max)
-        again = (
+        restarts = (
             (state.since_restart == 0)
             | (state.since_restart >= cycle)
             | (jnp.abs(tree.vdot(new, old)) > scalar(restart) * gg)
             | ~(tree.vdot(new, ascent) > 0)
             | ~jnp.isfinite(b)
         )
-        b = jnp.where(again, 0, b)
-        direction = tree.select(again, g, tree.map(lambda g, p: g + b * p, g, state.direction))
+        b = jnp.where(restarts, 0, b)
+        direction = tree.select(restarts, g, tree.map(lambda g, p: g + b * p, g, state.direction))
         started = state.since_restart > 0
         info = NonlinearCgInfo(
             b.astype(state.info.beta.dtype),
-            tree.add_count(state.info.restarts, (again & started).astype(jnp.int32)),
+            tree.add_count(state.info.restarts, (restarts & started).astype(jnp.int32)),
         )
-        since = jnp.where(again, 1, state.since_restart + 1)
+        since = jnp.where(restarts, 1, state.since_restart + 1)
         return tree.cast_like(direction, grads), ScaleByNonlinearCgState(since, g, direction, info)
 
     return transformation(init, update)
@@ -119,9 +119,9 @@ def scale_by_nonlinear_cg(
 def _beta(
     beta: Beta, g: tree.PyTree, old: tree.PyTree, p: tree.PyTree, truncation: jax.Array
 ) -> jax.Array:
-    """β from the new and the old gradient and the last direction of ascent p.
+    """β from the new gradient, the old gradient and the last direction of ascent p.
 
-    d = -p is the direction of descent in the papers, so their dᵀy is -pᵀy here.
+    The papers write d = −p for the direction of descent, so their dᵀy is −pᵀy here.
     """
     y = tree.map(jnp.subtract, g, old)
     gg, old_gg, py, gy = (tree.vdot(a, b) for a, b in ((g, g), (old, old), (p, y), (g, y)))
@@ -150,47 +150,48 @@ def nonlinear_cg(
     noise: Fraction = 1e-6,
     max_trials: Count = 30,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Nonlinear conjugate gradients with a line search.
+    """Nonlinear conjugate gradients with a line search.
 
-    .. math::
-        d \leftarrow -g + \beta d_{old}, \qquad \theta \leftarrow \theta + t d
+    The direction and the step are::
 
-    with :math:`y = g - g_{old}` and β one of
+        d ← −g + β d_old
+        θ ← θ + t d
 
-    .. math::
-        \beta^{FR} &= \frac{g^T g}{g_{old}^T g_{old}}, &
-        \beta^{PR+} &= \max\Big(\frac{g^T y}{g_{old}^T g_{old}}, 0\Big), &
-        \beta^{HS} &= \frac{g^T y}{d_{old}^T y}, \\
-        \beta^{DY} &= \frac{g^T g}{d_{old}^T y}, &
-        \beta^{HZ} &= \max\Big(\frac{1}{d_{old}^T y}
-            \big(y - 2 d_{old} \frac{\|y\|^2}{d_{old}^T y}\big)^T g,\;
-            \eta \frac{d_{old}^T g_{old}}{d_{old}^T d_{old}}\Big)
+    With y = g − g_old and d for d_old, β is one of::
 
-    All agree, and are linear conjugate gradients, where the objective is quadratic and the steps
-    are exact. It begins again with d = −g every 6 n updates, when
-    :math:`|g^T g_{old}| > \nu \|g\|^2` (Powell), and where d would not
-    descend. The step t comes from
-    :func:`gradxform.with_line_search`: the loop holds trial points, and
-    :func:`gradxform.eval_params` gives θ.
+        fletcher_reeves   gᵀg / g_oldᵀg_old
+        polak_ribiere     max(gᵀy / g_oldᵀg_old, 0)
+        hestenes_stiefel  gᵀy / dᵀy
+        dai_yuan          gᵀg / dᵀy
+        hager_zhang       max((gᵀy − 2 ‖y‖² gᵀd / dᵀy) / dᵀy, η dᵀg_old / dᵀd)
+
+    All five agree if the objective is quadratic and the steps are exact; the method then is linear
+    conjugate gradients. The method restarts with d = −g every 6 n updates for n parameters, if
+    ``|gᵀg_old| > ν ‖g‖²`` (Powell's test), and if d does not descend.
+
+    The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
+    :func:`gradxform.eval_params` gives the accepted θ.
 
     Args:
-      beta: ``"polak_ribiere"`` (PR+), ``"fletcher_reeves"``, ``"hestenes_stiefel"``,
-        ``"dai_yuan"`` or ``"hager_zhang"``.
-      restart: ν ≥ 0 of Powell's test.
-      truncation: η ≥ 0 of Hager and Zhang's lower bound.
-      ravel: work on one vector, which compiles and runs many times faster where there are many
-        leaves; False works leaf by leaf, sharded like the parameters.
-      decrease: δ of the search, see :func:`gradxform.with_line_search`.
-      curvature: σ of the search; conjugacy wants accurate steps, so it is small.
+      beta: ``"polak_ribiere"``, ``"fletcher_reeves"``, ``"hestenes_stiefel"``, ``"dai_yuan"`` or
+        ``"hager_zhang"``.
+      restart: ν ≥ 0 in Powell's test.
+      truncation: η ≥ 0 in Hager and Zhang's lower bound on β.
+      ravel: True flattens all parameters into one vector, which compiles and runs many times faster
+        with many leaves. False keeps the leaves apart, sharded like the parameters.
+      decrease: δ of the line search, see :func:`gradxform.with_line_search`.
+      curvature: σ of the line search. It is small because the directions are conjugate only after
+        accurate steps.
       noise: relative error of the objective.
-      max_trials: trial points after which a search has failed.
+      max_trials: number of trial points after which a line search has failed.
 
     Returns:
-      The transformation. ``update`` needs ``params`` and ``value``, of one fixed objective: the
-      full batch, not minibatches. It keeps five vectors.
+      The transformation. ``update`` needs ``params`` and ``value``. The objective must be the same
+      in every update: the full batch, not minibatches. The state holds five vectors.
 
     Raises:
-      TypeError, ValueError: an argument is of the wrong type or out of range.
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, or the parameters are sharded and ``ravel`` is True.
 
     References:
       Lecture 7, "Nonlinear Conjugate Gradients". Nocedal & Wright, *Numerical Optimization*

@@ -1,4 +1,4 @@
-"""Curvature pairs, what BFGS and L-BFGS learn from: s = θ − θ_old and y = g − g_old."""
+"""The curvature pairs of BFGS and L-BFGS: s = θ − θ_old and y = g − g_old."""
 
 from typing import NamedTuple
 
@@ -12,42 +12,42 @@ from gradxform.kernels import max_abs, vdots
 
 @diagnostics
 class QuasiNewtonInfo(NamedTuple):
-    """What became of the curvature pairs."""
+    """How many curvature pairs were used, over all updates."""
 
-    pairs: jax.Array  #: pairs taken into the memory
-    skipped: jax.Array  #: pairs left out: not positive enough, or not finite
+    pairs: jax.Array  #: number of pairs used
+    skipped: jax.Array  #: number of pairs skipped: sᵀy was too small, negative or not finite
 
 
 def flattened(values: tree.PyTree, ravel: bool) -> tree.PyTree:
-    """``values`` in at least float32, with ``ravel`` as one vector."""
+    """``values`` in at least float32; with ``ravel``, as one vector."""
     values = jax.tree.map(tree.promote, values)
     return tree.ravel(values)[0] if ravel else values
 
 
 class Pair(NamedTuple):
-    """s and y over a common factor that brings sᵀy near 1.
+    """s and y, scaled by a common factor that brings sᵀy near 1.
 
-    The factor leaves the BFGS update as it is, and keeps products of small gradients from
-    underflowing. If the pair is left out, s, y and their products are 0.
+    The BFGS update does not depend on the factor. It keeps products of small gradients from
+    underflowing. If the pair is skipped, s, y and their products are 0.
     """
 
-    s: tree.PyTree
-    y: tree.PyTree
+    s: tree.PyTree  #: the scaled change of θ
+    y: tree.PyTree  #: the scaled change of the gradient
     sy: jax.Array  #: sᵀy
     yy: jax.Array  #: yᵀy
     rho: jax.Array  #: ρ = 1 / sᵀy
-    is_useful: jax.Array  #: whether H learns from it
-    is_skipped: jax.Array  #: whether it is left out although the point is another one
+    is_useful: jax.Array  #: whether H is updated with the pair
+    is_skipped: jax.Array  #: whether the pair is skipped although the point has changed
 
 
 def curvature_pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> Pair:
-    """The pair of two changes, if there was an update before."""
-    # no result depends on the size taken, so its derivative, which 0 does not have, is left out
+    """The pair of a change of θ and a change of g; skipped before the first update."""
+    # The result does not depend on the scale, so its derivative (undefined at 0) is dropped.
     longest = max_abs(*jax.lax.stop_gradient((s, y)))
     factor = tree.reciprocal(jnp.sqrt(longest[0]) * jnp.sqrt(longest[1]))
     s, y = tree.scale(factor, s), tree.scale(factor, y)
     sy, ss, yy = vdots((s, y), (s, s), (y, y))
-    # relative to ‖s‖‖y‖: an objective in other units has the same pairs
+    # relative to ‖s‖‖y‖, so that the units of the objective do not matter
     least = jnp.finfo(sy.dtype).eps ** 2 * (ss * yy)
     is_useful = started & (sy > 0) & (sy**2 > least)
     rho = is_useful.astype(sy.dtype) / jnp.where(is_useful, sy, 1)
@@ -65,7 +65,7 @@ def curvature_pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> Pair:
 
 
 def counted(info: QuasiNewtonInfo, pair: Pair) -> QuasiNewtonInfo:
-    """``info`` with one more pair."""
+    """``info`` after one more pair."""
     return QuasiNewtonInfo(
         tree.add_count(info.pairs, pair.is_useful.astype(jnp.int32)),
         tree.add_count(info.skipped, pair.is_skipped.astype(jnp.int32)),
@@ -73,5 +73,5 @@ def counted(info: QuasiNewtonInfo, pair: Pair) -> QuasiNewtonInfo:
 
 
 def no_pairs() -> QuasiNewtonInfo:
-    """Before any pair."""
+    """The counts before the first pair."""
     return QuasiNewtonInfo(jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))

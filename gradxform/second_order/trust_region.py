@@ -1,4 +1,4 @@
-r"""Trust region: a quadratic model of the objective, minimised where it is trusted.
+"""Trust region: minimise a quadratic model of the objective within a radius.
 
 Nocedal & Wright's Algorithm 4.1, for a model m of the objective f at x::
 
@@ -8,8 +8,8 @@ Nocedal & Wright's Algorithm 4.1, for a model m of the objective f at x::
     if ρ is good and ‖Dp‖ is near Δ:     Δ ← 2Δ
     if ρ ≥ η:                            x ← x + p
 
-The loop holds x + p. An update sees f there, does all but the first line, and then finds the next p
-within the new Δ. The modules of ``subproblems`` say how.
+The loop holds the trial point x + p. An update sees f there and decides with ρ. Then it computes
+the next p within the new Δ; the modules of ``subproblems`` do that.
 """
 
 import functools
@@ -43,26 +43,26 @@ from gradxform.second_order.subproblems.steihaug import steihaug
 
 Solver = Literal["auto", "exact", "steihaug"]
 
-# along a curved valley the reduction per step is largest at a ratio of 2/3, between these two
+# In a curved valley the reduction per step is largest at a ratio of 2/3, between these two.
 _POOR, _GOOD = 0.5, 0.75
-_GROWTH, _BOUNDARY = 2.0, 0.9  # a step within a tenth of the boundary counts as on it
-_SHRINK = (0.1, 0.5)  # bounds of the factor by which a poor step is shortened
+_GROWTH, _BOUNDARY = 2.0, 0.9  # a step of at least 0.9 Δ counts as on the boundary
+_SHRINK = (0.1, 0.5)  # range of the factor that shortens a poor step
 
 
 @diagnostics
 class TrustRegionInfo(NamedTuple):
-    """What the method did; the counters run over all updates."""
+    """Counts over all updates, and numbers from the last one."""
 
-    accepted: jax.Array  #: points accepted, the start included
+    accepted: jax.Array  #: points accepted, including the start
     rejected: jax.Array  #: trial points rejected
-    non_finite: jax.Array  #: updates whose value, gradient or curvature was NaN or infinite
-    negative_curvature: jax.Array  #: points accepted where the model curves downwards somewhere
-    curvature_products: jax.Array  #: products; a dense matrix of n columns counts n
-    value: jax.Array  #: f(x), at the accepted point
-    grad_norm: jax.Array  #: largest absolute entry of ∇f(x)
-    radius: jax.Array  #: Δ within which the trial point in the loop was chosen
-    ratio: jax.Array  #: ρ of the last trial, actual over predicted reduction
-    stalled: jax.Array  #: the radius is too small to move the parameters, or nothing improves
+    non_finite: jax.Array  #: updates with a NaN or infinite value, gradient or curvature
+    negative_curvature: jax.Array  #: accepted points at which negative curvature was found
+    curvature_products: jax.Array  #: products with the curvature; a full n × n matrix counts n
+    value: jax.Array  #: f(x) at the accepted point x
+    grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
+    radius: jax.Array  #: Δ for the trial point in the loop
+    ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
+    stalled: jax.Array  #: whether Δ is too small to move θ, or ten points brought no progress
 
 
 class TrustRegionState(NamedTuple):
@@ -71,13 +71,13 @@ class TrustRegionState(NamedTuple):
     params: tree.PyTree  #: x, the accepted point, in at least float32
     grad: tree.PyTree  #: ∇f(x), in at least float32
     value: jax.Array  #: f(x)
-    length: jax.Array  #: ‖Dp‖
-    predicted: jax.Array  #: the reduction m(0) − m(p) of the model
+    length: jax.Array  #: ‖Dp‖, the length of the step in the loop
+    predicted: jax.Array  #: m(0) − m(p), the reduction that the model predicts
     radius: jax.Array  #: Δ
-    rough_radius: jax.Array  #: from the size of the first parameters
-    begin: jax.Array  #: whether the point in the loop is accepted as it is
-    progress: Progress  #: of the accepted points
-    model: Any  #: what the solver keeps: an EigenModel, or the largest entry of the first gradient
+    rough_radius: jax.Array  #: a fallback for the first Δ, from the size of the first parameters
+    begin: jax.Array  #: whether the next point is accepted without a test
+    progress: Progress  #: progress over the accepted points
+    model: Any  #: data of the solver: an ``EigenModel`` ("exact") or ``Sizes`` ("steihaug")
     info: TrustRegionInfo
 
 
@@ -96,83 +96,81 @@ def trust_region(
     columns: Size = 64,
     max_size: Size = 2000,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Newton's method within a radius: it needs no line search and leaves saddles.
+    """Newton's method within a radius: it needs no line search and leaves saddles.
 
-    The step p from the accepted point x minimises the model
+    From the accepted point x, the step p minimises the model m within the radius Δ::
 
-    .. math::
-        m(p) = f(x) + g^T p + \tfrac12 p^T H p \quad\text{within}\quad \|D p\| \le \Delta
+        m(p) = f(x) + gᵀp + ½ pᵀHp,   ‖Dp‖ ≤ Δ
 
-    and the next update compares the reduction that came true with the one predicted,
+    The next update compares the actual reduction with the predicted one::
 
-    .. math::
-        \rho = \frac{f(x) - f(x + p)}{m(0) - m(p)}
+        ρ = (f(x) − f(x + p)) / (m(0) − m(p))
 
-    The step is taken when :math:`\rho \ge \eta`. Below 1/2, Δ becomes the part of ‖Dp‖, from a
-    tenth to a half, where the parabola through the two values and the slope has its minimum; above
-    3/4 and at the boundary, Δ doubles. A trial that is NaN or infinite is rejected. Where rounding
-    hides the difference of the values, :math:`-\tfrac12 (g + g_+)^T p` from the two gradients takes
-    its place.
+    The step is accepted if ρ ≥ η. If ρ < 1/2, the radius shrinks to between 0.1 and 0.5 of ‖Dp‖;
+    the factor comes from the parabola through both values and the slope. If ρ ≥ 3/4 and the step
+    reached the boundary, Δ doubles. A trial point with a NaN or infinite value is rejected. If
+    rounding hides the difference of the values, the reduction is computed from the two gradients as
+    −½ (g + g₊)ᵀp.
 
-    **The parameters in the loop are the trial point**, so each update costs the one value and
-    gradient that a training loop takes anyway, beside the curvature;
-    :func:`gradxform.eval_params` gives x.
+    **The loop holds the trial point.** So an update costs the one value and gradient that a
+    training loop computes anyway, plus the curvature. :func:`gradxform.eval_params` gives the
+    accepted point x.
 
-    ``"exact"`` solves for p by one eigendecomposition, of :math:`D^{-1} H D^{-1}`:
-    :math:`p = -(H + \lambda D^2)^{-1} g` with λ ≥ 0 from the secular equation :math:`1 / \|D p\| =
-    1 / \Delta`. Where g has no part along the most negative curvature (the *hard case*, an exact
-    saddle for one) p goes along it to the boundary; negative curvature within rounding counts as
-    none. The decomposition serves all trials from the same x, so a rejected one costs no curvature.
-    The diagonal D lets parameters of little curvature go further:
+    ``solver="exact"`` computes p = −(H + λD²)⁻¹ g from one eigendecomposition of D⁻¹HD⁻¹, with the
+    λ ≥ 0 that solves the secular equation 1 / ‖Dp‖ = 1 / Δ. In the *hard case* g has no component
+    along the most negative curvature, for instance at an exact saddle; then p follows that
+    direction to the boundary. Negative curvature within rounding counts as zero. A rejected trial
+    point needs no new decomposition. D lets parameters with little curvature move further::
 
-    .. math::
-        D_{ii} = \sqrt{\|H e_i\| / \max_j \|H e_j\|}
+        D_ii = √(‖H e_i‖ / max_j ‖H e_j‖)
 
-    ``"steihaug"`` takes products with H alone, and D = I: conjugate gradients that stop at the
-    boundary, or go to it along a direction of negative curvature; a rejected trial repeats them up
-    to the smaller radius. Directions that no gradient has a part in, it does not see: the ridge to
-    a saddle is one.
+    ``solver="steihaug"`` needs only products with H, and D = I. It runs conjugate gradients (CG)
+    until they reach the boundary; at negative curvature it follows that direction to the boundary.
+    After a rejected trial point CG runs again with the smaller radius. It cannot see directions in
+    which every gradient is zero, such as the way down from a ridge that leads to a saddle.
 
     Args:
-      solver: "exact"; "steihaug"; "auto" for "exact" with up to ``max_size`` parameters and
-        "steihaug" with more.
-      curvature: of ``(value_fn, params)`` to a symmetric map, such as ``gx.gauss_newton()``;
-        ``None`` for ``gx.hessian()``. One that is not finite somewhere counts as zero there.
-      scaling: of "exact": "curvature" for D as above, "none" for D = I, a ball.
-      initial_radius: the first Δ > 0, in units of θ. ``None`` for ``0.2 ‖D⁻¹g‖ / ‖D⁻¹HD⁻¹‖`` with
-        "exact" and the model's minimum along the gradient with "steihaug"; a tenth of ‖θ‖, or 1 at
-        θ = 0, where these are not finite or zero.
-      max_radius: largest Δ; ``None`` for no bound.
-      decrease: η in [0, 1/4), the part of the predicted reduction that is enough.
-      noise: relative error of the objective; at least ten units of rounding are taken.
-      tol: of "steihaug": conjugate gradients end when the residual is less than
-        :math:`\min(tol, \sqrt{\|g\|_\infty / \|g_0\|_\infty})\, \|g\|`, with g₀ the first gradient.
-      maxiter: of "steihaug": most products of an update; never more than twice the parameters.
-      columns: of "exact": how many columns of H are evaluated at once: more is faster and takes the
-        memory of as many gradients.
-      max_size: of "auto" and "exact": most parameters n that are solved for exactly. The state
-        then keeps an n × n matrix, its rows sharded like the parameters; an accepted point takes n
-        curvature products and O(n³) operations, these and the matrix on every device.
+      solver: ``"exact"``, ``"steihaug"``, or ``"auto"``, which takes ``"exact"`` for up to
+        ``max_size`` parameters and ``"steihaug"`` for more.
+      curvature: ``gx.hessian()``, ``gx.gauss_newton()``, or your own function of
+        ``(value_fn, params)`` that returns a symmetric linear map; ``None`` for ``gx.hessian()``.
+        A curvature that is not finite counts as zero.
+      scaling: for "exact": ``"curvature"`` for D as above, ``"none"`` for D = I.
+      initial_radius: the first Δ > 0, in units of θ. By default it is 0.2 ‖D⁻¹g‖ / ‖D⁻¹HD⁻¹‖ with
+        "exact", and the distance to the model's minimum along −g with "steihaug". If that is zero
+        or not finite, it is a tenth of the largest entry of θ, or 1 if θ = 0.
+      max_radius: the largest Δ; ``None`` for no bound.
+      decrease: η in [0, 1/4), the smallest ρ of an accepted step.
+      noise: relative error of the objective; at least ten units of rounding are assumed.
+      tol: for "steihaug", in [0, 1): CG stops at a residual of min(tol, √(‖g‖∞ / ‖g₀‖∞)) ‖g‖,
+        where g₀ is the first gradient.
+      maxiter: for "steihaug": largest number of products in an update. It is never more than twice
+        the number of parameters.
+      columns: for "exact": how many columns of H are evaluated at once. More is faster, and each
+        takes the memory of a gradient.
+      max_size: for "auto" and "exact": largest number of parameters n for the exact solver. Its
+        state holds an n × n matrix, with rows sharded like the parameters. An accepted point takes
+        n curvature products and O(n³) operations, and every device holds the full matrix meanwhile.
 
     Returns:
-      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, of one fixed
-      objective: the full batch, not minibatches; keyword arguments named like arguments of
-      ``value_fn`` are handed on to it.
+      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``. The objective
+      must be the same in every update: the full batch, not minibatches. Other keyword arguments of
+      ``update`` reach the arguments of ``value_fn`` of the same name.
 
     Raises:
-      TypeError, ValueError: an argument is of the wrong type or out of range, ``solver="exact"``
-        and there are more parameters than ``max_size``, or ``update`` misses an argument.
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, or there are more parameters than ``max_size`` with ``solver="exact"``.
 
     References:
-      Lecture 7, "Newton's Method". Moré & Sorensen, "Computing a trust region step", SIAM J. Sci.
-      Stat. Comput. 4:553 (1983), as Nocedal & Wright, *Numerical Optimization* (2006), eqs. 4.38
-      to 4.45; differs: λ comes from the eigenvalues, to rounding, in place of a Cholesky factor
-      for every λ. D: N&W §4.5 and Moré, "The Levenberg-Marquardt algorithm" (1978); differs: from
-      the columns of H at x alone, in place of the largest so far. Steihaug, "The conjugate gradient
-      method and trust regions in large scale optimization", SIAM J. Numer. Anal. 20:626 (1983), as
-      N&W Algorithm 7.2. Sun & Nocedal, "A trust region method for noisy unconstrained
-      optimization", Math. Program. 202:445 (2023), on ρ under noise; differs: gradients decide,
-      where they add a term to both reductions.
+      Lecture 7, "Newton's Method". Nocedal & Wright, *Numerical Optimization* (2006). Exact step:
+      Moré & Sorensen, "Computing a trust region step", SIAM J. Sci. Stat. Comput. 4:553 (1983), as
+      in N&W eqs. 4.38 to 4.45. Differs: λ comes from the eigenvalues, up to rounding, instead of
+      one Cholesky factor for each λ. D: N&W §4.5 and Moré, "The Levenberg-Marquardt algorithm"
+      (1978). Differs: D uses the columns of H at x, not the largest so far. Steihaug: "The
+      conjugate gradient method and trust regions in large scale optimization", SIAM J. Numer. Anal.
+      20:626 (1983), as in N&W Algorithm 7.2. Noise: Sun & Nocedal, "A trust region method for noisy
+      unconstrained optimization", Math. Program. 202:445 (2023). Differs: the gradients decide,
+      while they add a term to both reductions.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> saddle = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4
@@ -221,7 +219,7 @@ def trust_region(
             return grads, state
         solve = subproblem(tree.count(grads))
 
-        # whether the trial point is accepted
+        # accept or reject the trial point
         trial = _Trial(params, grads, value, scalar(tree.max_abs(grads)))
         verdict = _verdict(state, trial, scalar(decrease), scalar(noise))
         accept, radius = verdict.accept, verdict.radius
@@ -230,7 +228,7 @@ def trust_region(
         fx = jnp.where(accept, scalar(value), state.value)
         progress = progress_after(state.progress, accept, fx, trial.largest)
 
-        # the model there, and how far it is trusted
+        # the model at the accepted point, and its radius
         linearise = functools.partial(curvature or hessian(), value_fn, tree.cast_like(x, params))
         point = Point(
             params=x,
@@ -248,9 +246,9 @@ def trust_region(
 
         # the next trial point
         step = solve.step(point, prepared.model, radius)
-        waiting = state.begin & ~accept  # the first value is not finite: stay
+        waiting = state.begin & ~accept  # the first value is not finite, so do not move
         p = tree.scale(jnp.where(waiting, 0, 1), step.p)
-        stuck = ~waiting & _rests(x, p, params)
+        stuck = ~waiting & _is_zero_step(x, p, params)
         new_state = TrustRegionState(
             params=x,
             grad=g,
@@ -295,16 +293,16 @@ class _Trial(NamedTuple):
     params: tree.PyTree
     grad: tree.PyTree
     value: jax.Array
-    largest: jax.Array  # entry of the gradient
+    largest: jax.Array  # largest absolute entry of the gradient
 
 
 class _Verdict(NamedTuple):
-    """Of the trial point."""
+    """What a trial point leads to."""
 
-    accept: jax.Array
-    finite: jax.Array
-    ratio: jax.Array  # ρ; 1 where a search begins
-    radius: jax.Array  # Δ of the next step
+    accept: jax.Array  # whether it becomes the accepted point
+    finite: jax.Array  # whether its value and gradient are finite
+    ratio: jax.Array  # ρ; 1 if the point is accepted without a test
+    radius: jax.Array  # Δ for the next step
 
 
 def _verdict(
@@ -314,12 +312,12 @@ def _verdict(
     p = tree.map(lambda x, q: q - x, state.params, trial.params)
     slope, slope_there = vdots((state.grad, p), (trial.grad, p))
     actual = state.value - scalar(trial.value)
-    # the trapezoidal rule is exact for quadratics, and resolves what values of this size cannot
+    # Where rounding hides the reduction, take the trapezoidal rule, which is exact for quadratics.
     relative = jnp.maximum(noise, 10 * jnp.finfo(trial.value.dtype).eps)
     rounding = relative * jnp.abs(state.value)
     hidden = (jnp.abs(actual) <= rounding) & (state.predicted <= rounding)
     actual = jnp.where(hidden, -0.5 * (slope + slope_there), actual)
-    # the parabola through the two values and the slope gives the part of a step that was too long
+    # the minimum of the parabola through both values and the slope, as a part of the step
     bend = 2 * (scalar(trial.value) - state.value - slope)
     ratio, part = quotients((actual, state.predicted), (-slope, bend))
     ratio = jnp.where(state.predicted > 0, ratio, jnp.sign(actual))
@@ -334,8 +332,8 @@ def _verdict(
     return in_one_kernel(_Verdict(accept, finite, ratio, radius))
 
 
-def _rests(x: tree.PyTree, p: tree.PyTree, params: tree.PyTree) -> jax.Array:
-    """Whether x + p is x in the dtypes of the parameters."""
+def _is_zero_step(x: tree.PyTree, p: tree.PyTree, params: tree.PyTree) -> jax.Array:
+    """Whether x + p equals x in the dtypes of the parameters."""
     moved, x = (tree.cast_like(y, params) for y in (tree.map(jnp.add, x, p), x))
     return jnp.all(
         jnp.stack([jnp.all(a == b) for a, b in zip(*map(jax.tree.leaves, (moved, x)), strict=True)])

@@ -1,4 +1,4 @@
-"""Large batches in small pieces: one update with the mean of several minibatches."""
+"""Gradient accumulation: one update with the mean gradient of several minibatches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ from gradxform.protocol import transformation
 
 
 class AccumulateState(NamedTuple):
-    """State of :func:`accumulate`. The fields of Optax's ``MultiStepsState``, and the value."""
+    """State of :func:`accumulate`: Optax's ``MultiStepsState`` with the accumulated value."""
 
     mini_step: jax.Array  #: minibatches accumulated since the last update of the method
-    gradient_step: jax.Array  #: updates of the method
+    gradient_step: jax.Array  #: updates of the method so far
     inner_opt_state: optax.OptState  #: the state of the method
-    acc_grads: tree.PyTree  #: their mean gradient, or sum, in at least float32
-    acc_value: jax.Array  #: their mean value, or sum, in at least float32
-    skip_state: tree.PyTree  #: what ``should_skip_update_fn`` reported
+    acc_grads: tree.PyTree  #: mean (or sum) of the accumulated gradients, in at least float32
+    acc_value: jax.Array  #: mean (or sum) of the accumulated values, in at least float32
+    skip_state: tree.PyTree  #: the last report of ``should_skip_update_fn``
 
 
 @checked
@@ -32,39 +32,39 @@ def accumulate(
     use_grad_mean: bool = True,
     should_skip_update_fn: Callable[..., tuple[jax.typing.ArrayLike, tree.PyTree]] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Accumulates k minibatches, then makes one update of ``opt`` with their mean.
+    """Accumulates k minibatches, then makes one update of ``opt`` with their mean.
 
-    .. math::
-        \bar g = \frac{1}{k} \sum_{i=1}^k g_i, \qquad \bar f = \frac{1}{k} \sum_{i=1}^k f_i
+    At every k-th call ``opt`` gets the mean gradient and the mean value::
 
-    are the gradient and the ``value`` that ``opt`` gets at every k-th call; the updates in between
-    are zero. With minibatches of equal size and losses that are means, that is the update of the
-    large batch. ``opt`` runs only then (``optax.MultiSteps`` runs it in every call and drops all
-    results but one), so that a costly method costs once. Under ``jax.vmap`` with a counter for each
-    lane it runs in every call, like any ``jax.lax.cond``, and what it gives is dropped.
+        ḡ = 1/k Σᵢ gᵢ,   f̄ = 1/k Σᵢ fᵢ
 
-    ``value_fn`` is not accumulated: ``opt`` gets the one of the k-th call. For a method that takes
-    curvature from it, that is the curvature of one minibatch with the gradient of all, as in
+    The updates in between are zero. If the minibatches have equal size and the loss is a mean over
+    examples, this is the update of the large batch. ``opt`` runs only at every k-th call, so a
+    costly method costs once; ``optax.MultiSteps`` runs it in every call. Under ``jax.vmap`` with
+    different counters it runs in every call too, and the unused results are dropped.
+
+    ``value_fn`` is not accumulated: ``opt`` gets the one of the k-th call. A method that takes its
+    curvature from it then uses the curvature of one minibatch with the gradient of all, as in
     Hessian-free optimisation. A method that compares values of ``value_fn``
-    (``coordinate_descent``, Optax's line searches) needs the large batch's: pass that.
+    (``coordinate_descent``, Optax's line searches) needs the ``value_fn`` of the large batch.
 
     Args:
       opt: the method.
-      every_k_schedule: k ≥ 1, or a function of the number of updates of ``opt`` made so far; of
-        such a number below 1, taken as 1.
-      use_grad_mean: False hands on the sums of gradients and values instead of their means.
-      should_skip_update_fn: of the gradients, the number of updates of ``opt`` and the parameters,
-        to whether to leave this minibatch out, a boolean, and anything to be kept in
-        ``state.skip_state``; for instance ``optax.skip_not_finite``.
+      every_k_schedule: k ≥ 1, or a function from the number of updates of ``opt`` so far to k.
+        A k below 1 from such a function counts as 1.
+      use_grad_mean: False passes the sums of gradients and values instead of their means.
+      should_skip_update_fn: a function of the gradients, the number of updates of ``opt`` and the
+        parameters. It returns a boolean (whether to leave out this minibatch) and any report,
+        stored in ``state.skip_state``. An example is ``optax.skip_not_finite``.
 
     Returns:
-      The transformation. ``update`` needs what ``opt`` needs; ``value``, if at all, in every call.
-      ``opt`` gets the accumulated gradient, in the dtype of the last one, as ``grad`` too, so links
-      that change gradients belong inside. Right after ``opt`` has run, ``state.mini_step`` is 0.
+      The transformation. ``update`` needs what ``opt`` needs. If ``opt`` needs ``value``, pass it
+      in every call. ``opt`` gets the accumulated gradient as ``grad`` too, so methods that change
+      gradients belong inside. ``state.mini_step`` is 0 right after ``opt`` has run.
 
     Raises:
-      TypeError, ValueError: k is not a whole number of at least 1, or ``should_skip_update_fn``
-        does not return a boolean.
+      TypeError, ValueError: k is not an integer of at least 1, or ``should_skip_update_fn`` does
+        not return a boolean.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.accumulate(gx.sgd(1.0), every_k_schedule=2)
@@ -165,4 +165,4 @@ def accumulate(
 def _check_every_k(k: Any) -> None:
     check_argument("accumulate", "every_k_schedule", k, Count)
     if isinstance(k, float | np.floating) and k != int(k):
-        raise ValueError(f"accumulate(every_k_schedule={k!r}): must be a whole number")
+        raise ValueError(f"accumulate(every_k_schedule={k!r}): every_k_schedule must be an integer")

@@ -1,4 +1,4 @@
-"""``value_fn`` of Flax NNX modules."""
+"""The ``value_fn`` of a Flax NNX module."""
 
 import functools
 from collections.abc import Callable
@@ -16,23 +16,26 @@ def nnx_value_fn(
 ) -> Callable[..., jax.typing.ArrayLike]:
     """The ``value_fn`` of a Flax NNX module, for ``nnx.Optimizer.update(…, value_fn=…)``.
 
-    Optimizer hands parameters to a method as an ``nnx.State``; this gives the function of such a
-    state that puts it into a copy of the module, with everything else as it is now, and evaluates
-    ``loss`` on that. What the loss changes in the copy (batch statistics, random counters) is
-    dropped: ``model`` is neither changed nor referred to.
+    ``nnx.Optimizer`` passes parameters to a method as an ``nnx.State``. The result of this function
+    takes such a state, puts it into a copy of the module and evaluates ``loss`` on the copy.
+    Changes that the loss makes in the copy (batch statistics, random counters) are dropped, so
+    ``model`` does not change.
 
-    Call it before ``nnx.value_and_grad``, which moves the random counters on: with dropout,
-    ``value_fn`` then has the masks that the gradient was taken with.
+    Call it before ``nnx.value_and_grad``, which advances the random counters. With dropout,
+    ``value_fn`` then uses the same masks as the gradient.
 
     Args:
       model: the module.
-      loss: of a module, and of data, to one real number. Data given to ``update`` by keyword reach
-        the arguments of the same name.
-      wrt: which variables are the parameters, the filter that the optimizer has; ``None`` for
-        ``nnx.Param``.
+      loss: a function of a module, and of data, that returns one real number. Keyword arguments of
+        ``update`` reach the arguments of the same name.
+      wrt: the filter of the optimizer that selects the parameters; ``None`` for ``nnx.Param``.
+
+    Returns:
+      A function of the parameters, and of data.
 
     Raises:
       ImportError: Flax is not installed.
+      TypeError: ``model`` is not a Flax NNX module, or ``wrt`` is not a filter.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> from flax import nnx
@@ -51,14 +54,14 @@ def nnx_value_fn(
         raise ImportError("nnx_value_fn needs Flax: pip install flax") from error
     try:
         graphdef, _, rest = nnx.split(model, nnx.Param if wrt is None else wrt, ...)
-    except Exception as error:  # Flax has many, some of them of no use
+    except Exception as error:  # Flax raises errors of many kinds
         raise TypeError(
             f"nnx_value_fn(model={shown(model)}, wrt={shown(wrt)}): expected a Flax NNX module and "
             "a filter of its variables, for instance nnx.Param"
         ) from error
     rest = nnx.as_pure(rest)
 
-    # shows the signature of loss, which says what data it takes
+    # keeps the signature of loss, which says what data it takes
     @functools.wraps(loss, updated=())
     def value_fn(params: tree.PyTree, *args: Any, **data: Any) -> jax.typing.ArrayLike:
         return loss(nnx.merge(graphdef, params, rest), *args, **data)

@@ -1,4 +1,4 @@
-"""Hyperparameters kept in the state, where they can be read, set and scheduled."""
+"""Hyperparameters stored in the state, where they can be read, set and scheduled."""
 
 import functools
 import inspect
@@ -21,36 +21,38 @@ def inject_hyperparams(
     static_args: str | Iterable[str] = (),
     hyperparam_dtype: jax.typing.DTypeLike | None = None,
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
-    """Keeps the hyperparameters of a method in its state, where they can be read and set.
+    """Stores the hyperparameters of a method in its state, where they can be read and set.
 
-    ``gx.inject_hyperparams(gx.adam)(learning_rate=0.1)`` is ``gx.adam(learning_rate=0.1)`` with
-    ``state.hyperparams["learning_rate"]``, which ``update`` uses and which
-    ``optax.tree.set(state, learning_rate=0.05)`` changes. Of the arguments and defaults of the
-    factory,
+    ``gx.inject_hyperparams(gx.adam)(learning_rate=0.1)`` is ``gx.adam(learning_rate=0.1)`` with the
+    rate in ``state.hyperparams["learning_rate"]``. ``update`` reads it there, and
+    ``optax.tree.set(state, learning_rate=0.05)`` changes it. The arguments of the factory, and
+    their defaults, are treated by type:
 
-    * floats and arrays are kept in the state, floats in at least float32 whatever the dtype of the
-      parameters (Optax rounds them to that: with bfloat16 parameters ``b2 = 0.999`` becomes 1);
-    * an argument that is a function is a schedule of the number of updates made so far, evaluated
-      in each update, or one of Optax's stateful schedules; setting it has no effect;
-    * the rest stays as it is: whole numbers, which may be sizes (``memory_size=10``), booleans,
-      strings, None, and defaults that are functions. To inject a whole number pass it as a float or
-      an array.
+    * Floats and arrays are stored in the state. Floats stay in at least float32, whatever the dtype
+      of the parameters. (Optax rounds them to the dtype of the parameters; ``b2 = 0.999`` becomes 1
+      in bfloat16.)
+    * A function is a schedule of the number of updates so far, evaluated in each update. Optax's
+      stateful schedules work too. Setting a scheduled value has no effect.
+    * The rest is not stored: integers, which may be sizes (``memory_size=10``), booleans, strings,
+      None, and defaults that are functions. To inject an integer, pass it as a float or an array.
 
     The inner state keeps the dtypes it starts with.
 
     Args:
       inner_factory: the function that builds the method, such as ``gx.adam``.
-      static_args: name or names of arguments to leave as they are: functions that are no schedules.
-      hyperparam_dtype: of the injected floats; ``None`` for float32, and float64 where JAX has it.
+      static_args: name or names of arguments that are not injected. List functions that are not
+        schedules.
+      hyperparam_dtype: dtype of the injected floats; ``None`` for float32, or float64 if JAX's
+        64-bit mode is on.
 
     Returns:
-      A function with the arguments of ``inner_factory``. It gives the transformation, with Optax's
-      ``InjectStatefulHyperparamsState``; ``update`` needs what the method needs.
+      A function with the arguments of ``inner_factory`` that builds the transformation. Its state
+      is Optax's ``InjectStatefulHyperparamsState``. ``update`` needs what the method needs.
 
     Raises:
-      ValueError: ``static_args`` names no argument of the factory.
-      TypeError: an argument is a function that does not give a number for a count.
-      What the factory raises for a number out of range, where no argument is a schedule.
+      ValueError: ``static_args`` contains a name that is not an argument of the factory.
+      TypeError: an argument is a function that does not return a number for an update count.
+      If no argument is a schedule, the factory also raises its own errors.
 
     >>> import jax.numpy as jnp, optax, gradxform as gx
     >>> tx = gx.inject_hyperparams(gx.sgd)(learning_rate=0.5)
@@ -65,7 +67,7 @@ def inject_hyperparams(
     signature = inspect.signature(inner_factory)
     if not static <= set(signature.parameters):
         raise ValueError(
-            f"inject_hyperparams(static_args={sorted(static)}): the factory takes "
+            f"inject_hyperparams(static_args={sorted(static)}): the factory has only the arguments "
             f"{', '.join(signature.parameters)}"
         )
 
@@ -79,7 +81,7 @@ def inject_hyperparams(
         for name, schedule in schedules.items():
             _check_schedule(name, schedule)
         if not schedules:
-            inner_factory(*args, **kwargs)  # checks the numbers, which it cannot check in arrays
+            inner_factory(*args, **kwargs)  # checks the numbers while they are not arrays yet
         stateful = {
             name: x
             for name, x in schedules.items()
@@ -95,7 +97,7 @@ def inject_hyperparams(
             dtype = jnp.result_type(numbers.get(name, 0.0))
             if jnp.issubdtype(dtype, jnp.floating):
                 dtype = hyperparam_dtype or scalar(0).dtype
-            # in a buffer of its own, so that it can be donated
+            # a copy, so that its buffer can be donated
             return jnp.array(value, dtype=dtype, copy=True)
 
         def current(
@@ -167,7 +169,7 @@ def _check_dtype(hyperparam_dtype: jax.typing.DTypeLike | None) -> None:
 
 
 def _check_schedule(name: str, schedule: Callable[..., Any]) -> None:
-    """Raises a TypeError if this function takes no count, or gives no number for it."""
+    """Raises a TypeError if this function does not return a number for an update count."""
     if isinstance(schedule, optax.schedules.StatefulSchedule):
         return
     try:
@@ -179,6 +181,6 @@ def _check_schedule(name: str, schedule: Callable[..., Any]) -> None:
 
 
 _NO_SCHEDULE = (
-    "inject_hyperparams takes an argument that is a function for a schedule, but {name} does not "
-    'give a number for a count: list it in static_args="{name}"'
+    "inject_hyperparams treats a function as a schedule, but {name} does not return a number for "
+    'an update count: list it in static_args="{name}"'
 )

@@ -22,37 +22,35 @@ def masked(
     *,
     mask_compatible_extra_args: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Applies ``inner`` to a part of the parameters, as if they were all there is.
+    """Applies ``inner`` to a part of the parameters only.
 
-    With the parameters split by the mask into the part x and the rest y, ``inner`` gets x, its
-    gradient, and
+    The mask splits the parameters into the part x and the rest y. ``inner`` gets x, the gradient
+    with respect to x, and the objective as a function of x, with y fixed at its present value::
 
-    .. math::
-        \texttt{value\_fn}(x) = J(x, y)
+        value_fn(x) = J(x, y)
 
-    with y as it is in the loop now; ``value`` is J(x, y) already. So a method that evaluates
-    ``value_fn`` takes exactly the steps that it takes on x alone with y closed over. Under
-    ``optax.masked``, ``value_fn`` expects all parameters and gets a part.
+    So a method that evaluates ``value_fn`` takes the same steps as on a problem in x alone. Under
+    ``optax.masked``, ``value_fn`` expects all parameters but gets only a part.
 
-    Updates of the rest pass through unchanged, as Optax's do: **they are the gradients that came
-    in**, for the next link of a chain. To freeze the rest use :func:`gradxform.partition` with
-    ``optax.set_to_zero()``, as below.
+    The updates of the rest are not changed, as in Optax: **they are the incoming gradients**, for
+    the next method of a chain. To freeze the rest use :func:`gradxform.partition` with
+    ``optax.set_to_zero()``, as in the example.
 
     Args:
       inner: any transformation.
-      mask: booleans in the structure of the parameters or a prefix of it, True where ``inner``
-        applies; or a function that gives them, of the parameters in ``init`` and of the updates in
-        ``update``, so it may look at structure, shapes and dtypes only.
-      mask_compatible_extra_args: whether to mask all extra arguments that have the structure of the
-        updates, not ``grad`` alone.
+      mask: a pytree of booleans with the structure of the parameters or a prefix of it; True where
+        ``inner`` applies. Or a function that returns one. It gets the parameters in ``init`` and
+        the updates in ``update``, so it may use only structure, shapes and dtypes.
+      mask_compatible_extra_args: True masks all extra arguments with the structure of the updates;
+        False masks only ``grad``.
 
     Returns:
       The transformation, with Optax's ``MaskedState``. ``update`` needs what ``inner`` needs.
 
     Raises:
       TypeError: a leaf of the mask is not a boolean.
-      ValueError: the mask does not fit the parameters, or is itself inside an ``optax.masked`` that
-        hides parameters from a ``value_fn`` which ``inner`` evaluates.
+      ValueError: the mask does not fit the parameters, or an ``optax.masked`` around this one hides
+        parameters that ``value_fn`` needs.
 
     >>> import jax, jax.numpy as jnp, optax, gradxform as gx
     >>> f = lambda p: (p["a"] - 1) ** 2 + (p["b"] - p["a"]) ** 2
@@ -76,7 +74,7 @@ def _masked(
     mask: tree.PyTree | Callable[[tree.PyTree], tree.PyTree],
     mask_compatible_extra_args: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """:func:`masked` by an argument of another function, which errors name as their ``place``."""
+    """:func:`masked`, with errors that name ``place``: a function and its argument."""
     inner = optax.with_extra_args_support(inner)
 
     def init(params: tree.PyTree) -> optax.MaskedState:
@@ -113,17 +111,17 @@ def partition(
     *,
     mask_compatible_extra_args: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Applies a method of its own to each part of the parameters.
+    """Applies a different method to each part of the parameters.
 
-    Each method gets its part as :func:`gradxform.masked` gives it: ``value_fn`` is a function of
-    the part, with the other parts as they are in the loop now. The parts then move together. A
-    method that judges its step by ``value`` (a line search, a trust region) judges the moves of the
-    other parts with it, so give it company that moves little, or freeze the other parts.
+    Each method gets its part as with :func:`gradxform.masked`: ``value_fn`` is a function of that
+    part, with the other parts fixed at their present values. Then all parts move together. A line
+    search or trust region judges its step by ``value``, which also contains the moves of the other
+    parts. Combine it only with parts that move little or are frozen.
 
     Args:
-      transforms: label to method. ``optax.set_to_zero()`` freezes a part.
-      param_labels: labels in the structure of the parameters or a prefix of it; or a function that
-        gives them, of the parameters in ``init`` and of the updates in ``update``.
+      transforms: a mapping from label to method. ``optax.set_to_zero()`` freezes a part.
+      param_labels: a pytree of labels with the structure of the parameters or a prefix of it. Or a
+        function that returns one; it gets the parameters in ``init`` and the updates in ``update``.
       mask_compatible_extra_args: see :func:`gradxform.masked`.
 
     Returns:
@@ -190,7 +188,7 @@ def partition(
 
 
 def _is_function(choice: tree.PyTree) -> bool:
-    """Whether this is a function: a pytree can be callable too, as a module of booleans is."""
+    """Whether this is a function. A pytree can be callable too, for instance a module."""
     leaves = jax.tree.leaves(choice)
     return bool(leaves) and all(callable(leaf) for leaf in leaves)
 
@@ -200,26 +198,26 @@ def _has_structure_of(updates: tree.PyTree, argument: Any) -> bool:
         jax.tree.map(lambda _, x: x, updates, argument)
     except (TypeError, ValueError):
         return False
-    # a prefix is not enough
+    # the same number of leaves, because a prefix is not enough
     return len(jax.tree.leaves(updates)) == len(jax.tree.leaves(argument))
 
 
 def _booleans(place: str, mask: tree.PyTree, params: tree.PyTree) -> tree.PyTree:
-    """The mask of a tree, checked."""
+    """The mask for ``params``, checked."""
     if not jax.tree.leaves(params):
-        return True  # nothing to hide, as in the placeholder that optax.tree.map_params passes
+        return True  # a tree without leaves, such as the placeholder of optax.tree.map_params
     mask = mask(params) if _is_function(mask) else mask
     for path, used in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(used, bool | np.bool_):
             raise TypeError(
                 f"{place}: mask{jax.tree_util.keystr(path)} is {shown(used)}, expected True or "
-                "False: a mask decides what is compiled, so it cannot be a traced array"
+                "False: a mask decides what is compiled, so it cannot be an array"
             )
     try:
         jax.tree.map(lambda used, _: used, mask, params)
     except ValueError as error:
         raise ValueError(
-            f"{place}: it has the structure {jax.tree.structure(mask)}, but needs that of the "
+            f"{place}: the structure is {jax.tree.structure(mask)}, but must be that of the "
             f"parameters or a prefix of it: {jax.tree.structure(params)}"
         ) from error
     return mask
@@ -244,7 +242,7 @@ def _part(
     if isinstance(value_fn, Composed):
         return dataclasses.replace(value_fn, model=_part(value_fn.model, mask, params))
 
-    # shows the signature of value_fn, which says what data it takes
+    # keeps the signature of value_fn, which says what data it takes
     @functools.wraps(value_fn, updated=())
     def of_part(part: tree.PyTree, *args: Any, **data: Any) -> Any:
         full = _fill(mask, part, params)

@@ -1,4 +1,4 @@
-"""The ways in which a trust region finds its step, each a :class:`Subproblem`."""
+"""How a trust region computes its step: each solver is a :class:`Subproblem`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,48 +16,48 @@ class Point(NamedTuple):
 
     params: tree.PyTree  #: x, in at least float32
     grad: tree.PyTree  #: g, in at least float32
-    linearise: Callable[[], Product]  #: makes v ↦ Hv at x, which takes an evaluation
-    is_new: jax.Array  #: whether this update accepted it
-    is_first: jax.Array  #: whether a search begins here, with a point that is new
-    grad_size: jax.Array  #: largest absolute entry of g, where the point is new
-    rough_radius: jax.Array  #: a first Δ where the curvature gives none
+    linearise: Callable[[], Product]  #: returns v ↦ Hv at x; the call takes an evaluation
+    is_new: jax.Array  #: whether this update accepted the point
+    is_first: jax.Array  #: whether the point is new and the first one of a run
+    grad_size: jax.Array  #: largest absolute entry of g if the point is new
+    rough_radius: jax.Array  #: a fallback for the first Δ
 
 
 class Prepared(NamedTuple):
-    """What is known at the accepted point before the radius is."""
+    """The model at the accepted point."""
 
-    model: Any  #: what the state keeps from update to update
-    radius: jax.Array  #: Δ to begin a search with; 0 where the step finds it
+    model: Any  #: data of the solver, stored in the state
+    radius: jax.Array  #: the first Δ; 0 if the step computes it
     products: jax.Array  #: curvature products made, an int32
     finite: jax.Array  #: whether the curvature was finite
 
 
 class Step(NamedTuple):
-    """A step p: the minimum of the model within the radius, or near it."""
+    """A step p: the minimum of the model within the radius, or an approximation."""
 
-    p: tree.PyTree
+    p: tree.PyTree  #: the step
     length: jax.Array  #: ‖Dp‖
-    radius: jax.Array  #: Δ that it was found within
-    predicted: jax.Array  #: m(0) − m(p)
-    negative: jax.Array  #: whether H was seen to have negative curvature
+    radius: jax.Array  #: Δ, the radius of the step
+    predicted: jax.Array  #: m(0) − m(p), the predicted reduction
+    negative: jax.Array  #: whether negative curvature was found
     products: jax.Array  #: curvature products made, an int32
     finite: jax.Array  #: whether the curvature was finite
 
 
 class Subproblem(NamedTuple):
-    """How the step within the radius is found."""
+    """A solver: three functions that compute the step within the radius."""
 
-    init: Callable[[tree.PyTree], Any]  #: of the parameters, to the model of no point yet
-    prepare: Callable[[Point, Any], Prepared]  #: of the accepted point and the model kept
-    step: Callable[[Point, Any, jax.Array], Step]  #: of the point, its model and the radius
+    init: Callable[[tree.PyTree], Any]  #: (params) → the initial ``model``
+    prepare: Callable[[Point, Any], Prepared]  #: (accepted point, stored model) → the model there
+    step: Callable[[Point, Any, jax.Array], Step]  #: (accepted point, model, Δ) → the step
 
 
 def rough_radius(params: tree.PyTree) -> jax.Array:
-    """A tenth of the size of the parameters, 1 where they are 0."""
+    """A tenth of the largest absolute parameter, or 1 if all are 0."""
     size = scalar(tree.max_abs(params))
     return jnp.where(size > 0, 0.1 * size, 1)
 
 
 def usable_radius(guess: jax.Array, rough: jax.Array) -> jax.Array:
-    """``guess``, or ``rough`` where it is not finite or not above 0."""
+    """``guess`` if it is positive and finite, otherwise ``rough``."""
     return jnp.where((guess > 0) & jnp.isfinite(guess), guess, rough)

@@ -1,11 +1,11 @@
-r"""The step of a trust region from the eigenvalues of the curvature, to rounding.
+"""The exact step of a trust region, from the eigenvalues of the curvature.
 
 Moré and Sorensen's step within ‖Dp‖ ≤ Δ, with D⁻¹HD⁻¹ = QΛQᵀ, A = D⁻¹Q and b = Aᵀg::
 
     p = A u,    uᵢ = −bᵢ / (Λᵢ + λ),    λ ≥ max(0, −Λ₁) the least for which ‖u‖ ≤ Δ
 
 λ solves the secular equation 1/‖u(λ)‖ = 1/Δ by Newton's method. In the hard case, where λ = −Λ₁
-leaves ‖u‖ < Δ, the step goes on along the first axis to the boundary.
+leaves ‖u‖ < Δ, the step is extended along the first axis to the boundary.
 """
 
 from typing import Literal, NamedTuple
@@ -24,29 +24,27 @@ from gradxform.sharding import varying_like
 
 Scaling = Literal["curvature", "none"]
 
-_FIRST = 0.2  # first radius, in units of ‖g‖/‖H‖
-_SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful reach rounding
+_FIRST = 0.2  # the first radius, in units of ‖g‖/‖H‖
+_SECULAR_STEPS = 20  # Newton steps on the secular equation; a handful is usually enough
 
 
 class EigenModel(NamedTuple):
-    """Gradient and curvature at the accepted point, each over its largest absolute entry.
+    """Gradient and curvature at the accepted point, each divided by its largest absolute entry.
 
-    The two sizes are kept apart, so that objectives of any unit neither overflow nor underflow.
+    The two divisors are stored in ``sizes``, so objectives in any unit neither overflow nor
+    underflow.
     """
 
-    axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ, the rows of each leaf in one: (*shape, n)
-    values: jax.Array  #: Λ, ascending; those negative within rounding are 0
-    slopes: jax.Array  #: Aᵀg
-    sizes: jax.Array  #: of g and H
+    axes: tree.PyTree  #: A = D⁻¹Q, n × n, with AᵀHA = Λ; for each leaf an array (*shape, n)
+    values: jax.Array  #: Λ, the eigenvalues, ascending; 0 if negative only by rounding
+    slopes: jax.Array  #: Aᵀg, the gradient along the axes
+    sizes: jax.Array  #: largest absolute entries of g and of H
 
 
 def exact(
     *, initial_radius: Scalar | None, scaling: Scaling, columns: int, max_size: int
 ) -> Subproblem:
-    """Moré and Sorensen's step, for at most ``max_size`` parameters.
-
-    The arguments are those of ``trust_region``.
-    """
+    """Moré and Sorensen's step, with the arguments of ``trust_region``."""
 
     def init(params: tree.PyTree) -> EigenModel:
         _check_size(params, max_size)
@@ -77,7 +75,7 @@ def _check_size(params: tree.PyTree, max_size: int) -> None:
         raise ValueError(
             f"trust_region(max_size={max_size}): there are {size} parameters, and every accepted "
             f'point takes the eigenvalues of a {size} × {size} matrix: use solver="steihaug", '
-            "which takes products with it alone, or raise max_size"
+            "which needs only products with the matrix, or raise max_size"
         )
 
 
@@ -96,7 +94,7 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
-    """The model; of a curvature that is not finite it has the size, and zeros."""
+    """The model. If the curvature is not finite, the model has zero curvature."""
     matrix = dense(point.linearise(), point.grad, columns)
     curvature_size = tree.max_abs(matrix)
     unit = tree.reciprocal(curvature_size)
@@ -117,40 +115,40 @@ def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
 
 
 def _inverse_scales(matrix: jax.Array) -> jax.Array:
-    """The diagonal of D⁻¹. No entry of D⁻¹HD⁻¹ is larger than the largest column of H."""
+    """The diagonal of D⁻¹. No entry of D⁻¹HD⁻¹ exceeds the norm of the largest column of H."""
     squares = jnp.sum(jnp.square(matrix), axis=0)
     largest = jnp.max(squares)
     safe = jnp.where(largest > 0, largest, 1)
     ratio = safe / jnp.maximum(squares, float(jnp.finfo(matrix.dtype).eps) ** 4 * safe)
-    # the roots come last, so that one kernel makes all of it
+    # the roots come last, so that one kernel computes everything
     return jnp.sqrt(jnp.sqrt(jnp.where(largest > 0, ratio, 1)))
 
 
 def _first_radius(model: EigenModel) -> jax.Array:
-    """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest step to where the gradient may vanish."""
+    """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest distance at which the gradient may vanish."""
     units = tree.divide(*_sizes(model))
     norm = tree.norm(model.slopes)
     return scalar(_FIRST * units * tree.divide(norm, _largest(model.values)))
 
 
 def _sizes(model: EigenModel) -> tuple[jax.Array, jax.Array]:
-    """Of gradient and curvature; of a curvature that was not finite it is 0."""
+    """The sizes of gradient and curvature; 0 for a curvature that is not finite."""
     grad, curvature = model.sizes
     return grad, jnp.where(jnp.isfinite(curvature), curvature, 0)
 
 
 def _largest(values: jax.Array) -> jax.Array:
-    """The largest absolute value of ascending ones."""
+    """The largest absolute value of an ascending vector."""
     return jnp.maximum(-values[0], values[-1])
 
 
 def exact_step(model: EigenModel, radius: jax.Array) -> Step:
-    """Moré & Sorensen's step along the axes, as bᵀu + ½ Σ cᵢuᵢ² within the unit ball.
+    """Moré & Sorensen's step along the axes: the minimum of bᵀu + ½ Σ cᵢuᵢ² in the unit ball.
 
-    The cᵢ ascend; c is kept as its first entry, ``lowest``, and what the others are ``above`` it.
+    The cᵢ ascend. They are stored as the first, ``lowest``, and the differences ``above`` it.
     """
     delta = radius.astype(model.values.dtype)
-    # the linear and the quadratic term at the boundary, over the larger of them
+    # the linear and the quadratic term at the boundary, divided by the larger one
     linear, curvature = _sizes(model)
     quadratic = curvature * delta
     larger = jnp.maximum(linear, quadratic)
@@ -160,11 +158,11 @@ def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     negative = lowest < 0
     u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))
 
-    # by (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², a sum without cancellation
+    # With (H + λD²)p = −g the reduction is ½ pᵀ(H + λD²)p + ½ λ‖Dp‖², which cannot cancel.
     weights = above + shift + (shift - lowest)
     square, reduction = _sums(u, weights * u)
 
-    # the hard case: what is missing to the boundary is filled along the lowest curvature
+    # the hard case: extend the step along the lowest curvature to the boundary
     missing = jnp.where(negative, jnp.maximum(1 - square, 0), 0)
     sign = jnp.where(jnp.where(u[0] != 0, u[0], -b[0]) < 0, -1, 1)
     filled = sign * tree.sqrt(jnp.where(missing > 0, u[0] ** 2 + missing, 0))
@@ -183,9 +181,9 @@ def _sums(u: jax.Array, weighted: jax.Array) -> list[jax.Array]:
 def _secular_solution(
     b: jax.Array, above: jax.Array, least: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """u = −b/(above + μ) with the least μ ≥ ``least`` for which ‖u‖ ≤ 1, and μ.
+    """u = −b/(above + μ) with the smallest μ ≥ ``least`` that gives ‖u‖ ≤ 1, and μ.
 
-    μ = λ + λ₁ counts from the lowest eigenvalue, so that it keeps its digits near the hard case.
+    μ = λ + λ₁ is measured from the lowest eigenvalue, so it stays accurate near the hard case.
     """
 
     def at(shift: jax.Array) -> jax.Array:
@@ -194,7 +192,7 @@ def _secular_solution(
     def newton(_: int, shift: jax.Array) -> jax.Array:
         u = at(shift)
         square, steepness = _sums(u, tree.divide(u, above + shift))
-        # N&W eq. 4.44; from below, where it starts, Newton's method never overshoots
+        # N&W eq. 4.44; started from below, Newton's method never overshoots
         step = tree.divide(square, steepness) * (tree.sqrt(square) - 1)
         return jnp.maximum(shift, shift + step)
 

@@ -1,4 +1,4 @@
-r"""The step of a trust region by Steihaug's conjugate gradients, from products with H alone.
+"""The step of a trust region by Steihaug's conjugate gradients, which need only products with H.
 
 Nocedal & Wright's Algorithm 7.2, from z = 0, r = g, d = −g::
 
@@ -24,16 +24,16 @@ from gradxform.sharding import varying_like
 
 
 class Sizes(NamedTuple):
-    """What the state keeps."""
+    """The sizes of two gradients, stored in the state."""
 
-    first: jax.Array  #: largest entry of the gradient where the search began
-    grad: jax.Array  #: largest entry of the gradient at the accepted point
+    first: jax.Array  #: largest absolute entry of the first gradient
+    grad: jax.Array  #: largest absolute entry of the gradient at the accepted point
 
 
 def steihaug(
     *, initial_radius: Scalar | None, max_radius: Scalar | None, tol: Scalar, maxiter: Scalar
 ) -> Subproblem:
-    """Steihaug's step, for any number of parameters; arguments are those of ``trust_region``."""
+    """Steihaug's step, with the arguments of ``trust_region``."""
 
     def init(params: tree.PyTree) -> Sizes:
         return Sizes(*(jnp.array(scalar(0), copy=True) for _ in range(2)))
@@ -59,28 +59,28 @@ def steihaug(
     return Subproblem(init, prepare, step)
 
 
-# how the loop ended
+# how the loop of conjugate gradients ended
 _WITHIN, _BOUNDARY, _NEGATIVE, _NOT_FINITE = range(4)
 
 
 class _Limits(NamedTuple):
-    """When the loop ends."""
+    """The limits of the loop."""
 
-    forcing: jax.Array  # the part of ‖g‖² that the residual may keep
-    iterations: jax.Array
-    rough: jax.Array  # a first radius where the curvature gives none
-    radius: jax.Array  # the largest first radius
+    forcing: jax.Array  # largest ‖residual‖² at the end, in units of ‖g‖²
+    iterations: jax.Array  # largest number of iterations
+    rough: jax.Array  # fallback for the first radius
+    radius: jax.Array  # largest first radius
 
 
 class _Search(NamedTuple):
-    """How far the loop is; gradient, residual and curvature are over the size of g."""
+    """The state of the loop. Gradient, residual and curvature are divided by the size of g."""
 
-    at: cg.Iterate
-    # the radius, 0 until it is found; ‖x‖² over its square; the predicted reduction: one vector,
-    # as every scalar that goes round takes a kernel
+    at: cg.Iterate  # the iterate
+    # (radius, or 0 if not known yet; ‖x‖² / radius²; predicted reduction) in one vector, because
+    # every scalar that the loop carries takes a kernel
     numbers: jax.Array
-    iterations: jax.Array
-    ending: jax.Array
+    iterations: jax.Array  # iterations made
+    ending: jax.Array  # how the loop ended
 
 
 def steihaug_step(
@@ -90,12 +90,12 @@ def steihaug_step(
     radius: jax.Array,
     limits: _Limits,
 ) -> Step:
-    """N&W Algorithm 7.2, for a gradient whose largest entry is ``size``.
+    """N&W Algorithm 7.2, for a gradient whose largest absolute entry is ``size``.
 
-    A radius of 0 is to be found: the first step then goes to the model's minimum along −g, or as
-    far where the curvature is negative, and this is the radius.
+    If ``radius`` is 0, the first step goes to the model's minimum along −g and defines the radius.
+    If the curvature is negative, its absolute value is used.
     """
-    size = jax.lax.stop_gradient(size)  # no result depends on which size is taken
+    size = jax.lax.stop_gradient(size)  # the result does not depend on the scale
     unit = tree.reciprocal(size)
     r = tree.scale(unit, g)
     start = cg.first_iterate(jax.tree.map(jnp.zeros_like, r), r)
@@ -158,8 +158,8 @@ def steihaug_step(
 
 
 def _to_boundary(zz: jax.Array, zd: jax.Array, dd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The τ ≥ 0 of ‖z + τd‖ = 1, from ‖z‖², zᵀd and dᵀd, as numerator and denominator."""
+    """Numerator and denominator of the τ ≥ 0 with ‖z + τd‖ = 1, from ‖z‖², zᵀd and dᵀd."""
     missing = jnp.maximum(1 - zz, 0)
     root = tree.sqrt(zd**2 + dd * missing)
-    # of the two forms of the root, the one that does not cancel
+    # the root has two forms; take the one that does not cancel
     return tree.select(zd > 0, (missing, zd + root), (root - zd, dd))
