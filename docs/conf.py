@@ -26,7 +26,8 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
     "sphinx_design",
-    "notebook_pages",  # the ones from here on are in docs/_extensions
+    "benchmark_pages",  # the ones from here on are in docs/_extensions
+    "notebook_pages",
     "reference_pages",
     "lab_pages",
     "outside_names",

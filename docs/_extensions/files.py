@@ -11,8 +11,8 @@ def write(file: Path, content: str | bytes) -> None:
         file.write_bytes(data)
 
 
-def remove_others(folder: Path, kept: set[str]) -> None:
+def remove_others(folder: Path, kept: set[str], pattern: str = "*.rst") -> None:
     """Removes pages of names that no longer exist."""
-    for file in folder.glob("*.rst"):
+    for file in folder.glob(pattern):
         if file.name not in kept:
             file.unlink()
