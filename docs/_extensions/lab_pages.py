@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import sources
 import typer
@@ -44,10 +44,10 @@ def _config_page() -> str:
         "line ``--set KEY=VALUE`` changes one value, as in ``--set training.epochs=5``.\n",
     ]
     for (path, table_type), kinds in _tables().items():
-        parts.append(title(f"[{path}]" if path else "Top level", "-"))
-        if len(kinds) < len(schema.KINDS):
-            named = ", ".join(f"``{kind}``" for kind in kinds)
-            parts.append(f"For ``task.kind`` = {named}.\n")
+        is_shared = len(kinds) == len(schema.KINDS)
+        which = "" if is_shared else f" of kind {', '.join(kinds)}"
+        which = which.replace("kind", "a task of kind") if path != "task" else which
+        parts.append(title(f"[{path}]{which}" if path else "Top level", "-"))
         if path == "optimizers.LABEL":
             parts.append(_optimizers_text())
             continue
@@ -100,6 +100,9 @@ def _inner_tables(annotation: Any) -> Iterator[tuple[Any, bool]]:
 
 def _keys(table_type: Any) -> str:
     meanings = _meanings(table_type)
+    for key, field in table_type.model_fields.items():
+        if next(_inner_tables(field.annotation), None) and not meanings.get(key):
+            meanings[key] = f"see ``[{key}]`` below"
     rows = [
         (f"``{key}``", _wanted(field), _default(field), escaped(sentence(meanings.get(key, ""))))
         for key, field in table_type.model_fields.items()
@@ -122,7 +125,7 @@ def _wanted(field: FieldInfo) -> str:
     for part in field.metadata:
         if isinstance(part, PlainValidator):
             return escaped(_complaint(part.func))
-    words = " or ".join(dict.fromkeys(_words(field.annotation)))
+    words = ", or ".join(dict.fromkeys(_words(field.annotation)))
     bounds = ", ".join(text for part in field.metadata for text in _bound(part))
     pattern = next((p.pattern for p in field.metadata if isinstance(p, StringConstraints)), None)
     if pattern:
@@ -143,6 +146,9 @@ def _words(annotation: Any) -> Iterator[str]:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if annotation in names:
         yield names[annotation]
+    elif get_origin(annotation) is Annotated:
+        base, *notes = get_args(annotation)
+        yield ", ".join([*_words(base), *(text for note in notes for text in _bound(note))])
     elif get_origin(annotation) is Literal:
         yield " or ".join(f'``"{choice}"``' for choice in get_args(annotation))
     elif get_origin(annotation) is dict or next(_inner_tables(annotation), None):
