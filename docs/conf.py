@@ -59,7 +59,6 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks hold their outputs: `make notebooks` runs them
 
 napoleon_numpy_docstring = False
-autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 70

@@ -5,6 +5,8 @@ file of results gets a page without a change here.
 """
 
 import ast
+import itertools
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,9 +46,16 @@ def _write_pages(app: Sphinx) -> None:
 
 def _read(file: Path, folder: Path) -> Result:
     first, *paragraphs = file.read_text().split("\n\n")
-    made_on = " ".join(paragraphs[0].split()) if paragraphs else ""
-    made_on = made_on.partition(" What the columns mean")[0]
-    return Result(file.stem, first.lstrip("# ").strip(), made_on, _script(file, folder), _day(file))
+    title = first.lstrip("# ").strip()
+    return Result(file.stem, title, _made_on(paragraphs), _script(file, folder), _day(file))
+
+
+def _made_on(paragraphs: list[str]) -> str:
+    """The sentences before the first table, without those that explain or name a command."""
+    prose = itertools.takewhile(lambda text: not text.startswith(("|", "#")), paragraphs)
+    sentences = re.split(r"(?<=\.) +", " ".join(" ".join(prose).replace("**", "").split()))
+    kept = [text for text in sentences if not re.search(r"python -m|columns mean|its head", text)]
+    return " ".join(kept)
 
 
 def _script(file: Path, folder: Path) -> str:
@@ -66,7 +75,11 @@ def _day(file: Path) -> str:
 
 
 def _command(result: Result) -> str:
-    return f"python -m benchmarks.{result.script}" if result.script else "make bench"
+    if not result.script:
+        return "make bench"
+    precision = re.search(r"float\d+$", result.name)
+    option = f" --precision {precision[0]}" if precision else ""
+    return f"python -m benchmarks.{result.script}{option}"
 
 
 def _page(result: Result, folder: Path) -> str:

@@ -14,12 +14,15 @@ def escaped(text: str) -> str:
     """Text in which only double backticks and roles are markup."""
     parts = _MARKUP.split(text)
     parts[::2] = [re.sub(r"([*|`\\]|_\b)", r"\\\1", part) for part in parts[::2]]
-    return "".join(parts)
+    # a letter and a full stop would begin a list
+    return re.sub(r"^(\w+[.)])(?=\s|$)", r"\\\1", "".join(parts))
 
 
 def sentence(text: str) -> str:
     """Text that begins with a capital, where it begins with a word, and ends with a full stop."""
     text = text.strip()
+    if len(text) < 4:  # a symbol
+        return text
     if re.match(r"(a|an|[a-z][a-z-]+)\b", text):
         text = text[0].upper() + text[1:]
     return text if not text or text.endswith((".", ":", "?")) else f"{text}."

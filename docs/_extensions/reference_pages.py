@@ -238,12 +238,17 @@ def _range(value: Any) -> str:
     interval = next((note for note in notes if isinstance(note, Interval)), None)
     words = [sentence(escaped(note)) for note in notes if isinstance(note, str)]
     if interval is not None:
-        kind = "A Python integer" if base is int else "A number"
-        low, high = interval
-        least = "greater than 0" if 0 < low < 1e-30 else f"of at least {low:g}"
-        below = f" and below {high:.10g}" if high < float("inf") else ""
-        words.insert(0, f"{kind} {least}{below}.")
+        words.insert(0, _interval("A Python integer" if base is int else "A number", *interval))
     return " ".join(words)
+
+
+def _interval(kind: str, low: float, high: float) -> str:
+    least = "greater than 0" if 0 < low < 1e-30 else f"of at least {low:g}"
+    if high == float("inf"):
+        return f"{kind} {least}."
+    is_closed = 0 < high - round(high) < 1e-6  # written a little above the largest number allowed
+    most = f"at most {round(high)}" if is_closed else f"below {high:.10g}"
+    return f"{kind} {least} and {most}."
 
 
 def _info_page() -> str:
