@@ -1,4 +1,4 @@
-"""A page for each file of ``benchmarks/results``, and a table of them all.
+"""A page for each file of ``benchmarks/results``, and a table of all files.
 
 A page has the table itself, by inclusion, and what the benchmark's docstring says about it. A new
 file of results gets a page without a change here.

@@ -8,7 +8,7 @@ import threading
 import urllib.request
 from pathlib import Path
 
-SECONDS = 5  # to wait for all of them together
+SECONDS = 5  # the time to wait for all sites together
 MAGIC = b"# Sphinx inventory version"
 
 

@@ -197,7 +197,7 @@ def _published(target: str) -> str:
 
 
 def _body(module: str) -> list[ast.stmt]:
-    # parsed anew each time: a transformer changes what it visits
+    # parsed again each time, because a transformer changes what it visits
     return ast.parse(_text(module)).body
 
 
