@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint docs bench bench-quick notebooks figures smoke clean
+.PHONY: demo test check lint docs bench bench-quick notebooks figures dist try-wheel clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
@@ -21,6 +21,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/mypy
 
 # and the pinned packages, which may turn out vulnerable without a change here
 lint: check
@@ -52,12 +53,17 @@ notebooks: $(INSTALLED)
 figures: $(INSTALLED)
 	$(BIN)/python notebooks/figures.py
 
-# import, a step of every method and the command line's help, on any interpreter: make smoke PYTHON=python3.13 VENV=.venv313
-smoke:
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable ".[lab]"
-	$(BIN)/python -W error tests/smoke.py
-	$(BIN)/gradxform --help
+# wheel and source archive; with URL=https://… the packaged README links to the repository's files there
+dist: $(INSTALLED)
+	rm -rf dist
+	GRADXFORM_FILES_URL=$(URL) $(BIN)/python -m build --outdir dist
+
+# what users get: the wheel in an environment of its own, used from an empty folder on any interpreter:
+# make try-wheel PYTHON=python3.13 VENV=.venv-wheel
+try-wheel:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --constraint constraints.txt "$$(ls dist/gradxform-*.whl)[test]"
+	tests/try_wheel.sh $(abspath $(BIN))
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,4 +71,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist

@@ -5,8 +5,8 @@ from. The functions here change no result. They only say what can be computed to
 """
 
 import functools
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,35 @@ T = TypeVar("T")
 _SMALL = 4096
 
 
+def unless_batched(
+    packed: Callable[..., Sequence[jax.Array]],
+    plain: Callable[..., Sequence[jax.Array]],
+    *arrays: jax.Array,
+    out_avals: Sequence[Any] | None = None,
+) -> list[jax.Array]:
+    """``packed(*arrays)`` in compiled programs, and ``plain(*arrays)`` under ``jax.vmap``.
+
+    Both compute the same. In a batch scalars are vectors already, and packing them costs more than
+    it saves. ``plain`` also serves derivatives and calls outside ``jax.jit``. Neither function may
+    close over arrays. ``out_avals`` are the abstract values of the results, where they are known.
+    """
+    avals = jax.make_jaxpr(plain)(*arrays).out_avals if out_avals is None else out_avals
+    return _unless_batched.bind(*arrays, packed=packed, plain=plain, avals=tuple(avals))
+
+
 def in_one_kernel(values: T) -> T:
     """``values``, scalars in any tree, computed by one kernel instead of one for each.
 
     The compiled program writes the floating-point numbers and flags into one vector and reads them
-    from there. A batch of scalars is a vector already, so ``jax.vmap`` leaves this out.
+    from there.
     """
     leaves, structure = jax.tree.flatten(values)
     floating = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     if len(set(floating)) != 1:
         return values
     packed = [x.dtype in (floating[0], jnp.bool) for x in leaves]
-    bound = iter(
-        _in_one_kernel.bind(*(x for x, is_in in zip(leaves, packed, strict=True) if is_in))
-    )
+    chosen = [x for x, is_in in zip(leaves, packed, strict=True) if is_in]
+    bound = iter(unless_batched(_pack_and_unpack, lambda *scalars: scalars, *chosen))
     leaves = [next(bound) if is_in else x for x, is_in in zip(leaves, packed, strict=True)]
     return jax.tree.unflatten(structure, leaves)
 
@@ -59,12 +74,17 @@ def vector(scalars: Sequence[jax.Array]) -> jax.Array:
 
 def vdots(*pairs: tuple[tree.PyTree, tree.PyTree]) -> list[jax.Array]:
     """:func:`gradxform.tree.vdot` of several pairs of trees of the same shapes, in one pass."""
-    if not _is_small(pairs):
+
+    def separate(pairs: Sequence[tuple[tree.PyTree, tree.PyTree]]) -> list[jax.Array]:
         return [tree.vdot(a, b) for a, b in pairs]
-    products = [jax.tree.map(_product, a, b) for a, b in pairs]
-    sums = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in _stacked(products)]
-    total = sum(sums, start=jnp.zeros(len(pairs), jnp.result_type(float)))
-    return [total[i] for i in range(len(pairs))]
+
+    def stacked(pairs: Sequence[tuple[tree.PyTree, tree.PyTree]]) -> list[jax.Array]:
+        products = [jax.tree.map(_product, a, b) for a, b in pairs]
+        sums = [jnp.sum(x, axis=tuple(range(1, x.ndim))) for x in _stacked(products)]
+        total = sum(sums, start=jnp.zeros(len(pairs), jnp.result_type(float)))
+        return [total[i] for i in range(len(pairs))]
+
+    return _in_one_pass(stacked, separate, pairs)
 
 
 def maxima(*trees: tree.PyTree) -> list[jax.Array]:
@@ -72,11 +92,16 @@ def maxima(*trees: tree.PyTree) -> list[jax.Array]:
 
     A NaN may be lost; see :func:`gradxform.tree.magnitudes`.
     """
-    if not _is_small(trees):
+
+    def separate(trees: Sequence[tree.PyTree]) -> list[jax.Array]:
         return [_maximum(x) for x in trees]
-    largest = [jnp.max(x, axis=tuple(range(1, x.ndim))) for x in _stacked(trees)]
-    total = functools.reduce(jnp.maximum, largest)
-    return [total[i] for i in range(len(trees))]
+
+    def stacked(trees: Sequence[tree.PyTree]) -> list[jax.Array]:
+        largest = [jnp.max(x, axis=tuple(range(1, x.ndim))) for x in _stacked(trees)]
+        total = functools.reduce(jnp.maximum, largest)
+        return [total[i] for i in range(len(trees))]
+
+    return _in_one_pass(stacked, separate, trees)
 
 
 def max_abs(*trees: tree.PyTree) -> list[jax.Array]:
@@ -100,11 +125,21 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     return tree.promote(x) * tree.promote(y)
 
 
-def _is_small(trees: tree.PyTree) -> bool:
-    """Whether every leaf is small enough to be copied to save a kernel."""
-    leaves = jax.tree.leaves(trees)
-    whole = not any(is_explicit(x) for x in leaves)
-    return whole and bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
+def _in_one_pass(
+    stacked: Callable[[Any], list[jax.Array]],
+    separate: Callable[[Any], list[jax.Array]],
+    trees: Any,
+) -> list[jax.Array]:
+    """``stacked(trees)`` where the trees are small enough to be copied to save a kernel."""
+    leaves, structure = jax.tree.flatten(trees)
+    is_small = bool(leaves) and all(0 < jnp.size(x) <= _SMALL for x in leaves)
+    if not is_small or any(is_explicit(x) for x in leaves):
+        return separate(trees)
+
+    def of_leaves(function: Callable[[Any], list[jax.Array]]) -> Callable[..., list[jax.Array]]:
+        return lambda *leaves: function(jax.tree.unflatten(structure, leaves))
+
+    return unless_batched(of_leaves(stacked), of_leaves(separate), *leaves)
 
 
 def _stacked(trees: Sequence[tree.PyTree]) -> list[jax.Array]:
@@ -131,14 +166,30 @@ def _settled(x: jax.Array) -> jax.Array:
     return x / jnp.where(x != x, 2, 1).astype(x.dtype)
 
 
-_in_one_kernel = Primitive("in_one_kernel")
-_in_one_kernel.multiple_results = True
-_in_one_kernel.def_impl(lambda *scalars: list(scalars))
-_in_one_kernel.def_abstract_eval(lambda *scalars: list(scalars))
-mlir.register_lowering(_in_one_kernel, mlir.lower_fun(_pack_and_unpack, multiple_results=True))
-batching.primitive_batchers[_in_one_kernel] = lambda values, axes: (values, axes)
-# what it computes is what it is given, and so is its derivative
-ad.primitive_jvps[_in_one_kernel] = lambda scalars, tangents: (
-    _in_one_kernel.bind(*scalars),
-    list(tangents),
+def _batched(axis: Any, arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
+    lanes = jax.vmap(
+        parameters["plain"],
+        in_axes=tuple(dims),
+        axis_name=axis.name,
+        axis_size=axis.size,
+        spmd_axis_name=axis.spmd_name,
+    )
+    results = list(lanes(*arrays))
+    return results, [0] * len(results)
+
+
+def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> Any:
+    dense = tuple(ad.instantiate_zeros(x) for x in tangents)
+    return jax.jvp(lambda *arrays: list(parameters["plain"](*arrays)), tuple(primals), dense)
+
+
+_unless_batched = Primitive("unless_batched")
+_unless_batched.multiple_results = True
+_unless_batched.def_impl(lambda *arrays, plain, **_: list(plain(*arrays)))
+_unless_batched.def_abstract_eval(lambda *_, avals, **others: list(avals))
+mlir.register_lowering(
+    _unless_batched,
+    mlir.lower_fun(lambda *arrays, packed, **_: packed(*arrays), multiple_results=True),
 )
+ad.primitive_jvps[_unless_batched] = _differentiated
+batching.fancy_primitive_batchers[_unless_batched] = _batched

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from gradxform.kernels import vector
+from gradxform.kernels import unless_batched, vector
 
 Carry = TypeVar("Carry")
 Seen = TypeVar("Seen")
@@ -72,7 +71,9 @@ def alternate(
     if looked.effects or moved.effects:  # such as jax.debug.print's, which are to be seen once
         ended = _plain(*arguments, **parts, branch=True)
     else:
-        ended = _alternate.bind(*arguments, **parts, branch=branch)
+        loop = functools.partial(_packed, **parts, branch=branch)
+        lanes = functools.partial(_plain, **parts, branch=branch)
+        ended = unless_batched(loop, lanes, *arguments, out_avals=moved.out_avals)
     return jax.tree.unflatten(structure, ended)
 
 
@@ -194,33 +195,3 @@ def _loop(
         lambda packed: parts.goes_on(unpack(packed)), body, pack(parts.carry)
     )
     return unpack(ended)
-
-
-def _compiled(*arguments: jax.Array, **parameters: Any) -> _Leaves:
-    return jax.jit(functools.partial(_packed, **parameters))(*arguments)
-
-
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> Any:
-    dense = tuple(ad.instantiate_zeros(x) for x in tangents)
-    return jax.jvp(functools.partial(_plain, **parameters), tuple(primals), dense)
-
-
-def _batch(axis: Any, arguments: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
-    lanes = jax.vmap(
-        functools.partial(_plain, **parameters),
-        in_axes=tuple(dims),
-        axis_name=axis.name,
-        axis_size=axis.size,
-        spmd_axis_name=axis.spmd_name,
-    )
-    ended = lanes(*arguments)
-    return ended, [0] * len(ended)
-
-
-_alternate = Primitive("alternate")
-_alternate.multiple_results = True
-_alternate.def_impl(_compiled)
-_alternate.def_abstract_eval(lambda *_, move, **others: [x.aval for x in move.outvars])
-mlir.register_lowering(_alternate, mlir.lower_fun(_packed, multiple_results=True))
-ad.primitive_jvps[_alternate] = _jvp
-batching.fancy_primitive_batchers[_alternate] = _batch

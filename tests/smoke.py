@@ -5,9 +5,10 @@ from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import gradxform as gx
+
+sys.path.append(str(Path(__file__).parents[1]))  # after the gradxform that is installed
+
 from tests.methods import METHODS, nested_params, objective, step
 
 

@@ -62,7 +62,7 @@ MOST_KERNELS = {
     "nonlinear_cg": 50,
     "newton with a search": 75,
     "trust_region": 60,
-    "trust_region, steihaug": 61,
+    "trust_region, steihaug": 60,
     "sgd": 20,
     "adam": 25,
 }
