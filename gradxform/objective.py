@@ -77,7 +77,7 @@ def compose(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Composed:
-    """What :func:`gradxform.compose` returns."""
+    """What :func:`compose` returns."""
 
     loss: Callable[..., jax.typing.ArrayLike]  #: L, of the outputs and of data
     model: Callable[..., tree.PyTree]  #: f, of the parameters and of data

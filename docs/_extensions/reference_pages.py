@@ -6,6 +6,7 @@ docstrings. Nothing is written by hand, so nothing can be out of date.
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -93,25 +94,41 @@ def _no_signature(
     return ("", "") if what == "class" else None
 
 
-_KEPT = re.compile(r"``[^`]+``|:\w+:`[^`]+`|^ *\.\. math::\n(?:\n| +.*\n)*|^>>> (?:.+\n)*", re.M)
+_KEPT = re.compile(r"``[^`]+``|:\w+:`[^`]+`|^.*::\n(?:\n| +.*\n)*|^>>> (?:.+\n)*", re.M)
 _COLUMNS = re.compile(r"(?P<head>^( *)\.\. math::\n\n*)(?P<body>(?:\2 +.*\n|\n)*)", re.M)
-_SECTION = re.compile(r"^Returns:\n(?P<body>(?: +.*\n|\n)+)", re.M)
+_SECTION = re.compile(r"^(?P<name>Returns|Raises):\n(?P<body>(?: +.*\n|\n)+)", re.M)
 
 
-def _docstring(app: Sphinx, name: str) -> str:
-    """The docstring of a public function in reStructuredText."""
-    text = (inspect.getdoc(getattr(gradxform, name)) or "") + "\n"
-    text = re.sub(_SECTION, _returns, text)
+def _docstring(app: Sphinx, value: Any) -> str:
+    """The docstring of a function or class in reStructuredText."""
+    text = (inspect.getdoc(value) or "") + "\n"
+    text = re.sub(_SECTION, _section, text)
     text = _with_plain_bars(text)
     text = re.sub(_COLUMNS, _columns, text)
     text = re.sub(r"^>>> ", ".. rubric:: Example\n\n>>> ", text, count=1, flags=re.M)
-    return str(GoogleDocstring(text, app.config, app, "function", name))
+    return _full_names(str(GoogleDocstring(text, app.config, app)))
 
 
-def _returns(found: re.Match[str]) -> str:
-    """What is returned, as a field: Napoleon would take words before a colon for a type."""
-    first, *rest = inspect.cleandoc(found["body"]).splitlines()
-    return "\n".join([f":returns: {first}", *(f"   {line}" for line in rest), "", ""])
+def _full_names(text: str) -> str:
+    """Public names that are written without the package, as in its modules, get it."""
+
+    def full(found: re.Match[str]) -> str:
+        role, name = found.groups()
+        return f":{role}:`gradxform.{name}`" if name in sources.public() else found[0]
+
+    return re.sub(r":(func|class):`(\w+)`", full, text)
+
+
+def _section(found: re.Match[str]) -> str:
+    """What is returned or raised, as fields: Napoleon would take words for names of types."""
+    body = inspect.cleandoc(found["body"])
+    fields = [f":returns: {body}"]
+    if found["name"] == "Raises":
+        fields = []
+        for entry in re.split(r"\n(?=\S)", body):
+            types = re.match(r"\w+(?:, \w+)*(?=: )", entry)
+            fields.append(f":raises {entry}" if types else f":raises Exception: {entry}")
+    return "\n".join([*(field.replace("\n", "\n   ") for field in fields), "", ""])
 
 
 def _with_plain_bars(text: str) -> str:
@@ -139,7 +156,7 @@ def _columns(found: re.Match[str]) -> str:
 def _write_pages(app: Sphinx) -> None:
     folder = Path(app.srcdir, "reference", "generated")
     pages = {name: _page(app, name) for name in sources.public()}
-    pages |= {"types": _types_page(), "info": _info_page()}
+    pages |= {"types": _types_page(app), "info": _info_page()}
     for name, text in pages.items():
         write(folder / f"{name}.rst", text)
     groups = _grouped()
@@ -167,7 +184,7 @@ def _group_page(group: Group, names: list[str]) -> str:
 
 
 def _summary(name: str) -> str:
-    return re.sub(r":(func|class):`(\w+)`", r":\1:`gradxform.\2`", sources.summary(name))
+    return _full_names(sources.summary(name))
 
 
 def _page(app: Sphinx, name: str) -> str:
@@ -179,7 +196,7 @@ def _page(app: Sphinx, name: str) -> str:
         arguments, result = sources.signature(name)  # as written, with the short names of types
         # not by autodoc, which adds what eval_params is for each type of state
         parts.append(f".. py:function:: {name}{arguments} -> {result}\n")
-        parts.append(indent(_docstring(app, name), "   ") + "\n")
+        parts.append(indent(_docstring(app, value), "   ") + "\n")
     else:
         parts.append(f".. autodata:: gradxform.{name}\n   :no-value:\n")
     module = sources.public()[name]
@@ -205,7 +222,7 @@ def _meaning(field: sources.Field) -> str:
     return escaped(sentence(field.meaning))
 
 
-def _types_page() -> str:
+def _types_page(app: Sphinx) -> str:
     parts = [
         title("Types in signatures"),
         "Signatures name these types. A number with a range may be a Python number, a scalar\n"
@@ -215,10 +232,11 @@ def _types_page() -> str:
         module, _, name = target.rpartition(".")
         definition = sources.definition(target)
         if not definition:
-            parts.append(f".. autoclass:: {target}\n   :no-members:\n")
+            text = indent(_docstring(app, getattr(import_module(module), name)), "   ")
+            parts.append(f".. py:class:: {target}\n\n{text}\n")
             continue
         parts.append(f".. py:type:: {target}\n   :canonical: {definition}\n")
-        value = getattr(__import__(module, fromlist=[name]), name)
+        value = getattr(import_module(module), name)
         parts += [f"   {text}\n" for text in (_range(value), sources.comment(target)) if text]
         if users and len(users) <= 8:
             links = ", ".join(f":func:`gradxform.{user}`" for user in sorted(users))

@@ -48,9 +48,9 @@ def inject_hyperparams(
       ``InjectStatefulHyperparamsState``; ``update`` needs what the method needs.
 
     Raises:
-      ValueError: ``static_args`` names no argument of the factory, or the factory finds a number
-        out of range, which it does where no argument is a schedule.
+      ValueError: ``static_args`` names no argument of the factory.
       TypeError: an argument is a function that does not give a number for a count.
+      What the factory raises for a number out of range, where no argument is a schedule.
 
     >>> import jax.numpy as jnp, optax, gradxform as gx
     >>> tx = gx.inject_hyperparams(gx.sgd)(learning_rate=0.5)
