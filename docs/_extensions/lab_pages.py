@@ -118,6 +118,13 @@ def _meanings(table_type: Any) -> dict[str, str]:
         for key, text in sources.meanings(schema.__name__, body).items():
             # what the lab has is not in the reference of the library
             found[key] = re.sub(r":\w+:`([^`]+)`", r"``\1``", text)
+    if "kind" in found:
+        # the tables of a task share keys, and one comment may serve them all
+        for other in (schema.Classification, schema.SurfaceTask):
+            body = sources.class_body(schema.__name__, other.__name__)
+            for key, text in sources.meanings(schema.__name__, body).items():
+                if key in found:
+                    found[key] = found[key] or text
     return found
 
 

@@ -84,8 +84,8 @@ class Classification(_ImageTask):
 class Autoencoder(_ImageTask):
     """``[task]`` with ``kind = "autoencoder"``: images reconstructed from a short code."""
 
-    kind: Literal["autoencoder"]  #: the kind of task
-    model: Literal["autoencoder"] = "autoencoder"  #: the net
+    kind: Literal["autoencoder"]
+    model: Literal["autoencoder"] = "autoencoder"
     loss: Literal["squared", "cross_entropy"] = "squared"  #: of a pixel, summed over the image
 
 
