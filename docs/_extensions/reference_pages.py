@@ -96,6 +96,7 @@ def _no_signature(
 
 _KEPT = re.compile(r"``[^`]+``|:\w+:`[^`]+`|^.*::\n(?:\n| +.*\n)*|^>>> (?:.+\n)*", re.M)
 _COLUMNS = re.compile(r"(?P<head>^( *)\.\. math::\n\n*)(?P<body>(?:\2 +.*\n|\n)*)", re.M)
+_FORMULA = re.compile(r"^(?!\.\.)(\S.*\S)::\n\n(?= +\S)", re.M)  # in plain text, no program
 _SECTION = re.compile(r"^(?P<name>Returns|Raises):\n(?P<body>(?: +.*\n|\n)+)", re.M)
 
 
@@ -105,6 +106,7 @@ def _docstring(app: Sphinx, value: Any) -> str:
     text = re.sub(_SECTION, _section, text)
     text = _with_plain_bars(text)
     text = re.sub(_COLUMNS, _columns, text)
+    text = re.sub(_FORMULA, "\\1:\n\n.. code-block:: text\n\n", text)
     text = re.sub(r"^>>> ", ".. rubric:: Example\n\n>>> ", text, count=1, flags=re.M)
     return _full_names(str(GoogleDocstring(text, app.config, app)))
 
