@@ -167,6 +167,9 @@ def _settled(x: jax.Array) -> jax.Array:
 
 
 def _batched(axis: Any, arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
+    if all(dim is None for dim in dims):  # of a part of a program that does not see the batch
+        results = _unless_batched.bind(*arrays, **parameters)
+        return results, [None] * len(results)
     lanes = jax.vmap(
         parameters["plain"],
         in_axes=tuple(dims),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gradxform as gx
 from gradxform import tree
 from gradxform.kernels import in_one_kernel, max_abs, maxima, vdots
 
@@ -43,6 +44,17 @@ def test_derivatives_pass_through_one_kernel() -> None:
     f = lambda x: in_one_kernel((x**2, jnp.sin(x)))[0]
     np.testing.assert_allclose(jax.jit(jax.grad(f))(3.0), 6.0)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.grad(f)))(3.0), 2.0)
+
+
+def test_forward_derivatives_pass_through_a_loop_that_one_kernel_is_a_part_of() -> None:
+    """``jax.jacfwd`` maps over tangents alone: what depends on none of them must stay unmapped."""
+
+    def least(a: jax.Array) -> Any:
+        solution = gx.minimize(lambda w: (w - a) ** 2 + w**2, jnp.zeros(()), gx.bfgs(), tol=1e-5)
+        return solution.params
+
+    np.testing.assert_allclose(jax.jacfwd(least)(3.0), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(least))(3.0), 0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("x", [SMALL, LARGE], ids=["small", "large"])
