@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint bench bench-quick notebooks figures dist try-wheel clean
+.PHONY: demo test check lint docs bench bench-quick notebooks figures dist try-wheel clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
@@ -26,6 +26,10 @@ check: $(INSTALLED)
 # and the pinned packages, which may turn out vulnerable without a change here
 lint: check
 	$(BIN)/python tests/audit.py
+
+# the documentation site, in docs/_build/html; warnings are errors
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.startup

@@ -71,14 +71,14 @@ class _DataTask(Table):
 
 
 class _ImageTask(_DataTask):
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]  #: the images
 
 
 class Classification(_ImageTask):
     """``[task]`` with ``kind = "classification"``: cross-entropy of labelled images."""
 
-    kind: Literal["classification"]
-    model: Literal["keras_mlp", "logistic", "mlp", "cnn"]
+    kind: Literal["classification"]  #: the kind of task
+    model: Literal["keras_mlp", "logistic", "mlp", "cnn"]  #: the net
 
 
 class Autoencoder(_ImageTask):
@@ -92,16 +92,16 @@ class Autoencoder(_ImageTask):
 class Language(_DataTask):
     """``[task]`` with ``kind = "language"``: cross-entropy of the next character of a text."""
 
-    kind: Literal["language"]
-    dataset: Literal["synthetic_text"] = "synthetic_text"
-    model: Literal["transformer"] = "transformer"
+    kind: Literal["language"]  #: the kind of task
+    dataset: Literal["synthetic_text"] = "synthetic_text"  #: the text
+    model: Literal["transformer"] = "transformer"  #: the net
 
 
 class SurfaceTask(Table):
     """``[task]`` with ``kind = "surface"``: a function of two variables."""
 
-    kind: Literal["surface"]
-    surface: Literal["quadratic", "rosenbrock", "beale", "saddle"]
+    kind: Literal["surface"]  #: the kind of task
+    surface: Literal["quadratic", "rosenbrock", "beale", "saddle"]  #: the function
     start: Annotated[tuple[float, float] | None, PlainValidator(_point)] = (
         None  #: the surface's own start if not given
     )
@@ -110,10 +110,11 @@ class SurfaceTask(Table):
 class TrainingOverride(Table):
     """``[training.overrides.LABEL]``: what is different for one optimiser."""
 
-    epochs: Epochs | None = None
+    epochs: Epochs | None = None  #: replaces the key of ``[training]``
     batch_size: Annotated[int | Literal["full"] | None, PlainValidator(_batch_size)] = None
-    order: Order | None = None
-    max_seconds: Seconds | None = None
+    """replaces the key of ``[training]``; this optimiser then sees other batches"""
+    order: Order | None = None  #: replaces the key of ``[training]``
+    max_seconds: Seconds | None = None  #: replaces the key of ``[training]``
 
 
 class Training(Table):
@@ -121,7 +122,10 @@ class Training(Table):
 
     epochs: Epochs  #: passes over the training examples
     batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
+    """training examples in a batch; ``"full"`` takes all of them"""
     order: Order = "reshuffle"
+    """how examples are drawn: in a new random order for each epoch, in one random order for all
+    epochs, in the order of storage, or independently without passes"""
     max_seconds: Seconds | None = None
     """an optimiser's last epoch is the first after which it has trained for longer, compilation and
     evaluation apart; on another day it may be another epoch"""
@@ -183,10 +187,13 @@ class Output(Table):
 
 class _Experiment(Table):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """the name of the experiment, also of the folder that a run makes"""
     title: Annotated[str, StringConstraints(pattern=f"^[^{CONTROL}]*$")] = ""
     """of the plot; the name if empty"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """the seed of the initial parameters, the batches and dropout"""
     optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """one table for each optimiser, under a label of your choice"""
     output: Output = Output()
 
 

@@ -1,0 +1,246 @@
+"""The lab's config keys and commands, from its schema and its command line."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import sources
+import typer
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from files import write
+from markup import escaped, sentence, table, title
+from pydantic import PlainValidator, StringConstraints
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from sphinx.application import Sphinx
+
+from gradxform.lab import cli, config, grid, optimizers, schema
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("builder-inited", _write_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _write_pages(app: Sphinx) -> None:
+    folder = Path(app.srcdir, "reference", "generated")
+    write(folder / "config.rst", _config_page())
+    write(folder / "commands.rst", _commands_page())
+
+
+# -- config keys
+
+
+def _config_page() -> str:
+    parts = [
+        title("Config keys"),
+        "An experiment is one TOML file. These are its tables and keys. A key without a default\n"
+        "must be given. ``gradxform run`` writes the complete config into the results folder.\n",
+        "A misspelt key or a value out of range is an error that names the key. On the command\n"
+        "line ``--set KEY=VALUE`` changes one value, as in ``--set training.epochs=5``.\n",
+    ]
+    for (path, table_type), kinds in _tables().items():
+        is_shared = len(kinds) == len(schema.KINDS)
+        which = "" if is_shared else f" of kind {', '.join(kinds)}"
+        which = which.replace("kind", "a task of kind") if path != "task" else which
+        parts.append(title(f"[{path}]{which}" if path else "Top level", "-"))
+        if path == "optimizers.LABEL":
+            parts.append(_optimizers_text())
+            continue
+        parts.append(_keys(table_type))
+        if path == "task" and "model_options" in table_type.model_fields:
+            parts.append(_model_options(table_type))
+        if path == "sweep":
+            parts.append(f"An axis is {escaped(grid._WANTED)}.\n")
+    return "\n".join(parts)
+
+
+def _tables() -> dict[tuple[str, Any], list[str]]:
+    """The tables of a config, by path and class, with the kinds of task that have them."""
+    found: dict[tuple[str, Any], list[str]] = {}
+
+    def visit(path: str, table_type: Any, kind: str) -> None:
+        kinds = found.setdefault((path, table_type), [])
+        if kind not in kinds:
+            kinds.append(kind)
+        for key, field in table_type.model_fields.items():
+            inner = f"{path}.{key}" if path else key
+            for part, is_labelled in _inner_tables(field.annotation):
+                visit(f"{inner}.LABEL" if is_labelled else inner, part, kind)
+            if inner == "optimizers":
+                kinds = found.setdefault(("optimizers.LABEL", dict), [])
+                kinds.append(kind)
+
+    # the roots share their keys, and are listed once
+    for kind, root in schema.KINDS.items():
+        visit("", root, kind)
+    roots = [key for key in found if key[0] == ""]
+    whole = {
+        ("", max((r[1] for r in roots), key=lambda r: len(r.model_fields))): list(schema.KINDS)
+    }
+    rest = {key: kinds for key, kinds in found.items() if key[0]}
+    order = {name: i for i, name in enumerate(schema.SECTIONS)}
+    return whole | dict(sorted(rest.items(), key=lambda item: order[item[0][0].split(".")[0]]))
+
+
+def _inner_tables(annotation: Any) -> Iterator[tuple[Any, bool]]:
+    if inspect.isclass(annotation) and issubclass(annotation, schema.Table):
+        yield annotation, False
+    elif get_origin(annotation) is dict:
+        yield from ((part, True) for part, _ in _inner_tables(get_args(annotation)[1]))
+    else:
+        for part in get_args(annotation):
+            if part is not NoneType:
+                yield from _inner_tables(part)
+
+
+def _keys(table_type: Any) -> str:
+    meanings = _meanings(table_type)
+    for key, field in table_type.model_fields.items():
+        if next(_inner_tables(field.annotation), None) and not meanings.get(key):
+            meanings[key] = f"see ``[{key}]`` below"
+    rows = [
+        (f"``{key}``", _wanted(field), _default(field), escaped(sentence(meanings.get(key, ""))))
+        for key, field in table_type.model_fields.items()
+    ]
+    return table(("key", "value", "default", "meaning"), rows, "20 30 15 35")
+
+
+def _meanings(table_type: Any) -> dict[str, str]:
+    """The comments of the fields, those that a class inherits included."""
+    found: dict[str, str] = {}
+    for owner in reversed(table_type.__mro__):
+        body = sources.class_body(schema.__name__, owner.__name__)
+        for key, text in sources.meanings(schema.__name__, body).items():
+            # what the lab has is not in the reference of the library
+            found[key] = re.sub(r":\w+:`([^`]+)`", r"``\1``", text)
+    if "kind" in found:
+        # the tables of a task share keys, and one comment may serve them all
+        for other in (schema.Classification, schema.SurfaceTask):
+            body = sources.class_body(schema.__name__, other.__name__)
+            for key, text in sources.meanings(schema.__name__, body).items():
+                if key in found:
+                    found[key] = found[key] or text
+    return found
+
+
+def _wanted(field: FieldInfo) -> str:
+    for part in field.metadata:
+        if isinstance(part, PlainValidator):
+            return escaped(_complaint(part.func))
+    words = ", or ".join(dict.fromkeys(_words(field.annotation)))
+    bounds = ", ".join(text for part in field.metadata for text in _bound(part))
+    pattern = next((p.pattern for p in field.metadata if isinstance(p, StringConstraints)), None)
+    if pattern:
+        words += f" that matches ``{pattern}``"
+    return f"{words}, {bounds}" if bounds else words
+
+
+def _complaint(check: Any) -> str:
+    """What a validator says that it wants."""
+    try:
+        check(object())
+    except PydanticCustomError as error:
+        return error.message()
+    raise TypeError(f"{check} accepts anything")
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if annotation in names:
+        yield names[annotation]
+    elif get_origin(annotation) is Annotated:
+        base, *notes = get_args(annotation)
+        yield ", ".join([*_words(base), *(text for note in notes for text in _bound(note))])
+    elif get_origin(annotation) is Literal:
+        yield " or ".join(f'``"{choice}"``' for choice in get_args(annotation))
+    elif get_origin(annotation) is dict or next(_inner_tables(annotation), None):
+        yield "a table"
+    elif annotation is not NoneType:
+        for part in get_args(annotation):
+            if part is not Ellipsis:
+                yield from _words(part)
+
+
+def _bound(part: Any) -> Iterator[str]:
+    if isinstance(part, Ge):
+        yield f"at least {part.ge}"
+    elif isinstance(part, Gt):
+        yield f"greater than {part.gt}"
+    elif isinstance(part, Le):
+        yield f"at most {part.le}"
+    elif isinstance(part, Lt):
+        yield f"below {part.lt}"
+    elif isinstance(part, MinLen):
+        yield f"with at least {part.min_length} entry"
+    elif isinstance(part, FieldInfo):
+        for inner in part.metadata:
+            yield from _bound(inner)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.is_required():
+        return ""
+    if value is None:
+        return "none"
+    if isinstance(value, schema.Table) or value in ({}, ()):
+        return "empty"
+    return f'``"{value}"``' if isinstance(value, str) else f"``{value}``"
+
+
+def _model_options(table_type: Any) -> str:
+    models = get_args(table_type.model_fields["model"].annotation)
+    rows = [
+        (f"``{model}``", f"``{key}``", escaped(option.wanted))
+        for model in models
+        for key, option in config._MODEL_OPTIONS[model].items()
+    ]
+    return f"Keys of ``model_options``:\n\n{table(('model', 'key', 'value'), rows, '25 25 50')}"
+
+
+def _optimizers_text() -> str:
+    _, _, text = (inspect.getdoc(optimizers) or "").partition("\n\n")
+    methods = ", ".join(
+        f":py:obj:`{m.name} <{m.name}>`" for m in optimizers.methods("gradxform", "method")
+    )
+    return f"{text}\n\nMethods of gradxform: {methods}.\n"
+
+
+# -- commands
+
+
+def _commands_page() -> str:
+    group = typer.main.get_command(cli.app)
+    parts = [title("Commands"), _help(group)]
+    for name, command in group.commands.items():
+        parts += [title(f"gradxform {name}", "-"), _help(command)]
+        rows = [_parameter(parameter) for parameter in command.params]
+        parts.append(table(("argument or option", "default", "meaning"), rows, "32 13 55"))
+    return "\n".join(parts)
+
+
+def _help(command: Any) -> str:
+    """A command's help; what it marks as not to be wrapped is shown as it is."""
+    text = inspect.cleandoc(command.help or "").replace("\\[", "[")
+    prose, _, examples = text.partition("\b\n")
+    block = "\n".join(f"   {line}" for line in examples.strip("\n").splitlines())
+    shown = f"\n\n.. code-block:: text\n\n{block}\n" if block else "\n"
+    return escaped(prose.strip()) + shown
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    is_argument = parameter.param_type_name == "argument"
+    names = [name.upper() if is_argument else name for name in parameter.opts]
+    if not (is_argument or parameter.is_flag):
+        names[0] += f" {parameter.metavar or 'VALUE'}"
+    default = parameter.default
+    default = default.value if isinstance(default, Enum) else default
+    shown = "" if default in (None, False) else f"``{default}``"
+    if is_argument and parameter.required:
+        shown = "required"
+    return ", ".join(f"``{name}``" for name in names), shown, escaped(parameter.help or "")
