@@ -178,7 +178,7 @@ def search(
     unit_step: bool,
     ravel: bool,
     asked: Literal["always", "if accepted", "always, kept if accepted"],
-    told: tuple[Literal["last", "restart"], ...] = (),
+    told: tuple[Literal["last", "direction", "restart"], ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`with_line_search`, with errors that name ``method``.
 
@@ -187,7 +187,8 @@ def search(
     points.
 
     ``told`` lists extra arguments for ``direction``. ``last`` is the last accepted point, which
-    ``direction`` then need not store. With ``restart`` it resets its own state.
+    ``direction`` then need not store, and ``direction`` is the one that was searched from there.
+    With ``restart`` it resets its own state.
     """
     inner = optax.with_extra_args_support(direction)
 
@@ -231,7 +232,11 @@ def search(
             if "restart" not in told:
                 new = carry_totals(inner.init(point.params), memory)
                 memory = tree.select(state.restart, new, memory)
-            known = {"last": state.accepted, "restart": state.restart}
+            known = {
+                "last": state.accepted,
+                "direction": state.direction,
+                "restart": state.restart,
+            }
             extra = {**extra_args, **{name: known[name] for name in told}, "grad": point.grad}
             ascent, memory = inner.update(point.grad, memory, point.params, **extra)
             return tree.map(lambda _, a: -a, state.direction, ascent), memory

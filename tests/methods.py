@@ -108,7 +108,7 @@ METHODS = {
     "lbfgs": Method(gx.lbfgs, SEARCH, {"memory_size": 2, "ravel": False}, needs=("value",)),
     "nonlinear_cg": Method(
         gx.nonlinear_cg,
-        {**SEARCH, "curvature": (0.2, 0.4), "restart": (1.0, 0.2), "truncation": (0.4, 0.1)},
+        {**SEARCH, "curvature": (0.2, 0.4), "restart": (0.5, 0.2), "truncation": (0.4, 0.1)},
         {"beta": "hager_zhang", "ravel": False},
         needs=("value",),
     ),

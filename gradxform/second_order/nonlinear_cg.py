@@ -9,10 +9,12 @@ Nocedal & Wright, *Numerical Optimization* (2006), Algorithm 5.4, with restarts:
         β ← 0 after 6 n updates, if |gᵀg_old| > ν ‖g‖², or if −g + β d does not descend
         d ← −g + β d
 
-The state holds p = −d, because Optax's methods return directions of ascent.
+:func:`scale_by_nonlinear_cg` is this direction. :func:`nonlinear_cg` multiplies g by a matrix P
+that it makes at restarts, see :mod:`gradxform.second_order.preconditioned_cg`. The state holds
+p = −d, because Optax's methods return directions of ascent.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +23,16 @@ import optax
 from gradxform import tree
 from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, NonNegative, checked, scalar
-from gradxform.info import diagnostics
+from gradxform.kernels import vdots
 from gradxform.line_search import search
 from gradxform.protocol import transformation
+from gradxform.second_order.beta import Beta, Products, beta_of, restart_is_due
+from gradxform.second_order.preconditioned_cg import NonlinearCgInfo, preconditioned_cg
 from gradxform.section import Rules
-
-Beta = Literal["polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "dai_yuan", "hager_zhang"]
 
 # Restart after 6 n updates, as Hager & Zhang's CG_DESCENT does. With few parameters, n updates are
 # too few to follow a valley.
 _CYCLE = 6
-
-
-@diagnostics
-class NonlinearCgInfo(NamedTuple):
-    """The last β, and the number of restarts."""
-
-    beta: jax.Array  #: β in the last update; 0 at a restart
-    restarts: jax.Array  #: number of restarts along −g, not counting the first update
 
 
 class ScaleByNonlinearCgState(NamedTuple):
@@ -92,57 +86,38 @@ def scale_by_nonlinear_cg(
         # β does not depend on the scale of the gradient; this scale keeps squares from underflowing
         unit = tree.reciprocal(constant_size((g, state.grad)))
         new, old, p = (tree.scale(unit, x) for x in (g, state.grad, state.direction))
-        gg = tree.vdot(new, new)
-        b = _beta(beta, new, old, p, scalar(truncation))
-        ascent = tree.map(lambda g, p: g + b * p, new, p)
+        q = _products(beta, new, old, p)
+        b = beta_of(beta, q, scalar(truncation))
         cycle = min(_CYCLE * tree.count(g), jnp.iinfo(jnp.int32).max)
-        restarts = (
-            (state.since_restart == 0)
-            | (state.since_restart >= cycle)
-            | (jnp.abs(tree.vdot(new, old)) > scalar(restart) * gg)
-            | ~(tree.vdot(new, ascent) > 0)
-            | ~jnp.isfinite(b)
-        )
+        since = state.since_restart
+        restarts = restart_is_due(b, q, since, cycle=cycle, nu=scalar(restart))
         b = jnp.where(restarts, 0, b)
         direction = tree.select(restarts, g, tree.map(lambda g, p: g + b * p, g, state.direction))
-        started = state.since_restart > 0
+        started = since > 0
         info = NonlinearCgInfo(
             b.astype(state.info.beta.dtype),
             tree.add_count(state.info.restarts, (restarts & started).astype(jnp.int32)),
         )
-        since = jnp.where(restarts, 1, state.since_restart + 1)
+        since = jnp.where(restarts, 1, since + 1)
         return tree.cast_like(direction, grads), ScaleByNonlinearCgState(since, g, direction, info)
 
     return transformation(init, update)
 
 
-def _beta(
-    beta: Beta, g: tree.PyTree, old: tree.PyTree, p: tree.PyTree, truncation: jax.Array
-) -> jax.Array:
-    """β from the new gradient, the old gradient and the last direction of ascent p.
-
-    The papers write d = −p for the direction of descent, so their dᵀy is −pᵀy here.
-    """
+def _products(formula: Beta, g: tree.PyTree, old: tree.PyTree, p: tree.PyTree) -> Products:
     y = tree.map(jnp.subtract, g, old)
-    gg, old_gg, py, gy = (tree.vdot(a, b) for a, b in ((g, g), (old, old), (p, y), (g, y)))
-    if beta == "fletcher_reeves":
-        return tree.divide(gg, old_gg)
-    if beta == "polak_ribiere":
-        return jnp.maximum(tree.divide(gy, old_gg), 0)
-    if beta == "hestenes_stiefel":
-        return tree.divide(gy, -py)
-    if beta == "dai_yuan":
-        return tree.divide(gg, -py)
-    along = tree.divide(tree.vdot(g, p), py)
-    least = -truncation * tree.divide(tree.vdot(old, p), tree.vdot(p, p))
-    return jnp.maximum(tree.divide(gy - 2 * tree.vdot(y, y) * along, -py), least)
+    pairs = [(g, g), (old, old), (g, old), (g, y), (p, y), (g, p)]
+    if formula == "hager_zhang":
+        pairs += [(y, y), (old, p), (p, p)]
+    products = vdots(*pairs)
+    return Products._make([*products, *[jnp.zeros(())] * (9 - len(products))])
 
 
 @checked
 def nonlinear_cg(
     beta: Beta = "polak_ribiere",
     *,
-    restart: NonNegative = 1.0,
+    restart: NonNegative = 0.5,
     truncation: NonNegative = 0.4,
     ravel: bool = True,
     decrease: BelowHalf = 0.1,
@@ -154,10 +129,11 @@ def nonlinear_cg(
 
     The direction and the step are::
 
-        d ← −g + β d_old
+        d ← −P g + β d_old
         θ ← θ + t d
 
-    With y = g − g_old and d for d_old, β is one of::
+    With y = g − g_old and d for d_old, β is one of the following. With P ≠ I, the products of two
+    gradients have P between them, and dᵀd has P⁻¹::
 
         fletcher_reeves   gᵀg / g_oldᵀg_old
         polak_ribiere     max(gᵀy / g_oldᵀg_old, 0)
@@ -166,8 +142,11 @@ def nonlinear_cg(
         hager_zhang       max((gᵀy − 2 ‖y‖² gᵀd / dᵀy) / dᵀy, η dᵀg_old / dᵀd)
 
     All five agree if the objective is quadratic and the steps are exact; the method then is linear
-    conjugate gradients. The method restarts with d = −g every 6 n updates for n parameters, if
-    ``|gᵀg_old| > ν ‖g‖²`` (Powell's test), and if d does not descend.
+    conjugate gradients. The method restarts with d = −P g every 2 n updates for n parameters, if
+    ``|gᵀP g_old| > ν gᵀP g`` (Powell's test), and if d does not descend. At a restart P becomes
+    what BFGS makes of γ I and the last step s, with γ = sᵀy / yᵀy; at the start it is I. P gives
+    the direction the length of a step, so t = 1 is tried first. :func:`scale_by_nonlinear_cg` is
+    the plain direction, with P = I.
 
     The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
     :func:`gradxform.eval_params` gives the accepted θ.
@@ -195,9 +174,11 @@ def nonlinear_cg(
 
     References:
       Lecture 7, "Nonlinear Conjugate Gradients". Nocedal & Wright, *Numerical Optimization*
-      (2006), §5.2. Hager & Zhang, "A survey of nonlinear conjugate gradient methods", Pacific J.
-      Optim. 2:35 (2006); "The limited memory conjugate gradient method", SIAM J. Optim. 23:2150
-      (2013), for η.
+      (2006), §5.2. Shanno, "Conjugate gradient methods with inexact searches", Math. Oper. Res.
+      3:244 (1978), for P. Powell, "Restart procedures for the conjugate gradient method", Math.
+      Program. 12:241 (1977). Hager & Zhang, "A survey of nonlinear conjugate gradient methods",
+      Pacific J. Optim. 2:35 (2006); "The limited memory conjugate gradient method", SIAM J. Optim.
+      23:2150 (2013), for η and for the formulas with P.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> bowl = lambda x: x[0] ** 2 + 50 * x[1] ** 2
@@ -207,9 +188,10 @@ def nonlinear_cg(
     """
     return search(
         "nonlinear_cg",
-        scale_by_nonlinear_cg(beta, restart=restart, truncation=truncation),
+        preconditioned_cg("nonlinear_cg", beta, restart, truncation),
         Rules(decrease, curvature, noise, max_trials),
-        unit_step=False,
+        unit_step=True,
         ravel=ravel,
         asked="always, kept if accepted",
+        told=("last", "direction", "restart"),
     )

@@ -1,5 +1,6 @@
 """The curvature pairs of BFGS and L-BFGS: s = θ − θ_old and y = g − g_old."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,10 +41,19 @@ class Pair(NamedTuple):
     is_skipped: jax.Array  #: whether the pair is skipped although the point has changed
 
 
-def curvature_pair(s: tree.PyTree, y: tree.PyTree, started: jax.Array) -> Pair:
-    """The pair of a change of θ and a change of g; skipped before the first update."""
-    # The result does not depend on the scale, so its derivative (undefined at 0) is dropped.
-    longest = max_abs(*jax.lax.stop_gradient((s, y)))
+def curvature_pair(
+    s: tree.PyTree,
+    y: tree.PyTree,
+    started: jax.Array,
+    longest: Sequence[jax.Array] | None = None,
+) -> Pair:
+    """The pair of a change of θ and a change of g; skipped before the first update.
+
+    ``longest`` are their largest entries, if they are known.
+    """
+    if longest is None:
+        # The result does not depend on the scale, so its derivative (undefined at 0) is dropped.
+        longest = max_abs(*jax.lax.stop_gradient((s, y)))
     factor = tree.reciprocal(jnp.sqrt(longest[0]) * jnp.sqrt(longest[1]))
     s, y = tree.scale(factor, s), tree.scale(factor, y)
     sy, ss, yy = vdots((s, y), (s, s), (y, y))
