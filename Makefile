@@ -1,12 +1,13 @@
-# Every target makes the virtual environment it needs: `make demo` and `make test` work on a fresh clone.
+# Every target makes the virtual environment that it needs: `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_FOR_NOTEBOOKS := $(VENV)/.installed-for-notebooks
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint bench bench-quick notebooks figures smoke clean
+.PHONY: demo test check lint bench bench-quick notebooks lab-notebook figures smoke clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
@@ -22,7 +23,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# and the pinned packages, which may turn out vulnerable without a change here
+# the checks above, and known vulnerabilities of the pinned packages
 lint: check
 	$(BIN)/python tests/audit.py
 
@@ -38,17 +39,23 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.accelerator
 
-# the last of them, tiny: that it works
+# a tiny form of the last benchmark, to see that it works
 bench-quick: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accelerator --quick
 
+# run all notebooks; the first error or warning ends the run
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
 
+# JupyterLab with the five notebooks; Ctrl-C stops it
+lab-notebook: $(INSTALLED_FOR_NOTEBOOKS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(JUPYTER_OPTIONS)
+
+# draw the README's figures
 figures: $(INSTALLED)
 	$(BIN)/python notebooks/figures.py
 
-# import, a step of every method and the command line's help, on any interpreter: make smoke PYTHON=python3.13 VENV=.venv313
+# import, one step of every method and the help of the command line, on any interpreter: make smoke PYTHON=python3.13 VENV=.venv313
 smoke:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt --editable ".[lab]"
@@ -58,6 +65,12 @@ smoke:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# only what the notebooks need, which is less than what the tests need
+$(INSTALLED_FOR_NOTEBOOKS): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable ".[notebooks]"
 	touch $@
 
 clean:
