@@ -278,7 +278,7 @@ def test_a_folder_of_data_that_is_not_needed_is_told(tmp_path):
     assert f"--data-dir {tmp_path} is not used: digits come with scikit-learn" in done.stderr
     assert "is not used" not in fails("run", "keras_mnist", *args[:2], "--set", entry)
     told = fails("run", "transformer", "--data-dir", tmp_path, "--out", tmp_path / "x")
-    assert f"--data-dir {tmp_path} is not used: the text is made on the spot" in told
+    assert f"--data-dir {tmp_path} is not used: the text is generated" in told
 
 
 @pytest.mark.parametrize("said", [None, "RESOURCE_EXHAUSTED: 9 GB\nx", "INTERNAL: Out of memory"])
