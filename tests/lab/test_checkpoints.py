@@ -210,7 +210,9 @@ def test_an_interruption_ends_between_epochs_with_a_checkpoint(tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             run()
-        assert told == ["stops after this epoch, with a checkpoint; once more to stop at once"]
+        assert told == [
+            "stopping after this epoch, with a checkpoint; press Ctrl-C again to stop at once"
+        ]
         assert newest(folder, silent)[0].number == 2
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -232,7 +234,7 @@ def test_the_second_interruption_ends_at_once(tmp_path):
     ) as child:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        assert child.stdout.readline().startswith("stops after this epoch")
+        assert child.stdout.readline().startswith("stopping after this epoch")
         child.send_signal(signal.SIGINT)
         assert child.wait(60) == 130
 
