@@ -148,7 +148,8 @@ def _last_snapshot(
     snapshot, about = found
     begun_by, begun_with, was = records.made_with(about)
     if begun_by != command:
-        endings.fail(f"{folder} belongs to gradxform {begun_by}: use that with --resume {folder}")
+        mend = f"use gradxform {begun_by} --resume {folder}"
+        endings.fail(f"{folder} belongs to gradxform {begun_by}: {mend}")
     _end_if_different(begun_with, to_toml(config), "checkpoint", str(folder / "config.toml"))
     say(f"resuming from checkpoint {snapshot.number}")
     if was != results.made_with():

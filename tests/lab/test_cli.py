@@ -549,7 +549,7 @@ def test_help_swallows_no_bracket():
         written = (command.__doc__ or "").replace("\\[", "[")
         for bracket in re.findall(r"\[[^]]*\]", written):
             assert "".join(bracket.split()) in shown
-    assert "the config's [sweep]" in " ".join(invoke("sweep", "--help").stdout.split())
+    assert "The config's [sweep]" in " ".join(invoke("sweep", "--help").stdout.split())
 
 
 def test_a_run_does_not_mind_a_sweep_that_does_not_fit(tmp_path):
