@@ -331,5 +331,5 @@ def test_data_on_other_devices_are_refused():
         lambda: epoch.to_every_device(divided.train, member),
         lambda: epoch.to_every_device(one.train, member),
     ):
-        with pytest.raises(ValueError, match="give those of the host"):
+        with pytest.raises(ValueError, match="give data on the host"):
             call()
