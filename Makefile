@@ -1,12 +1,13 @@
-# Every target makes the virtual environment it needs: `make demo` and `make test` work on a fresh clone.
+# Every target makes the virtual environment that it needs: `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_FOR_NOTEBOOKS := $(VENV)/.installed-for-notebooks
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint docs bench bench-quick notebooks figures dist try-wheel clean
+.PHONY: demo test check lint docs bench bench-quick notebooks lab-notebook figures dist try-wheel clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
@@ -23,7 +24,7 @@ check: $(INSTALLED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/mypy
 
-# and the pinned packages, which may turn out vulnerable without a change here
+# the checks above, and known vulnerabilities of the pinned packages
 lint: check
 	$(BIN)/python tests/audit.py
 
@@ -43,13 +44,19 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.accelerator
 
-# the last of them, tiny: that it works
+# a tiny form of the last benchmark, to see that it works
 bench-quick: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accelerator --quick
 
+# run all notebooks; the first error or warning ends the run
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
 
+# JupyterLab with the five notebooks; Ctrl-C stops it
+lab-notebook: $(INSTALLED_FOR_NOTEBOOKS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(JUPYTER_OPTIONS)
+
+# draw the README's figures
 figures: $(INSTALLED)
 	$(BIN)/python notebooks/figures.py
 
@@ -68,6 +75,12 @@ try-wheel:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# only what the notebooks need, which is less than what the tests need
+$(INSTALLED_FOR_NOTEBOOKS): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable ".[notebooks]"
 	touch $@
 
 clean:

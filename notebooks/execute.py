@@ -1,9 +1,9 @@
-"""Runs the notebooks of this folder, each in a kernel of its own; the first error ends the run.
+"""Runs the notebooks of this folder, each in its own kernel. The first error ends the run.
 
     python notebooks/execute.py [--write] [NAME ...]
 
-A notebook fails by an exception or by a word on stderr, such as a warning. ``--write`` stores the
-outputs in the notebook, without what differs from one run to the next.
+A notebook fails if a cell raises an exception or writes to stderr, for example a warning.
+``--write`` stores the outputs in the notebook, without metadata that differs between runs.
 """
 
 import argparse
@@ -29,7 +29,7 @@ METADATA = {
 
 
 def run(path: Path) -> NotebookNode:
-    """The notebook with the outputs of this run.
+    """Runs a notebook and returns it with its outputs.
 
     Raises:
       CellExecutionError: a cell raises.
@@ -44,10 +44,10 @@ def run(path: Path) -> NotebookNode:
         resources={"metadata": {"path": str(FOLDER)}},
         record_timing=False,
         coalesce_streams=True,
-        extra_arguments=["--log-level=ERROR"],  # a kernel warns that its ports are not encrypted
+        extra_arguments=["--log-level=ERROR"],  # hides the warning that ports are not encrypted
     )
     client.execute()
-    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel notes its Python's version
+    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel adds the version of Python
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.get("name") == "stderr":
@@ -58,7 +58,7 @@ def run(path: Path) -> NotebookNode:
 
 
 def reduced(png: str) -> str:
-    """A figure in base64 with at most 256 colours, in well under half the bytes."""
+    """The same figure with at most 256 colours, which takes less than half the bytes."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     buffer = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
@@ -66,14 +66,14 @@ def reduced(png: str) -> str:
 
 
 def find(name: str) -> Path:
-    """The notebook of a file name, with or without its ending."""
+    """The path of a notebook, given its name with or without the ending."""
     return FOLDER / Path(name).with_suffix(".ipynb").name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the notebooks of this folder.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="all of them if none is named")
-    parser.add_argument("--write", action="store_true", help="store the outputs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a notebook; all if not given")
+    parser.add_argument("--write", action="store_true", help="store the outputs in the notebooks")
     options = parser.parse_args()
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -81,7 +81,7 @@ def main() -> None:
     for path in paths:
         if not path.is_file():
             known = ", ".join(sorted(p.name for p in FOLDER.glob("*.ipynb")))
-            sys.exit(f"there is no notebook {path.name}; there are: {known}")
+            sys.exit(f"no notebook is named {path.name}; choose from: {known}")
     for path in paths:
         started = time.perf_counter()
         try:

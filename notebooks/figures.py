@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # so that the same figures come out everywhere
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # for the same figures on every machine
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,15 @@ DPI = 100
 
 
 def bowl(x: jax.Array) -> jax.Array:
-    """A quadratic, 15 times as curved across its valley as along it."""
+    """A quadratic that is 15 times as curved across its valley as along it."""
     along, across = 0.97 * x[0] + 0.25 * x[1], 0.97 * x[1] - 0.25 * x[0]
     return 0.5 * (along**2 + 15 * across**2)
 
 
 def paths() -> Figure:
-    """Five methods on their way down one badly conditioned bowl, each with its name beside it."""
+    """The paths of five methods on a badly conditioned bowl, each labelled with its name."""
     surface = Surface("bowl", bowl, (-7.4, 0.6), ((0, 0),), ((-8.6, 3.7), (-3.9, 1.7)), "")
-    walks = {  # a method, and where its name goes: beside which point, and how far from it
+    walks = {  # a method, the point next to which its name goes, and the offset of the name
         "SGD": (gx.sgd(0.12), 4, (6, 2)),
         "momentum": (gx.momentum(0.05, 0.75), 3, (8, -6)),
         "Nesterov": (gx.nesterov(0.05, 0.75), 3, (8, -2)),
@@ -53,7 +53,7 @@ def paths() -> Figure:
     legend = axes.get_legend()
     if legend is not None:
         legend.remove()
-    axes.lines[-1].set_zorder(3)  # the star of the minimum, over the paths
+    axes.lines[-1].set_zorder(3)  # draw the star of the minimum above the paths
     for line, (label, (_, point, offset)) in zip(axes.lines, walks.items(), strict=False):
         line.set_markevery(1)
         axes.annotate(
@@ -75,9 +75,9 @@ def race_cost() -> Figure:
 
 
 def second_order() -> Figure:
-    """Rosenbrock's value against evaluations: what the curvature, seen or learnt, is worth."""
+    """Rosenbrock's function by evaluations, for methods with and without curvature."""
     surface = SURFACES["rosenbrock"]
-    methods = {  # from the slowest, as the curves are from right to left
+    methods = {  # slowest first, in the order of the curves from right to left
         "gradient descent": gx.sgd(1e-3),
         "Adam": gx.adam(0.02),
         "nonlinear CG": gx.nonlinear_cg(),
@@ -118,7 +118,7 @@ def second_order() -> Figure:
 
 
 def sensitivity() -> Figure:
-    """What becomes of six methods by their learning rates."""
+    """The results of six methods for many learning rates."""
     config = load_config("learning_rate")
     return plot_sensitivity(sweep(config, load("digits")), config.title)
 

@@ -1,4 +1,4 @@
-"""The ``gradxform`` command: a line where what it needs is not installed, else the command line."""
+"""The ``gradxform`` command. If a package is missing, it says what to install."""
 
 import sys
 
@@ -6,7 +6,7 @@ from gradxform.lab.messages import lacking, say
 
 
 def main() -> None:
-    """Runs the command line, if the packages of the extra ``lab`` are there."""
+    """Runs the command line if the packages of the extra ``lab`` are installed."""
     try:
         from gradxform.lab.cli import main as command
 
@@ -16,7 +16,7 @@ def main() -> None:
             raise
         say(lacking(error))
         sys.exit(1)
-    except KeyboardInterrupt:  # before the command line could take care of it
+    except KeyboardInterrupt:  # before the command line handles it
         say("interrupted")
         sys.exit(130)
 

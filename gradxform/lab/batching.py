@@ -1,4 +1,4 @@
-"""Minibatches drawn inside the compiled program: the data stay put, the indices are random."""
+"""Draws minibatches inside the compiled program, as random indices into the data."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -11,21 +11,21 @@ ORDERS: tuple[str, ...] = get_args(Order)
 
 
 class Batches(NamedTuple):
-    """One epoch of minibatches, as indices into a data set."""
+    """The minibatches of one epoch, as indices into a data set."""
 
     indices: jax.Array  #: int32 (steps, batch)
-    weights: jax.Array  #: float32 (steps, batch), 0 on what fills up a partial last batch, else 1
+    weights: jax.Array  #: float32 (steps, batch), 0 for filling in the last batch, else 1
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """How many batches an epoch takes: the last may be partial, as in Keras.
+    """The number of batches in an epoch; the last may be partial, as in Keras.
 
     Args:
       size: the number of examples.
       batch_size: examples in a batch.
 
     Raises:
-      ValueError: one of them is below 1.
+      ValueError: an argument is below 1.
 
     >>> steps_per_epoch(54_000, 128)
     422
@@ -40,16 +40,16 @@ def epoch_batches(
 ) -> Batches:
     """The minibatches of one epoch.
 
-    ``reshuffle`` visits every example once, in an order of the epoch's own; ``shuffle_once`` in the
-    one random order of every epoch, as for a set that is stored shuffled; ``sequential`` in the
-    order of storage. ``online`` makes no passes: each index is drawn independently, and as many
-    full batches as a pass would take are one epoch.
+    ``reshuffle`` visits every example once, in a new random order for each epoch. ``shuffle_once``
+    uses the same random order in every epoch, like a data set that is stored shuffled.
+    ``sequential`` uses the order of storage. ``online`` makes no passes: it draws each index
+    independently, and an epoch has as many full batches as a pass would need.
 
     Args:
       key: the random key of the run, the same for all its epochs.
       epoch: the epoch's number; may be traced.
       size: the number of examples; static.
-      batch_size: examples in a batch; static. A pass of fewer examples is one batch of ``size``.
+      batch_size: examples in a batch; static. If ``size`` is smaller, a pass is one batch.
       order: one of :data:`ORDERS`; static.
 
     Raises:
@@ -70,8 +70,8 @@ def epoch_batches(
     indices = jnp.arange(size, dtype=jnp.int32)
     if order != "sequential":
         shuffle_key = key if order == "shuffle_once" else epoch_key
-        # One sort by random keys takes half the time of jax.random.permutation. Keys of 32 bits are
-        # enough: of 90,000, two are expected to be equal, and these two stay in order.
+        # One sort by random keys takes half the time of jax.random.permutation. 32 bits suffice: of
+        # 90,000 keys one pair is expected to be equal, and this pair just keeps its order.
         keys = jax.random.bits(shuffle_key, (size,))
         _, indices = jax.lax.sort((keys, indices), num_keys=1)
     batch = min(batch_size, size)

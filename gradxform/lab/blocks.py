@@ -1,7 +1,7 @@
-"""Blocks of members: what a sweep trains in one call, of one program, on all devices.
+"""Blocks of members: what a sweep trains together, in one call of one program on all devices.
 
-Members of an optimiser that differ in numbers alone are a group, and share the programs that are
-compiled for it; those that are trained together are a block.
+Members of an optimiser that differ only in traced numbers form a group and share its compiled
+programs. The members that one call trains together form a block.
 """
 
 import functools
@@ -30,20 +30,20 @@ from gradxform.tree import PyTree
 Vary = Literal["initialisation", "order", "both"]
 Row = dict[str, Any]
 
-# Members that one call trains, on each device: more are no faster on a CPU, where a net that is
-# worth sweeping fills the vector units alone; an accelerator wants as many as fit.
+# Members per device in one call. On a CPU more are no faster, because one net already fills the
+# vector units. An accelerator is fastest with as many as fit.
 _BLOCK = {"cpu": 32}
 _LARGEST_BLOCK = 1024
-_MEMORY = 0.8  # of what there is
+_MEMORY = 0.8  # fraction of the memory that a sweep may use
 
 
 class Group(NamedTuple):
-    """Members that one program can train: they differ in numbers that can be traced."""
+    """Members that share a program, because they differ only in traced numbers."""
 
     label: str
-    table: Table  # of the optimiser, the other numbers in their places
-    paths: tuple[str, ...]  # of the traced ones
-    whole: frozenset[str]  # those of them that are integers in every member
+    table: Table  # table of the optimiser, with the numbers that are not traced
+    paths: tuple[str, ...]  # paths of the traced numbers
+    whole: frozenset[str]  # paths whose numbers are integers in every member
     members: tuple[int, ...]
 
     def built(self, values: jax.Array) -> Any:
@@ -56,16 +56,16 @@ class Group(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What one call trains."""
+    """Members that one call trains together."""
 
-    members: np.ndarray  # their numbers; −1 fills the block up
+    members: np.ndarray  # numbers of the members; −1 is filling
     values: jax.Array  # (block, hyperparameters)
     alive: jax.Array  # (block,)
     state: TrainState
 
 
 def groups_of(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterator[Group]:
-    """The members by optimiser and by the numbers that set shapes."""
+    """Groups the members by optimiser and by the numbers that set shapes."""
     found: dict[Any, list[int]] = {}
     shapes_of = {label: optimizers.numbers(table) for label, table in tables.items()}
     for number, member in enumerate(members):
@@ -80,24 +80,24 @@ def groups_of(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterato
 
 
 class Programs(NamedTuple):
-    """What is compiled for a group; all but the data are of a block of members."""
+    """The compiled functions of a group; they work on blocks of members."""
 
     start: Callable[[jax.Array, jax.Array], TrainState]  #: values, seeds -> state
     epoch: Any  #: values, alive, state, data -> alive, state, cost; jitted, state donated
     metrics: Callable[[TrainState, Mapping[str, Examples]], dict[str, dict[str, jax.Array]]]
     has_own_key: bool  #: whether each member has a random key of its own
-    compiled: dict[int, Any]  #: ``epoch`` for blocks of so many lanes
+    compiled: dict[int, Any]  #: ``epoch`` by the number of lanes in a block
 
 
 class Firsts(NamedTuple):
-    """What the seeds begin with, seed by seed."""
+    """Initial parameters and random keys of each seed."""
 
     params: PyTree
-    keys: jax.Array  # raw data of the keys that batches and dropout follow from
+    keys: jax.Array  # raw data of the keys for batches and dropout
 
 
 def first_states(task: Task, seeds: Sequence[int], mesh: Mesh) -> Firsts:
-    """Made once for all optimisers, as compiling random numbers takes longer than all else."""
+    """The starts of all seeds, made once because random numbers are slow to compile."""
 
     @jax.jit
     def first(seed: jax.Array) -> Firsts:
@@ -117,7 +117,7 @@ def programs_of(
     firsts: Firsts,
     vary: Vary,
 ) -> Programs:
-    """The programs of a group; only shapes and numbers that cannot be traced are fixed in them."""
+    """The programs of a group; only shapes and untraceable numbers are fixed in them."""
     has_own_key = vary != "initialisation"
     state_axes: Any = TrainState(*cast(Any, (0, 0, None, 0 if has_own_key else None)))
 
@@ -143,7 +143,7 @@ def programs_of(
         return {name: evaluate(task, params, part) for name, part in parts.items()}
 
     def across(f: Callable[..., Any], in_axes: Any, out_axes: Any, **options: Any) -> Any:
-        """``f`` of a block of members, divided among the devices."""
+        """``f`` for a block of members that the devices share."""
 
         def specs(axes: Any) -> Any:
             return jax.tree.map(_spec, axes, is_leaf=lambda axis: axis is None)
@@ -176,7 +176,7 @@ def _spec(axis: int | None) -> PartitionSpec:
 
 
 def check_memory(program: Programs, group: Group, train: Examples, mesh: Mesh) -> None:
-    """Raises an error if the states of all members do not fit, or the optimiser does not."""
+    """Raises an error if the members do not fit into memory or the optimiser fails."""
     lanes = mesh.devices.size
     values = jax.ShapeDtypeStruct((lanes, len(group.paths)), jnp.float32)
     seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
@@ -184,7 +184,7 @@ def check_memory(program: Programs, group: Group, train: Examples, mesh: Mesh) -
     alive = jax.ShapeDtypeStruct((lanes,), jnp.bool_)
     jax.eval_shape(
         program.epoch, values, alive, state, train
-    )  # errors in the update, before any run
+    )  # finds errors of the update before any run
     each = _bytes(state) / lanes
     share, limit = len(group.members) / lanes, _memory(mesh)
     if share * each > limit:
@@ -195,7 +195,7 @@ def check_memory(program: Programs, group: Group, train: Examples, mesh: Mesh) -
 
 
 def _memory(mesh: Mesh) -> float:
-    """Bytes that a device may use: the least of all processes, which must decide alike."""
+    """Bytes that a device may use: the minimum over processes, so that all decide the same."""
     device = mesh.local_devices[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -217,9 +217,9 @@ def first_blocks(
     block_size: int | None,
     kept: Sequence[int] | None = None,
 ) -> tuple[int, list[Block]]:
-    """The members of a group in blocks before the first epoch, and how many lanes a block has.
+    """The number of lanes in a block, and the blocks of a group before the first epoch.
 
-    Those that are ``kept``, if not all of them.
+    ``kept`` limits the blocks to some of the members.
     """
     devices = mesh.devices.size
     usual = _BLOCK.get(mesh.devices.flat[0].platform, _LARGEST_BLOCK) * devices
@@ -249,12 +249,12 @@ def first_blocks(
 
 
 def _lanes(members: int, wanted: int, devices: int) -> int:
-    """Lanes of a block: not more than there are members, a multiple of the devices."""
+    """Lanes in a block: a multiple of the number of devices, with little filling."""
     return -(-min(members, max(wanted, 1)) // devices) * devices
 
 
 def _program_bytes(program: Any) -> float:
-    """Memory on each device while a compiled program runs."""
+    """Bytes of memory on each device while a compiled program runs."""
     used = program.memory_analysis()
     if used is None:
         return 0.0
@@ -288,7 +288,7 @@ def _fill(numbers: np.ndarray, lanes: int) -> np.ndarray:
 
 
 def compile_epoch(program: Programs, blocks: Sequence[Block], train: Examples) -> float:
-    """Compiles what is not, and returns the seconds it took."""
+    """Compiles missing programs and returns the seconds it took."""
     started = time.perf_counter()
     for block in blocks:
         if len(block.members) not in program.compiled:
@@ -324,7 +324,7 @@ def metrics_of(program: Programs, block: Block, parts: Mapping[str, Examples]) -
 def regroup(
     program: Programs, blocks: Sequence[Block], kept: np.ndarray, lanes: int, mesh: Mesh
 ) -> list[Block]:
-    """The members that go on, in as few blocks as can be."""
+    """The members that continue, in as few blocks as possible."""
     order = np.concatenate([block.members for block in blocks])
     lane_of = {number: lane for lane, number in enumerate(order)}
     lanes = _lanes(len(kept), lanes, mesh.devices.size)
@@ -343,7 +343,7 @@ def regroup(
             numbers >= 0, mesh, PartitionSpec("member")
         )
         params, opt_state = picked([state[:2] for state in states], at)
-        # in buffers of each block's own, which are donated
+        # copies for each block, because they are donated
         epoch, key = jnp.copy(states[0].epoch), jnp.copy(states[0].key)
         key = picked([s.key for s in states], at) if program.has_own_key else key
         values = picked([block.values for block in blocks], at)
@@ -362,10 +362,10 @@ def snapshot_of(
     program: Programs,
     blocks: Sequence[Block],
 ) -> Snapshot:
-    """Where a sweep stands; without blocks the next program is to begin.
+    """The state of a sweep; without blocks the next program is about to start.
 
-    What it holds is of the members one by one, so that other devices can go on with it. Every
-    process has to call this.
+    The arrays are stored member by member, so the sweep can resume on other devices. Every process
+    must call this function.
     """
     if not blocks:
         told = told | {"group": told["group"] + 1, "epoch": 0, "members": []}
@@ -392,7 +392,7 @@ def restored(
     costs: np.ndarray,
     block_size: int | None,
 ) -> tuple[np.ndarray, int, list[Block]]:
-    """The costs, the lanes of a block and the blocks that a snapshot was made of."""
+    """The costs, the number of lanes and the blocks in a snapshot."""
     told, kept = snapshot.told, snapshot.told["members"]
     if not kept:
         found, _ = fit(snapshot.arrays, (costs.astype(np.float32), []))
@@ -409,18 +409,18 @@ def restored(
     for i, block in enumerate(blocks):
         at = np.where(block.members >= 0, i * lanes + np.arange(lanes), 0)
         own = put_all(jax.tree.map(lambda x, at=at: x[at], each), mesh, PartitionSpec("member"))
-        epoch, key = put_all(common, mesh)  # in buffers of each block's own, which are donated
+        epoch, key = put_all(common, mesh)  # copies for each block, because they are donated
         state = TrainState(own[1], own[2], epoch, own[3] if program.has_own_key else key)
         restored.append(block._replace(alive=own[0] & block.alive, state=state))
     return np.array(found, np.float64), lanes, restored
 
 
 def _of_members(program: Programs, block: Block) -> tuple[Any, ...]:
-    """What each member of a block has of its own."""
+    """The arrays of a block that differ between members."""
     state = block.state
     return block.alive, state.params, state.opt_state, state.key if program.has_own_key else ()
 
 
 def _of_all(program: Programs, block: Block) -> tuple[Any, ...]:
-    """What the members have in common."""
+    """The arrays that all members share."""
     return block.state.epoch, () if program.has_own_key else block.state.key

@@ -1,7 +1,8 @@
-"""The folders of checkpoints: found, recognised, checked and removed.
+"""Finds, checks and removes the folders of checkpoints.
 
-A run's folder may come from somebody else, or be the wrong one. A checkpoint is removed if its name
-and its manifest are ours and it holds nothing but what the manifest names; all else stays.
+A run's folder may come from somebody else or may be the wrong folder. So a checkpoint is removed
+only if this library wrote it: its name and manifest fit, and it holds only files that the manifest
+names.
 """
 
 import contextlib
@@ -24,13 +25,13 @@ _PARTS = re.compile(r"manifest\.json|told\.json|arrays|arrays\.orbax-checkpoint-
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message says why."""
+    """A checkpoint cannot be used; the message says why."""
 
 
 def begun(folder: Path) -> Path:
-    """A new folder for a checkpoint that is about to be written; the leftovers of others go."""
+    """Creates a folder for a new checkpoint and removes unfinished ones."""
     folders.make(folder)
-    for left in folder.glob(".gradxform-*"):  # by a process that was killed
+    for left in folder.glob(".gradxform-*"):  # left by a process that was killed
         discard(left)
     new = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
     (new / "manifest.json").write_text("{}", encoding="utf-8")
@@ -39,7 +40,7 @@ def begun(folder: Path) -> Path:
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a folder, damaged ones included, in their order."""
+    """The checkpoints of a folder with their numbers, in order, including damaged ones."""
     return sorted(
         (int(path.name), path)
         for path in folder.iterdir()
@@ -48,7 +49,7 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def discard(path: Path) -> None:
-    """Removes a checkpoint of ours, so that it is there whole or not at all."""
+    """Removes a checkpoint; it is renamed first, so that no half checkpoint is ever visible."""
     with contextlib.suppress(OSError):
         if own_files(path) is None:
             return
@@ -58,22 +59,22 @@ def discard(path: Path) -> None:
                 return
             os.rename(path, hidden)
             path = hidden
-        for file in own_files(path) or []:  # the manifest, by which it is known, is the last
+        for file in own_files(path) or []:  # the manifest identifies it, so it goes last
             file.unlink()
         _remove_empty(path)
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes a folder and those in it, as far as nothing is in them."""
+    """Removes a folder and its subfolders if they are empty."""
     for inner, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(inner)
 
 
 def own_files(path: Path) -> list[Path] | None:
-    """The files of a checkpoint, its manifest the last; ``None`` if it is not recognisably ours.
+    """The files of a checkpoint with the manifest last; ``None`` if this library did not write it.
 
-    It is if its name is, it has a manifest, and it holds nothing but what belongs to it.
+    It counts as ours if its name fits, it has a manifest, and it contains only its own files.
     """
     try:
         if not _OURS.fullmatch(path.name) or not folders.is_folder(path):
@@ -93,7 +94,7 @@ def own_files(path: Path) -> list[Path] | None:
 
 
 def set_aside(path: Path) -> None:
-    """Gives what is in a checkpoint's place, and is not recognisably ours, another name."""
+    """Renames whatever stands in the place of a checkpoint."""
     for number in itertools.count(1):
         aside = path.with_name(f"set-aside-{path.name}-{number}")
         if not os.path.lexists(path):
@@ -103,13 +104,13 @@ def set_aside(path: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, str]:
-    """The digests that a checkpoint's manifest tells, by the name of the file."""
+    """The SHA-256 of each file according to a checkpoint's manifest."""
     try:
         found = json.loads(folders.read(path / "manifest.json", _MOST_NAMED).decode())
     except (OSError, RecursionError, ValueError) as error:
         raise CheckpointError(f"manifest.json: {error}") from None
     if not isinstance(found, dict):
-        raise CheckpointError("manifest.json: no table")
+        raise CheckpointError("manifest.json: should be a table")
     for name, digest in found.items():
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             raise CheckpointError(f"manifest.json: {on_one_line(name)} has no SHA-256")
@@ -117,7 +118,7 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 
 def digests_of(path: Path) -> dict[str, str]:
-    """The SHA-256 of every file but the manifest."""
+    """The SHA-256 of every file except the manifest."""
     digests, total = {}, 0
     for file in folders.files(path):
         total += file.lstat().st_size

@@ -1,13 +1,13 @@
-"""Checkpoints: where a long run stands, on disk, so that it can go on after whatever stopped it.
+"""Checkpoints: the state of a long run on disk, from which it can resume after any interruption.
 
-A checkpoint is a folder named after the epochs done, with
+A checkpoint is a folder named after the number of finished epochs. It contains
 
 - ``arrays``, written by Orbax;
-- ``told.json``, what is told about them in text and numbers;
+- ``told.json``, which describes them in text and numbers;
 - ``manifest.json``, the SHA-256 of every other file, written last.
 
-It is made under another name and renamed when it is whole. Nothing here asks for the time of day:
-checkpoints are ordered by their numbers.
+It is written under a temporary name and renamed when it is complete. Checkpoints are ordered by
+their numbers, never by the time of day.
 """
 
 import contextlib
@@ -44,51 +44,51 @@ from gradxform.tree import PyTree
 
 Say = Callable[[str], None]
 
-_METADATA = 2**18  # bytes, more than Orbax writes beside the arrays of a large tree
-_MOST_TRIED = 20  # damaged checkpoints
-_MOST_CHUNKS = 10_000  # of arrays on disk; Orbax writes one each
+_METADATA = 2**18  # bytes; Orbax writes less than this besides the arrays of a large tree
+_MOST_TRIED = 20  # damaged checkpoints to try
+_MOST_CHUNKS = 10_000  # pieces of arrays on disk; Orbax writes one per array
 
 
 class Snapshot(NamedTuple):
-    """Where a run stands after an epoch, and all that it takes to go on."""
+    """The state of a run after an epoch: everything that it needs to continue."""
 
-    number: int  #: epochs done, of all optimisers together
-    told: dict[str, Any]  #: what JSON can hold
-    arrays: PyTree  #: of arrays; as read from disk a list of them, for :func:`fit`
+    number: int  #: finished epochs, summed over all optimisers
+    told: dict[str, Any]  #: description of the run, as JSON values
+    arrays: PyTree  #: a tree of arrays; after reading from disk a list of them, for :func:`fit`
 
 
 OnState = Callable[[int, Callable[[], Snapshot]], None]
-"""Called after each epoch with the number of epochs done and what makes a snapshot of them."""
+"""Called after each epoch with the number of finished epochs and a maker of a snapshot."""
 
 
 @contextlib.contextmanager
 def keeping(
     folder: Path, *, every: int, keep: int, about: Any, say: Say, writes: bool = True
 ) -> Iterator[OnState]:
-    """Checkpoints of a run, which Ctrl-C ends between two epochs.
+    """Writes checkpoints of a run; Ctrl-C ends the run after the current epoch.
 
-    SIGINT (Ctrl-C) and SIGTERM let the epoch end and its checkpoint be written, then raise
-    ``KeyboardInterrupt``, in all processes that do the run together; a second one ends the process
-    at once. If a checkpoint cannot be written, ``say`` is told and the run continues.
+    After SIGINT (Ctrl-C) or SIGTERM the epoch ends, its checkpoint is written, and all processes of
+    the run raise ``KeyboardInterrupt``. A second signal ends the process at once. If a checkpoint
+    cannot be written, the run prints a message and continues.
 
     Args:
-      folder: where checkpoints are.
-      every: a checkpoint is due each so many epochs; 0 for none, also where the run is stopped.
-      keep: how many are kept, the last ones.
-      about: what JSON can hold, kept beside the snapshot.
-      say: told in words what happens.
-      writes: whether this is the process, of several, that writes.
+      folder: the folder of the checkpoints.
+      every: epochs between two checkpoints; 0 for none, not even after Ctrl-C.
+      keep: how many of the latest checkpoints to keep.
+      about: JSON values that are stored with the snapshot.
+      say: prints a message.
+      writes: whether this process, of several, writes the checkpoints.
 
     Yields:
-      What a run calls after each epoch.
+      A function that the run calls after each epoch.
     """
-    promise = "stops after this epoch" + (", with a checkpoint" if every else "")
+    promise = "stopping after this epoch" + (", with a checkpoint" if every else "")
     with asked_to_stop(say, promise) as asked:
 
         def on_state(number: int, snapshot: Callable[[], Snapshot]) -> None:
             stops = any_of(asked())
             if every and (stops or number % every == 0):
-                taken = snapshot()  # by all processes, each of which has a part
+                taken = snapshot()  # every process takes part, since each has a part of the arrays
                 if writes:
                     _try_to_save(folder, taken, keep, about, say)
             if stops:
@@ -100,22 +100,22 @@ def keeping(
 
 
 def save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any = None) -> None:
-    """Writes a checkpoint whole or not at all, then removes those that are no longer wanted.
+    """Writes a checkpoint completely or not at all, then removes old ones.
 
     Args:
-      folder: where checkpoints are; made if it is not there.
-      snapshot: what to write.
-      keep: how many to keep, the last ones.
-      about: what JSON can hold, kept beside it.
+      folder: the folder of the checkpoints; it is created if missing.
+      snapshot: the state to write.
+      keep: how many of the latest checkpoints to keep.
+      about: JSON values that are stored with it.
 
     Raises:
-      OSError: it cannot be written; those before it are as they were.
+      OSError: the checkpoint cannot be written. Earlier checkpoints are unchanged.
     """
     new = begun(folder)
     try:
         _fill(new, snapshot, about)
         for number, old in numbered(folder):
-            if number >= snapshot.number:  # damaged, or the run would not have been here again
+            if number >= snapshot.number:  # damaged, else the run would have resumed from it
                 discard(old)
         place = folder / f"{snapshot.number:08d}"
         set_aside(place)
@@ -129,15 +129,15 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any = None) -> N
 
 
 def newest(folder: Path, say: Say) -> tuple[Snapshot, Any] | None:
-    """The last checkpoint that is whole, and what was told about it; ``None`` if there is none.
+    """The last undamaged checkpoint and its ``about``, or ``None`` if there is none.
 
     Args:
-      folder: where checkpoints are.
-      say: told which ones are damaged, and how.
+      folder: the folder of the checkpoints.
+      say: prints which checkpoints are damaged and why.
 
     Raises:
-      CheckpointError: too many of them are damaged.
-      OSError: ``folder`` is no folder, or cannot be read.
+      CheckpointError: too many checkpoints are damaged.
+      OSError: ``folder`` is not a folder or cannot be read.
     """
     if not folders.is_folder(folder):
         return None
@@ -147,19 +147,19 @@ def newest(folder: Path, say: Say) -> tuple[Snapshot, Any] | None:
         try:
             return _read(path)
         except CheckpointError as error:
-            say(f"checkpoint {number} is damaged, the one before it is tried: {error}")
+            say(f"checkpoint {number} is damaged; trying the previous one: {error}")
     return None
 
 
 def fit(arrays: Sequence[np.ndarray], like: PyTree) -> PyTree:
-    """The arrays of a checkpoint, on the host, in the structure that they were saved from.
+    """The arrays of a checkpoint, on the host, in their original structure.
 
     Args:
-      arrays: of a snapshot that was read from disk.
-      like: a tree of the same structure, shapes and dtypes.
+      arrays: the arrays of a snapshot that was read from disk.
+      like: a tree with the same structure, shapes and dtypes.
 
     Raises:
-      CheckpointError: they are others.
+      CheckpointError: the shapes or dtypes differ.
 
     >>> fit([np.ones(2, np.float32)], {"rate": jnp.zeros(2)})
     {'rate': array([1., 1.], dtype=float32)}
@@ -180,7 +180,7 @@ def fit(arrays: Sequence[np.ndarray], like: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def of_this_version() -> Iterator[None]:
-    """What another version of the lab has told differently ends in a ``CheckpointError``."""
+    """Turns errors from a checkpoint of another lab version into a ``CheckpointError``."""
     try:
         yield
     except (AttributeError, LookupError, TypeError) as error:
@@ -189,10 +189,10 @@ def of_this_version() -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A run's folder for one process alone; the lock ends with the process.
+    """Locks a run's folder for this process; the lock ends with the process.
 
     Raises:
-      OSError: another process has it.
+      OSError: another process has locked it.
     """
     try:
         import fcntl
@@ -203,7 +203,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OSError(f"{folder}: another process is running this") from None
+            raise OSError(f"{folder}: another process is using this folder") from None
         yield
 
 
@@ -220,7 +220,7 @@ def _try_to_save(folder: Path, snapshot: Snapshot, keep: int, about: Any, say: S
 
 
 def _fill(new: Path, snapshot: Snapshot, about: Any) -> None:
-    """Writes the files of a checkpoint, each of them on the disk when this returns."""
+    """Writes the files of a checkpoint and waits until they are on the disk."""
     arrays = [np.asarray(x) for x in jax.device_get(_raw(snapshot.arrays))]
     told = {"number": snapshot.number, "told": snapshot.told, "about": about}
     text = json.dumps(told).encode()
@@ -228,17 +228,17 @@ def _fill(new: Path, snapshot: Snapshot, about: Any) -> None:
         raise OSError(f"its told.json would take {len(text)} bytes, more than {_most_told()}")
     _check_space(new, sum(x.nbytes for x in arrays) + len(text) + _METADATA)
     with _as_os_error(), _orbax() as checkpointer:
-        # Orbax refuses arrays without entries, which hold nothing
+        # Orbax refuses arrays without entries; leave them out
         checkpointer.save(new.absolute() / "arrays", [x for x in arrays if x.size])
     (new / "told.json").write_bytes(text)
     (new / "manifest.json").write_text(json.dumps(digests_of(new)), encoding="utf-8")
     for path in folders.files(new):
-        with folders.opened(path, write=True) as file:  # before the one before it goes
+        with folders.opened(path, write=True) as file:  # before the previous checkpoint is removed
             os.fsync(file.fileno())
 
 
 def _check_space(folder: Path, size: int) -> None:
-    """Raises an error if a file of so many bytes does not fit; Orbax itself fails in disorder."""
+    """Raises ``OSError`` if ``size`` bytes do not fit on the disk; Orbax would not fail cleanly."""
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -256,21 +256,21 @@ def _read(path: Path) -> tuple[Snapshot, Any]:
         if name not in digests:
             raise CheckpointError(f"{on_one_line(name)} is missing")
         if manifest.get(name) != digests[name]:
-            raise CheckpointError(f"{on_one_line(name)} is not as it was written")
+            raise CheckpointError(f"{on_one_line(name)} has changed since it was written")
     try:
         told = json.loads(folders.read(path / "told.json", _most_told()).decode())
         number, of_run, about = told["number"], told["told"], told["about"]
         if type(number) is not int or number != int(path.name) or not isinstance(of_run, dict):
-            raise CheckpointError("told.json: it is of another checkpoint")
+            raise CheckpointError("told.json: it belongs to another checkpoint")
         return Snapshot(number, of_run, _arrays(path / "arrays")), about
     except CheckpointError:
         raise
-    except Exception as error:  # files as they were written, by a version that wrote others
+    except Exception as error:  # undamaged files of another version
         raise CheckpointError(_first_line(error)) from error
 
 
 def _arrays(path: Path) -> list[np.ndarray]:
-    """What Orbax reads there, if it fits into memory."""
+    """Reads the arrays with Orbax if they fit into memory."""
     with _without_words(), _orbax() as checkpointer:
         tree = checkpointer.metadata(path.absolute()).item_metadata.tree
         if not isinstance(tree, list):
@@ -286,7 +286,7 @@ def _arrays(path: Path) -> list[np.ndarray]:
             for x in tree
         )
         if chunks > len(tree) + _MOST_CHUNKS:
-            raise CheckpointError(f"arrays: they are in {chunks} pieces, more than a run writes")
+            raise CheckpointError(f"arrays: stored in {chunks} pieces, more than a run writes")
         arrays = checkpointer.restore(path.absolute())
     if not all(isinstance(x, np.ndarray | np.generic) for x in arrays):
         raise CheckpointError("arrays: no list of arrays")
@@ -294,12 +294,12 @@ def _arrays(path: Path) -> list[np.ndarray]:
 
 
 def _most_told() -> int:
-    """Bytes of what is told beside the arrays, which take up to 30 times as much once parsed."""
+    """The largest size of ``told.json`` in bytes; parsed it takes up to 30 times as much memory."""
     return folders.memory() // 64
 
 
 def _orbax() -> Any:
-    """What reads and writes arrays, in this process without the others."""
+    """An Orbax checkpointer that does not wait for other processes."""
     import orbax.checkpoint as ocp
 
     me = jax.process_index()
@@ -311,7 +311,7 @@ def _orbax() -> Any:
 
 
 def _raw(arrays: PyTree) -> list[Any]:
-    """The leaves, random keys as their data."""
+    """The leaves, with random keys replaced by their data."""
     leaves = jax.tree.leaves(arrays)
     return [jax.random.key_data(x) if _is_key(x.dtype) else x for x in leaves]
 
@@ -328,7 +328,7 @@ def _is_key(dtype: Any) -> bool:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Orbax says in many ways that a disk is full."""
+    """Turns the many errors of Orbax about a full disk into ``OSError``."""
     try:
         with _without_words():
             yield
@@ -340,7 +340,7 @@ def _as_os_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_words() -> Iterator[None]:
-    """Keeps Orbax from logging what an error tells, or what a stranger's file holds."""
+    """Keeps Orbax from logging errors, or content of untrusted files."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
 """The command line: ``gradxform run CONFIG``, ``sweep CONFIG``, ``movie CONFIG`` and ``list``.
 
-What is slow to import (JAX, Flax, Matplotlib, scikit-learn) is imported where it is used, after
-everything that can go wrong without it.
+JAX, Flax, Matplotlib and scikit-learn are slow to import. So each command imports them only after
+the checks that do not need them.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from gradxform.lab.optimizers import ConfigError
 if TYPE_CHECKING:
     from gradxform.lab.train import Row
 
-HELP = """Race the optimisation methods of a deep-learning lecture on real data.
+HELP = """Compare the optimisation methods of a deep-learning lecture on real data.
 
-An experiment is a TOML file: a task, how to train on it, and the optimisers to compare.
-They all start from the same parameters and see the same batches.
+A TOML file describes an experiment: the task, the training, and the optimisers to compare.
+All optimisers start from the same parameters and see the same batches.
 
 \b
-gradxform run digits_race                  the main race, in under a minute
+gradxform run digits_race                  the main race, under a minute
 gradxform run keras_mnist                  the lecture's Keras net on MNIST
-gradxform run keras_mnist --data-dir DATA  the same from files you have
+gradxform run keras_mnist --data-dir DATA  the same with files in DATA
 gradxform run digits_race --set training.epochs=5 --set seed=1
-gradxform run my_race.toml --out first     a config of your own
-gradxform sweep learning_rate              how each optimiser depends on its rate
-gradxform movie valley                     optimisers walking down a surface together
-gradxform list methods                     what a config can name
+gradxform run my_race.toml --out first     your own config
+gradxform sweep learning_rate              compare many learning rates
+gradxform movie valley                     animate paths on a surface
+gradxform list methods                     methods that a config can use
 """
 
 app = typer.Typer(
@@ -50,31 +50,31 @@ app = typer.Typer(
 
 
 ConfigName = Annotated[
-    str, typer.Argument(help="A TOML file, or the name of a shipped config.", show_default=False)
+    str, typer.Argument(help="A TOML file or the name of a shipped config.", show_default=False)
 ]
 ConfigNameOrNone = Annotated[
     str | None,
-    typer.Argument(help="A TOML file, or the name of a shipped config.", show_default=False),
+    typer.Argument(help="A TOML file or the name of a shipped config.", show_default=False),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a value of the config, as in training.epochs=5. Repeatable.",
+        help="Change a value of the config, such as training.epochs=5. Repeatable.",
     ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with the data sets' files; if not given $GRADXFORM_DATA, else a download.",
+        help="Folder with the files of the data sets. Default: $GRADXFORM_DATA, else a download.",
         show_default=False,
     ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder to make for the results; if not given runs/NAME-TIMESTAMP.",
+        help="New folder for the results. Default: runs/NAME-TIMESTAMP.",
         show_default=False,
     ),
 ]
@@ -82,7 +82,7 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Go on in this folder from its last checkpoint; needs no CONFIG.",
+        help="Continue the run in this folder from its last checkpoint, without CONFIG.",
         show_default=False,
     ),
 ]
@@ -90,20 +90,22 @@ Distributed = Annotated[
     str | None,
     typer.Option(
         metavar="auto|HOST:PORT,PROCESS,PROCESSES",
-        help="One of several processes whose devices divide each batch, or the members of a sweep: "
-        "auto on a cluster that JAX knows, such as SLURM or a TPU pod; else where process 0 "
-        "listens, this process and how many. FOLDER is one that all can read.",
+        help="Run as one of several processes that share the work: the address of process 0, the "
+        "number of this process, and how many there are. Use auto on a cluster that JAX knows, "
+        "such as SLURM or a TPU pod. With --resume, all processes must see the same FOLDER.",
         show_default=False,
     ),
 ]
 Tensorboard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write TensorBoard's event files into the folder.")
+    bool, typer.Option("--tensorboard", help="Also write TensorBoard event files into the folder.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Hide progress; print only the final table.")
+]
 
 
 class Listed(StrEnum):
-    """What ``list`` can show."""
+    """The choices of ``list``."""
 
     methods = "methods"
     tasks = "tasks"
@@ -111,7 +113,7 @@ class Listed(StrEnum):
 
 
 class Format(StrEnum):
-    """What ``movie`` can write."""
+    """The file formats of ``movie``."""
 
     gif = "gif"
     mp4 = "mp4"
@@ -124,7 +126,7 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == endings.INTERRUPTED and not endings.several():
-            # JAX may still run a program, beneath which the interpreter's own end would fail
+            # JAX may still run a program; a normal exit of the interpreter could then crash
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -158,11 +160,12 @@ def run(
     tensorboard: Tensorboard = False,
     distributed: Distributed = None,
 ) -> None:
-    """Race a config's optimisers on its task.
+    """Train a config's optimisers on its task and compare them.
 
-    Prints a table, best training loss first, and makes a folder of
-    config.toml (complete, to run again), metrics.csv (every epoch),
-    summary.json, cost.png and work.png (updates, gradients, seconds).
+    Prints a table sorted by final training loss. Writes a folder with
+    config.toml (complete, so you can run it again), metrics.csv (one row per
+    epoch), summary.json, cost.png (cost by epoch) and work.png (loss by
+    updates, gradients and seconds).
 
     \b
     gradxform run digits_race
@@ -190,11 +193,11 @@ def sweep(
     resume: Resume = None,
     distributed: Distributed = None,
 ) -> None:
-    """Train a config's optimisers at many hyperparameters and seeds at once.
+    """Train each optimiser with many hyperparameters and seeds at once.
 
-    What is swept is the config's \\[sweep]: the members of an optimiser are
-    one compiled program. Prints the best point of each optimiser, and makes
-    a folder of config.toml, members.csv (a row a member), costs.csv,
+    The config's \\[sweep] says what to vary. All runs of an optimiser train
+    together in one compiled program. Prints the best point of each optimiser.
+    Writes a folder with config.toml, members.csv (one row per run), costs.csv,
     summary.json, best.toml (the best points, for gradxform run) and figures.
 
     \b
@@ -216,23 +219,24 @@ def movie(
     config: ConfigName,
     set_: Settings = None,
     format_: Annotated[
-        Format, typer.Option("--format", help="Kind of file; mp4 needs ffmpeg.")
+        Format, typer.Option("--format", help="File format; mp4 needs ffmpeg.")
     ] = Format.gif,
     fps: Annotated[
         float | None,
         typer.Option(
             min=1,
             max=50,
-            help="Frames a second; if not given 20, or fewer to last 5 seconds.",
+            help="Frames per second. Default: 20, or fewer so that the movie lasts 5 seconds.",
             show_default=False,
         ),
     ] = None,
     out: Out = None,
 ) -> None:
-    """Draw a config's optimisers walking down their surface together.
+    """Animate a config's optimisers on a surface with two parameters.
 
-    Makes a folder of config.toml and movie.gif: the paths over the contours
-    beside the heights, in at most 120 frames, most of them of the first updates.
+    Writes a folder with config.toml and movie.gif. The movie shows the paths
+    over the contours, and the value at each update. It has at most 120 frames,
+    most of them for the first updates.
 
     \b
     gradxform movie valley
@@ -247,9 +251,9 @@ def movie(
 
 @app.command("list")
 def list_(
-    what: Annotated[Listed | None, typer.Argument(help="All three if not given.")] = None,
+    what: Annotated[Listed | None, typer.Argument(help="Default: all three.")] = None,
 ) -> None:
-    """Show the methods, tasks and configs there are."""
+    """List the methods, tasks and configs that you can use."""
     shown = [what] if what else list(Listed)
     for i, kind in enumerate(shown):
         if i:
@@ -293,7 +297,7 @@ def _run(
     devices = None if distributed is None else jax.devices()
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
         with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            optimizers.build_all(config.optimizers)  # a mistake there need not wait for the data
+            optimizers.build_all(config.optimizers)  # reports a mistake before the data are read
             place = session.place(config, "run", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
@@ -304,7 +308,7 @@ def _run(
                 data = load(config.task.dataset, data_dir)
                 read = checksum(data) if distributed else 0
                 task = on_devices(task_of(config, data), devices)
-                del data  # from here on a process has its devices' part alone
+                del data  # from here on a process keeps only the part of its devices
         endings.check_alike(config, read, snapshot)
         try:
             with (
@@ -316,7 +320,7 @@ def _run(
                     config, task, on_row, on_state=on_state, resume=snapshot, devices=devices
                 )
         finally:
-            if rows:  # an interrupted race keeps what it has
+            if rows:  # an interrupted race keeps its finished epochs
                 results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
         if writes:
             results.save(folder, config, result)
@@ -369,7 +373,7 @@ def _sweep(
             ):
                 result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
         finally:
-            if rows:  # an interrupted sweep keeps what it has
+            if rows:  # an interrupted sweep keeps its finished epochs
                 results.write_atomically(folder / "members.csv", results.members_csv(rows))
         if writes:
             results.save_sweep(folder, config, result)
@@ -394,7 +398,7 @@ def _movie(
         with nothing_to_lose(until_the_end.close):
             optimizers.build_all(config.optimizers)
             if format_ is Format.mp4:
-                movies.ffmpeg()  # one that is missing need not wait for the race
+                movies.ffmpeg()  # reports a missing ffmpeg before the race
             folder = until_the_end.enter_context(results.run_folder(config, out))
             frames = movies.movie(config)
             encode = movies.mp4 if format_ is Format.mp4 else movies.gif

@@ -1,6 +1,6 @@
-"""Experiments as TOML files: read, overridden, checked, and written back.
+"""Reads, changes, checks and writes experiments as TOML files.
 
-Nothing here imports JAX, so that a mistake in a config is told at once.
+This module does not import JAX, so it reports a mistake in a config at once.
 """
 
 import difflib
@@ -36,8 +36,8 @@ from gradxform.lab.schema import (
     Training,
 )
 
-MAX_DEPTH = 32  # of tables and lists in each other
-_MOST_PROBLEMS = 100  # of a kind that are told, as finding one may take some time
+MAX_DEPTH = 32  # levels of nested tables and lists
+_MOST_PROBLEMS = 100  # problems per check; finding one may take some time
 
 
 class _Option(NamedTuple):
@@ -74,14 +74,14 @@ def load_config(
     """Reads and checks an experiment.
 
     Args:
-      path: a TOML file, which may be a pipe, or the name of a shipped config.
-      overrides: ``"key=value"`` settings with dotted keys, as in ``training.epochs=3``; a value
-        that is not TOML is taken as text.
+      path: a TOML file (or a pipe), or the name of a shipped config.
+      overrides: ``"key=value"`` settings with dotted keys, such as ``training.epochs=3``. A value
+        that is not valid TOML is taken as text.
       for_sweep: see :func:`parse_config`.
 
     Raises:
-      ConfigError: no such file, TOML that does not parse, or values that do not fit; it lists all
-        problems at once.
+      ConfigError: the file does not exist, is not valid TOML, or has unusable values. The error
+        lists all problems at once.
 
     >>> load_config("keras_mnist", ["training.epochs=3"]).training.epochs
     3
@@ -101,9 +101,9 @@ def read_config(
     """Checks an experiment given as the content of a TOML file.
 
     Args:
-      content: of the file.
-      source: what to call it in messages.
-      overrides: as of :func:`load_config`.
+      content: the content of the file.
+      source: the name of the file in messages.
+      overrides: see :func:`load_config`.
       for_sweep: see :func:`parse_config`.
 
     Raises:
@@ -131,19 +131,19 @@ def parse_config(
     """Checks an experiment given as nested tables.
 
     Args:
-      table: what ``tomllib`` makes of a config file.
-      source: what to call it in messages.
-      problems: mistakes already found, to report with the others.
-      for_sweep: whether ``[sweep]`` has to fit the rest; if not, its keys and types are checked
-        alone, as of a run, which leaves it out.
+      table: the tables that ``tomllib`` reads from a config file.
+      source: the name of the config in messages.
+      problems: problems already found, to report with the others.
+      for_sweep: whether to check ``[sweep]`` against the rest of the config. If not, only its keys
+        and types are checked, because a plain run ignores it.
 
     Raises:
       ConfigError: with every problem found.
     """
     found = list(problems)
     deep = [key for key, value in table.items() if _is_deep(value)]
-    if deep:  # which the checks, and the writing of what they find, could not walk through
-        message = f"tables or lists in each other, more than {MAX_DEPTH} levels"
+    if deep:  # too deep for the recursion of the checks
+        message = f"tables or lists are nested more than {MAX_DEPTH} levels deep"
         raise ConfigError(source, [*found, *(Problem(key, message) for key in deep)])
     task = table.get("task")
     kind = task.get("kind") if isinstance(task, Mapping) else None
@@ -151,7 +151,7 @@ def parse_config(
         hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
         given = f"found {kind!r}{hint}" if "kind" in task else "but is missing"
         found.append(Problem("task.kind", f"should be {either(KINDS)}, {given}"))
-    # the rest is checked as for the kind that seems to be meant, if there is one
+    # if the kind is misspelt, check the rest against the nearest kind
     meant = difflib.get_close_matches(kind, KINDS, n=1) if isinstance(kind, str) else []
     schema = KINDS[meant[0]] if meant else ClassificationConfig
     config = None
@@ -162,7 +162,7 @@ def parse_config(
             section, *keys = detail["loc"]
             of_kind = section in ("task", "training", "sweep") and keys
             if of_kind and (not meant or keys == ["kind"]):
-                continue  # what these hold depends on the kind, which is told already
+                continue  # its keys depend on the kind, which is reported already
             found.append(describe(detail, schema))
     checks: list[Iterable[Problem]] = [_check_optimizers(table), _check_override_labels(table)]
     if isinstance(task, Mapping):
@@ -176,15 +176,15 @@ def parse_config(
 
 
 def require_surface(config: Config) -> SurfaceConfig:
-    """The config of a walk on a surface.
+    """The config, if its task is a surface.
 
     Raises:
-      ConfigError: it is of a task on data.
+      ConfigError: the task uses data.
     """
     if isinstance(config, SurfaceConfig):
         return config
     found = f"a movie needs 'surface', found {config.task.kind!r}"
-    mend = "race it by gradxform run, or name a config like valley"
+    mend = "use gradxform run, or a config like valley"
     raise ConfigError(config.name, [Problem("task.kind", f"{found}: {mend}")])
 
 
@@ -192,7 +192,7 @@ def require_sweep(config: Config) -> Sweep | SurfaceSweep:
     """The ``[sweep]`` of a config.
 
     Raises:
-      ConfigError: it has none, or training is to end by time.
+      ConfigError: ``[sweep]`` is missing, or ``max_seconds`` is set.
     """
     if config.sweep is None:
         mend = "[sweep.axes] with learning_rate = {log = [1e-3, 1.0], points = 7}"
@@ -202,16 +202,16 @@ def require_sweep(config: Config) -> Sweep | SurfaceSweep:
         of = {"": training, **{f".overrides.{k}": own for k, own in training.overrides.items()}}
         timed = [f"training{path}.max_seconds" for path, own in of.items() if own.max_seconds]
         if timed:
-            why = "members train together, for the same epochs: leave it out to sweep"
+            why = "members train together for the same number of epochs: remove max_seconds"
             raise ConfigError(config.name, [Problem(path, why) for path in timed])
     return config.sweep
 
 
 def sweep_members(config: Config) -> tuple[grid.Member, ...]:
-    """The runs of a config's ``[sweep]``; on a surface a member's seed is the number of its start.
+    """The runs of a config's ``[sweep]``; on a surface ``seed`` is the number of the start.
 
     Raises:
-      ConfigError: it has none.
+      ConfigError: ``[sweep]`` is missing.
 
     >>> config = load_config("digits_race", ["sweep.axes.momentum=[0.5, 0.9]"])
     >>> [m.values["momentum"] for m in sweep_members(config) if m.label == "nesterov"]
@@ -226,18 +226,18 @@ def sweep_members(config: Config) -> tuple[grid.Member, ...]:
 
 
 def to_toml(config: Config) -> str:
-    """The config as TOML text, every default written out, that :func:`load_config` accepts."""
+    """The config as TOML text with all defaults; :func:`load_config` can read it."""
     table = config.model_dump(exclude_none=True)
     return toml.write({section: table[section] for section in SECTIONS if section in table})
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that come with gradxform, by name."""
+    """The files of the shipped configs, by name."""
     return {file.stem: file for file in sorted(_config_folder().glob("*.toml"))}
 
 
 def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
-    """For each kind of task, the keys with a fixed choice of values.
+    """For each kind of task, the keys that have a fixed set of values.
 
     >>> task_choices()["surface"]
     {'surface': ('quadratic', 'rosenbrock', 'beale', 'saddle')}
@@ -255,14 +255,14 @@ def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file of a path or of a shipped config's name.
+    """The file of a path or of the name of a shipped config.
 
     Raises:
-      ConfigError: neither is there.
+      ConfigError: there is no such file or config.
     """
     file, name = Path(path), str(path)
     shipped = shipped_configs()
-    # a pipe is read if it is asked for, and not for being called like a config
+    # a pipe is read unless its name is that of a shipped config
     is_pipe = os.path.exists(file) and not os.path.isdir(file) and name not in shipped
     if os.path.isfile(file) or is_pipe:
         return file
@@ -272,12 +272,12 @@ def find_config(path: str | Path) -> Path:
         raise ConfigError(name, ["is a folder: name the TOML file in it"])
     hint = suggest(name.removesuffix(".toml"), shipped)
     listed = ", ".join(shipped)
-    raise ConfigError(name, [f"no such file, nor a shipped config{hint} (shipped: {listed})"])
+    raise ConfigError(name, [f"no such file and no such shipped config{hint} (shipped: {listed})"])
 
 
 @functools.cache
 def _config_folder() -> Path:
-    """In a wheel the configs lie in the package, in a checkout beside it."""
+    """The folder of the shipped configs: in a wheel inside the package, else next to it."""
     package = importlib.resources.files("gradxform.lab")
     installed = Path(str(package / "configs"))
     return installed if installed.is_dir() else Path(str(package)).parents[1] / "configs"
@@ -327,7 +327,7 @@ def _check_override_labels(table: Mapping[str, Any]) -> Iterator[Problem]:
     for label in overrides:
         if label not in labels:
             hint = suggest(label, labels) or f"; the labels are {', '.join(labels) or 'none'}"
-            yield Problem(f"training.overrides.{label}", f"no optimiser is labelled so{hint}")
+            yield Problem(f"training.overrides.{label}", f"no optimiser has this label{hint}")
 
 
 def _check_axes(table: Mapping[str, Any]) -> Iterator[Problem]:
@@ -348,7 +348,7 @@ def _check_axes(table: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _check_sweep(config: Config) -> Iterator[Problem]:
-    """What is wrong with a sweep as a whole."""
+    """The problems of a sweep as a whole."""
     sweep = config.sweep
     if sweep is None:
         return
@@ -373,13 +373,13 @@ def _check_sweep(config: Config) -> Iterator[Problem]:
 
 
 def _axes(sweep: Sweep | SurfaceSweep) -> tuple[grid.Axes, Mapping[str, grid.Axes]]:
-    """The axes of all optimisers, and those of one by its label."""
+    """The axes of all optimisers, and by label the axes of single ones."""
     overrides = {label: grid.read_axes(own, "")[0] for label, own in sweep.overrides.items()}
     return grid.read_axes(sweep.axes, "")[0], overrides
 
 
 def _runs(sweep: Sweep | SurfaceSweep) -> int:
-    """Runs of each point."""
+    """The number of runs of each point."""
     if isinstance(sweep, Sweep):
         return sweep.seeds
     starts = sweep.starts or [()]

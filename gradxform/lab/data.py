@@ -1,8 +1,8 @@
-"""The lab's data sets: digits, MNIST, Fashion-MNIST and CIFAR-10, verified, and synthetic text.
+"""The lab's data sets: digits, MNIST, Fashion-MNIST, CIFAR-10 and synthetic text.
 
-Files come from a folder or are downloaded once into a cache. Nothing is used before its structure
-and, where the original's is known, its SHA-256 are as they should be. JAX is not imported here, so
-that a problem with the data is reported at once.
+Files come from a folder, or are downloaded once into a cache. Before a file is used, its structure
+is checked, and its SHA-256 if the original's is known. This module does not import JAX, so it
+reports a problem with the data at once.
 """
 
 import difflib
@@ -55,17 +55,17 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     num_classes: int
-    scale: float  #: the largest pixel value: ``x / scale`` is in [0, 1]; 1 of text
-    alphabet: str = ""  #: of text: the character of each class number
+    scale: float  #: the largest pixel value: ``x / scale`` is in [0, 1]; 1 for text
+    alphabet: str = ""  #: for text: the character of each class number
 
 
 class Source(NamedTuple):
-    """Where the files of a data set are, and how to know them."""
+    """Where the files of a data set are found, and their checksums."""
 
     folders: tuple[str, ...]  #: names of subfolders to look in
-    mirrors: tuple[str, ...]  #: addresses, to be followed by a download's name
+    mirrors: tuple[str, ...]  #: addresses; append the name of a download
     downloads: Mapping[str, str]  #: SHA-256 of each file to download
-    contents: Mapping[str, str | None]  #: SHA-256 of each file uncompressed, where published
+    contents: Mapping[str, str | None]  #: SHA-256 of each uncompressed file, if published
 
 
 _MNIST = Source(
@@ -142,32 +142,34 @@ _CIFAR10 = Source(
         "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
     },
 )
-_LARGEST = 2**28  # bytes, more than any of these files or archives holds
-_CIFAR10_BATCH = 10_000 * CIFAR10_RECORD  # bytes of a whole batch file
+_LARGEST = 2**28  # bytes; more than any of these files or archives
+_CIFAR10_BATCH = 10_000 * CIFAR10_RECORD  # bytes of a complete batch file
 _SOURCES = {"mnist": _MNIST, "fashion_mnist": _FASHION_MNIST, "cifar10": _CIFAR10}
 _MNIST_SHAPES = {"train": (60_000, 28, 28), "t10k": (10_000, 28, 28)}
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """A data set, read and verified.
+    """Reads and verifies a data set.
 
-    ``digits`` comes with scikit-learn (1,797 images of 8 x 8, 16 grey levels, the last fifth of a
-    fixed shuffle for testing, since its neighbours are alike); ``synthetic_text`` is made on the
-    spot, see :func:`synthetic_text`. The others are read from
-    ``data_dir``, else from the folder that the environment variable ``GRADXFORM_DATA`` names, else
-    from :func:`cache_dir`, into which they are downloaded at first use. A folder may hold the files
-    itself or in a subfolder named after the data set, plain or with ``.gz``; what of Fashion-MNIST
-    is not the original ``.gz`` file can be checked for its structure only, and a warning is logged.
-    Of CIFAR-10 a folder may hold a part, any of the five training batches and the test batch, whole
-    or cut after a record.
+    ``digits`` comes with scikit-learn: 1,797 images of 8 x 8 pixels with 16 grey levels. Stored
+    neighbours are alike, so the last fifth of a fixed shuffle is the test part. ``synthetic_text``
+    is generated, see :func:`synthetic_text`.
+
+    The other sets are read from ``data_dir``. Without it, they are read from the folder in the
+    environment variable ``GRADXFORM_DATA``, and without that from :func:`cache_dir`, into which
+    they are downloaded at first use. The files may be in the folder itself or in a subfolder named
+    after the data set, plain or with ``.gz``. Files of Fashion-MNIST other than the original
+    ``.gz`` files can only be checked for their structure, and a warning is logged. For CIFAR-10 a
+    part suffices: the test batch and any of the five training batches, complete or cut after a
+    record.
 
     Args:
       name: one of :data:`DATASETS`.
-      data_dir: a folder with the data set's original files.
+      data_dir: a folder with the original files of the data set.
 
     Raises:
-      DataError: no such data set; a file is missing, truncated, corrupt or another one; a download
-        failed.
+      DataError: the name is unknown, a file is missing, truncated, corrupt or of another data set,
+        or a download failed.
 
     References:
       MNIST: LeCun, Cortes, Burges. Fashion-MNIST: Xiao, Rasul, Vollgraf (2017). CIFAR-10:
@@ -198,19 +200,19 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
 
 
 def synthetic_text(length: int = 64, train_size: int = 4096, test_size: int = 512) -> Dataset:
-    """English-like text of a random grammar, cut into sequences, to predict each next character.
+    """English-like text from a random grammar, cut into sequences, to predict the next character.
 
-    The parts for training and testing are texts of their own. Knowing only how frequent it is, a
-    character takes 3.14 nats in the mean; knowing the one before it, 2.30; knowing the grammar and
-    all before it, at most 0.43, the entropy of the grammar's choices.
+    Training and test parts are separate texts. The mean cross-entropy of a character is 3.14 nats
+    for a model of character frequencies, and 2.30 nats given the previous character. Given the
+    grammar and all previous characters it is at most 0.43 nats, the entropy of the random choices.
 
     Args:
-      length: characters of a sequence.
-      train_size: sequences to train on.
-      test_size: sequences to test on.
+      length: characters per sequence.
+      train_size: number of training sequences.
+      test_size: number of test sequences.
 
     References:
-      The grammar is ours, in :mod:`gradxform.lab.text`.
+      Our own grammar, in :mod:`gradxform.lab.text`.
 
     >>> data = synthetic_text()
     >>> data.train.x.shape, data.test.y.shape, data.num_classes
@@ -226,11 +228,11 @@ def synthetic_text(length: int = 64, train_size: int = 4096, test_size: int = 51
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    """Splits off the last ``fraction`` of the examples for validation, without shuffling, as Keras.
+    """Splits off the last ``fraction`` of the examples for validation, unshuffled like Keras.
 
     Args:
       split: n examples.
-      fraction: the part to hold out, between 0 and 1, both excluded.
+      fraction: the fraction to hold out, above 0 and below 1.
 
     Returns:
       The first ⌊n (1 - fraction)⌋ examples, and the others.
@@ -254,7 +256,7 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def checksum(data: Dataset) -> int:
-    """24 bits of the CRC-32 of all examples and labels, to tell one process's data from another's.
+    """24 bits of the CRC-32 of all examples and labels, to compare the data of processes.
 
     Args:
       data: the data set.
@@ -269,14 +271,14 @@ def checksum(data: Dataset) -> int:
 
 
 def cache_dir() -> Path:
-    """The folder that downloads are kept in: the operating system's place for caches."""
+    """The folder for downloads, in the operating system's place for caches."""
     import pooch
 
     return Path(pooch.os_cache("gradxform"))
 
 
 class _Named(NamedTuple):
-    path: Path  # what to call it in a refusal
+    path: Path  # its name in messages
     content: bytes  # uncompressed
 
 
@@ -284,7 +286,7 @@ def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
     x, y = map(np.asarray, load_digits(return_X_y=True))
-    # NumPy promises the raw stream of a bit generator for ever, but not that of its permutations.
+    # NumPy guarantees the raw stream of a bit generator for ever, but not its permutations.
     order = np.argsort(np.random.PCG64(0).random_raw(len(y)))
     shuffled = Split(x[order].astype(np.uint8).reshape(-1, 8, 8), y[order].astype(np.int32))
     return Dataset("digits", *hold_out(shuffled, 0.2), num_classes=10, scale=16.0)
@@ -305,7 +307,7 @@ def _mnist(name: str, files: Mapping[str, _Named]) -> Dataset:
         expected = _SOURCES[name].contents[file]
         if expected is not None and digest != expected:
             refuse(found.path, f"the original's content, SHA-256 {expected}", digest)
-        # Both sets name and shape their files alike, so only the content tells them apart.
+        # Both sets use the same names and shapes, so only the content distinguishes them.
         if name != "mnist" and digest == _SOURCES["mnist"].contents[file]:
             refuse(found.path, f"a file of {name}", "MNIST's file of that name")
     return Dataset(name, train, test, num_classes=10, scale=255.0)
@@ -328,7 +330,7 @@ def _cifar10(files: Mapping[str, _Named]) -> Dataset:
 
 
 def _find(name: str, source: Source, folder: Path) -> dict[str, Path]:
-    """The files of a data set that are in a folder or in its subfolder for the data set."""
+    """The files of a data set in a folder or in its subfolder for the data set."""
     if not folder.is_dir():
         raise DataError(
             f"{folder} is not a folder; --data-dir or {_ENVIRONMENT} must name one that holds the "
@@ -345,7 +347,7 @@ def _find(name: str, source: Source, folder: Path) -> dict[str, Path]:
         )
     missing = [file for file in source.contents if file not in found]
     if name == "cifar10" and len(missing) < 5 and "test_batch.bin" not in missing:
-        return found  # a part of the training set will do
+        return found  # a part of the training set is enough
     if missing:
         raise DataError(f"{place} lacks {', '.join(missing)}: expected {_wanted(name)}")
     return found
@@ -356,7 +358,7 @@ def _warn_of_unverified(name: str, source: Source, paths: Mapping[str, Path]) ->
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError:
-            return True  # will be refused when it is read
+            return True  # reading it will raise an error
         return digest == source.downloads[f"{file}.gz"]
 
     unknown = [file for file, digest in source.contents.items() if digest is None]
@@ -378,7 +380,7 @@ def _wanted(name: str) -> str:
 
 
 def _fetch(name: str, source: Source) -> dict[str, _Named]:
-    """The files of a data set from the cache, downloaded into it where they are not there yet."""
+    """The files of a data set from the cache; missing ones are downloaded."""
     paths = [_download(name, source, file, digest) for file, digest in source.downloads.items()]
     if name == "cifar10":
         return _unpack(paths[0], source)
@@ -386,10 +388,10 @@ def _fetch(name: str, source: Source) -> dict[str, _Named]:
 
 
 def _download(name: str, source: Source, file: str, digest: str) -> Path:
-    """Fetches one file from the first mirror that delivers it whole.
+    """Fetches one file from the first mirror that delivers it completely.
 
-    Pooch writes to a temporary file and moves it into place once its digest is right, so that the
-    cache never holds part of one; it also checks the digest of a file that is there already.
+    Pooch writes to a temporary file and moves it into place when its digest is right, so the cache
+    never contains a partial file. It also checks the digest of a file in the cache.
     """
     import pooch
 
@@ -401,7 +403,7 @@ def _download(name: str, source: Source, file: str, digest: str) -> Path:
                 mirror + file, f"sha256:{digest}", file, cache_dir() / name, downloader=downloader
             )
             return Path(path)
-        except (OSError, ValueError) as error:  # no network, an HTTP status, a full disk; a digest
+        except (OSError, ValueError) as error:  # network, HTTP status, full disk, or digest
             failures.append(f"  {mirror}{file}: {error}")
     raise DataError(
         "\n".join(
@@ -416,14 +418,14 @@ def _download(name: str, source: Source, file: str, digest: str) -> Path:
 
 
 def _unpack(archive: Path, source: Source) -> dict[str, _Named]:
-    """CIFAR-10's batches, each read by its name: nothing is extracted to a path of the archive."""
+    """Reads the batches of CIFAR-10 by name; nothing is extracted to a path of the archive."""
     files = {}
     content = io.BytesIO(_read(archive))
     try:
         with tarfile.open(fileobj=content, mode="r:") as tar:
             for file in source.contents:
                 member = tar.getmember(f"cifar-10-batches-bin/{file}")
-                opened = tar.extractfile(member) if member.isreg() else None  # no link is followed
+                opened = tar.extractfile(member) if member.isreg() else None  # follow no link
                 if opened is None:
                     raise KeyError(f"{file} is not a file")
                 files[file] = _Named(archive / file, opened.read())

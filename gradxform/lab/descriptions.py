@@ -1,4 +1,4 @@
-"""What is wrong with a config's keys and values, in the config's own words."""
+"""Messages about wrong keys and values, in the words of the config."""
 
 from collections.abc import Iterable
 from types import NoneType
@@ -11,7 +11,7 @@ from gradxform.lab.schema import Config, Table
 
 
 def describe(error: ErrorDetails, schema: type[Config]) -> Problem:
-    """A pydantic error in the config's own words."""
+    """A pydantic error in the words of the config."""
     *parents, key = error["loc"]
     path, value = ".".join(map(str, error["loc"])), error["input"]
     owner: Any = schema
@@ -40,12 +40,12 @@ def describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             if path in ("title", "output.folder"):
                 wanted = "name a folder" if path == "output.folder" else PLAIN
                 return Problem(path, f"should {wanted}, found {value!r}")
-            wanted = "letters, digits, '.', '_' and '-', a letter or digit first"
+            wanted = "letters, digits, '.', '_' and '-', the first a letter or digit"
             return Problem(path, f"should be made of {wanted}, found {value!r}")
         case "dict_type" | "model_type":
             return Problem(path, f"should be a table, found {value!r}")
         case "too_short":
-            return Problem(path, 'should have an entry, like [optimizers.sgd] with method = "sgd"')
+            return Problem(path, 'needs an entry, like [optimizers.sgd] with method = "sgd"')
     expected = error["msg"].removeprefix("Input should be ").replace("integer", "whole number")
     return Problem(path, f"should be {expected}, found {value!r}")
 

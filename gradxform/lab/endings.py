@@ -1,4 +1,4 @@
-"""How a command begins and ends: in one process or in several together, mistakes told in a line."""
+"""How a command starts and ends, in one process or several. An error ends in one line."""
 
 import contextlib
 import os
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 USER_MISTAKE = 2
 
-# what XLA says in some words of its own when another process is not there
+# words in the messages of XLA when another process is gone
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "eartbeat")
 
 
 def fail(message: str, code: int = USER_MISTAKE) -> NoReturn:
-    """Ends the command with a line."""
+    """Ends the command with a message."""
     say(message)
     raise typer.Exit(code)
 
 
 def end(message: str, code: int = USER_MISTAKE) -> NoReturn:
-    """Ends this process; if it is one of several, without waiting for the others, as JAX would."""
+    """Ends this process. One of several does not wait for the others, as JAX would."""
     if not several():
         fail(message, code)
     say(message)
@@ -41,7 +41,7 @@ def end(message: str, code: int = USER_MISTAKE) -> NoReturn:
 
 @contextlib.contextmanager
 def told(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
-    """What goes wrong with a config, its data, memory or files ends in a line on stderr."""
+    """Turns errors of configs, data, memory and files into a message on stderr."""
     from jax.errors import JaxRuntimeError
 
     from gradxform.lab.checkpoints import CheckpointError
@@ -64,28 +64,28 @@ def told(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or ["Out of memory"])[0]
-        # XLA says either, depending on where it runs short
+        # XLA uses either phrase
         full = any(words in reason for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
         if full and isinstance(error, MemoryError | JaxRuntimeError):
-            finish(f"does not fit in memory: {reason}; try a smaller batch_size or model")
+            finish(f"does not fit in memory: {reason}. Try a smaller batch_size or model.")
         if not several():
             raise
         if any(words in reason for words in _LOST):
-            finish(f"another process has ended, or cannot be reached: {reason}")
-        if finish is end:  # the others would wait for this process, and it for them
+            finish(f"another process has ended or cannot be reached: {reason}")
+        if finish is end:  # otherwise this process and the others would wait for each other
             traceback.print_exc()
             os._exit(1)
         raise
 
 
 def joined(distributed: str | None) -> bool:
-    """Joins the other processes, if there are any; whether this one writes the results."""
+    """Joins the other processes, if any. Returns whether this one writes the results."""
     if distributed is None:
         return True
 
     from gradxform.lab.processes import join
 
-    say(f"joins the other processes, {distributed}")
+    say(f"joining the other processes ({distributed})")
     try:
         return join(distributed)
     except ValueError as error:
@@ -94,7 +94,7 @@ def joined(distributed: str | None) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A beginning of all processes, or of none: a mistake may be seen by one of them alone."""
+    """Starts all processes or none, even if only one of them sees a mistake."""
     from gradxform.lab.processes import any_of
 
     try:
@@ -103,11 +103,11 @@ def together() -> Iterator[None]:
         any_of(True)
         raise
     if any_of(False):
-        fail("another process could not begin")
+        fail("another process could not start; see its message")
 
 
 def check_alike(config: "Config", data: int, snapshot: "Snapshot | None") -> None:
-    """Ends all processes where one has another config, other data, or an older checkpoint."""
+    """Ends all processes if their configs, data or checkpoints differ."""
     from gradxform.lab.config import to_toml
     from gradxform.lab.processes import least_of
 
@@ -120,12 +120,12 @@ def check_alike(config: "Config", data: int, snapshot: "Snapshot | None") -> Non
     least, most = least_of(number), -least_of(-number)
     if least != most:
         fail(
-            f"the newest checkpoint is {most:.0f} to one process and {least:.0f} to another: "
-            "--resume FOLDER must be one folder that all see alike"
+            f"the newest checkpoint is {most:.0f} for one process and {least:.0f} for another: "
+            "--resume FOLDER must be a folder that all processes share"
         )
 
 
 def several() -> bool:
-    """Whether this process is one of several that do a run together."""
+    """Whether this process shares a run with others."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

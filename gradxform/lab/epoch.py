@@ -1,4 +1,4 @@
-"""One epoch of training and the evaluation after it, as pure functions: what a run compiles."""
+"""One epoch of training, and the evaluation after it, as pure functions to be compiled."""
 
 import functools
 from collections.abc import Callable
@@ -27,37 +27,37 @@ from gradxform.lab.tasks import Batch, Examples, Task, objective
 from gradxform.tree import PyTree
 
 METRICS = ("loss", "accuracy", "error")
-EVALUATION_BLOCK = 512  # examples evaluated at once: bounds the memory of a large net's activations
+EVALUATION_BLOCK = 512  # examples evaluated at once; limits the memory for activations
 
 
 class TrainState(NamedTuple):
-    """All that changes in a run, and all that it takes to continue one: arrays only."""
+    """Everything that changes in a run and that a resumed run needs; only arrays."""
 
     params: PyTree
     opt_state: optax.OptState
-    epoch: jax.Array  #: int32, epochs done
-    key: jax.Array  #: raw data of the run's random key; batches and dropout follow from it
+    epoch: jax.Array  #: int32, finished epochs
+    key: jax.Array  #: raw data of the random key for batches and dropout
 
 
 class Epoch(NamedTuple):
-    """What an epoch reports."""
+    """The report of one epoch."""
 
-    cost: jax.Array  #: training loss, each batch taken before its update; mean over the examples
-    work: jax.Array  #: gradients of a batch that it took, or as much of other work
+    cost: jax.Array  #: mean training loss over the examples, each before its batch's update
+    work: jax.Array  #: work, in gradients of a batch
     params: PyTree  #: the parameters to evaluate
-    finite: jax.Array  #: whether cost and parameters are
+    finite: jax.Array  #: whether cost and parameters are finite
 
 
 def to_device(split: Split | Examples, mesh: Mesh | None = None) -> Examples:
-    """A part of a data set, put on the device once for all who use it.
+    """Puts a part of a data set on devices.
 
     Args:
-      split: the part; returned as it is if it is there already.
-      mesh: of the devices that divide the examples, of which the last one is repeated until they
-        can; JAX's first device alone if not given.
+      split: the part; returned unchanged if it is already there.
+      mesh: devices that share the examples; the last example is repeated until their number is a
+        multiple of the number of devices. JAX's first device if not given.
 
     Raises:
-      ValueError: it is on other devices.
+      ValueError: the part is on other devices.
     """
     if isinstance(split, Examples):
         return split if mesh is None else _there(split, NamedSharding(mesh, rows_of(mesh)))
@@ -66,14 +66,14 @@ def to_device(split: Split | Examples, mesh: Mesh | None = None) -> Examples:
 
 
 def to_every_device(split: Split | Examples, mesh: Mesh) -> Examples:
-    """A part of a data set, put whole on every device.
+    """Puts a copy of a part of a data set on every device.
 
     Args:
-      split: the part; returned as it is if it is there already.
-      mesh: of the devices.
+      split: the part; returned unchanged if it is already there.
+      mesh: the devices.
 
     Raises:
-      ValueError: it is on other devices, or divided among them.
+      ValueError: the part is on other devices, or divided among them.
     """
     if isinstance(split, Examples):
         return _there(split, NamedSharding(mesh, WHOLE))
@@ -83,22 +83,24 @@ def to_every_device(split: Split | Examples, mesh: Mesh) -> Examples:
 def _there(part: Examples, sharding: NamedSharding) -> Examples:
     if not part.x.sharding.is_equivalent_to(sharding, part.x.ndim):
         found, wanted = part.x.sharding, sharding
-        raise ValueError(f"the data are put as {found}; give those of the host, or as {wanted}")
+        raise ValueError(f"the data are put as {found}; give data on the host, or put as {wanted}")
     return part
 
 
 def batch_mesh(devices: Devices | None) -> Mesh:
-    """The devices that divide examples and batches; this process's first one if not given."""
+    """A mesh of the devices that share examples and batches; by default the first local one."""
     return mesh_of("batch", jax.local_devices()[:1] if devices is None else devices)
 
 
 def on_devices(task: Task, devices: Devices | None = None) -> Task:
-    """The task with its data on devices; those on the host may go once the task given goes.
+    """The task with its data on devices.
+
+    The host copy can be freed once the caller drops ``task``.
 
     Args:
-      task: with its data on the host.
-      devices: those that divide the examples, of all processes; this process's first one if not
-        given.
+      task: a task with its data on the host.
+      devices: devices, of all processes, that share the examples; by default the first device of
+        this process.
     """
     mesh = batch_mesh(devices)
     validation = None if task.validation is None else to_device(task.validation, mesh)
@@ -107,7 +109,7 @@ def on_devices(task: Task, devices: Devices | None = None) -> Task:
 
 
 def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array) -> TrainState:
-    """The state before the first epoch, in buffers of its own, so that it can be donated.
+    """The state before the first epoch, as a copy that can be donated.
 
     Args:
       tx: the transformation.
@@ -116,7 +118,7 @@ def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array)
     """
 
     def own(x: jax.typing.ArrayLike) -> jax.Array:
-        # a weakly typed start would not be the type that the first epoch returns
+        # a weakly typed start would have another type than the result of the first epoch
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jnp.copy(x)
@@ -136,16 +138,16 @@ def make_epoch(
 ) -> Callable[[TrainState, Examples], tuple[TrainState, Epoch]]:
     """One epoch of training as a pure function, to be compiled.
 
-    It scans over minibatches that it draws itself. Hyperparameters of ``tx`` may be traced, so that
-    ``jax.vmap`` of a function that builds ``tx`` and calls this sweeps them in one program.
+    The function draws minibatches and scans over them. Hyperparameters of ``tx`` may be traced. So
+    you can build ``tx`` inside a function and sweep over them with ``jax.vmap``.
 
     Args:
       task: model and loss.
-      tx: the transformation; it is given ``value``, ``grad`` and, as ``value_fn``, the batch's
+      tx: the transformation. It receives ``value``, ``grad`` and, as ``value_fn``, the batch's
         :func:`gradxform.lab.tasks.objective` with the same dropout.
-      batch_size: examples of a batch.
+      batch_size: examples in a batch.
       order: how batches are drawn.
-      mesh: of devices that divide each batch, and the examples as :func:`to_device` does.
+      mesh: devices that share each batch, and the examples as in :func:`to_device`.
 
     Returns:
       ``(state, training examples) -> (state, Epoch)``.
@@ -201,19 +203,19 @@ def evaluate(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, jax.Array]:
-    """Mean metrics over a whole part of a data set, block by block.
+    """Mean metrics over a part of a data set, computed block by block.
 
     Args:
-      task: whose metrics.
+      task: the task, which defines the metrics.
       params: the parameters.
       examples: the part.
-      mesh: of devices that divide the examples, and each block.
+      mesh: devices that share the examples and each block.
     """
     size = examples.size
     block = min(size, EVALUATION_BLOCK)
 
     def sums(sofar: dict[str, jax.Array], begin: jax.Array) -> tuple[dict[str, jax.Array], None]:
-        first = jnp.minimum(begin, size - block)  # the last block overlaps the one before
+        first = jnp.minimum(begin, size - block)  # the last block overlaps the previous one
         at = first + jnp.arange(block)
         drawn = Batches(at[None], (at >= begin).astype(jnp.float32)[None])
         if mesh is not None:
@@ -232,7 +234,7 @@ def evaluate(
 
 
 def _work(state: optax.OptState) -> jax.Array:
-    """What the methods in a state report to have evaluated over all updates, in gradients."""
+    """The extra work over all updates that the methods in a state report, in gradients."""
     cost = jnp.zeros((), jnp.float32)
     for info in infos(state):
         exact = hasattr(info, "gradient_equivalents")

@@ -1,8 +1,8 @@
-"""The files of a run's folder, which may come from somebody else.
+"""Reads a run's folder safely, because it may come from somebody else.
 
-The folder itself may be a link, as the user names it. Below it there are regular files and folders
-alone: a link could lead what is read, written or deleted anywhere, and a pipe or a device never
-ends. Every file is read up to a bound.
+The folder itself may be a link, because the user names it. Inside it only regular files and folders
+are allowed. A link could redirect reading, writing or deleting to any place, and reading a pipe or
+a device may never end. Every file is read up to a size limit.
 """
 
 import io
@@ -33,22 +33,22 @@ _KINDS = {
 
 
 class FolderError(OSError):
-    """Something in a run's folder that is not what a run leaves there; the message names it."""
+    """A run's folder contains something that no run writes; the message names it."""
 
 
 def memory() -> int:
-    """Bytes of memory of this machine."""
+    """The memory of this machine in bytes."""
     if not hasattr(os, "sysconf"):  # Windows
         return 2**34
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check(folder: Path) -> None:
-    """Looks at all that is below a run's folder before any of it is used.
+    """Checks everything inside a run's folder before any of it is used.
 
     Raises:
-      FolderError: there is a link, a pipe, a socket or a device, a file in a folder's place, or
-        more than any run leaves.
+      FolderError: the folder contains a link, a pipe, a socket or a device, a file in the place of
+        a folder, or more than any run writes.
     """
     for _ in files(folder):
         pass
@@ -59,10 +59,10 @@ def check(folder: Path) -> None:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """The regular files below a folder, which may have nothing else but folders in it.
+    """The regular files inside a folder and its subfolders.
 
     Raises:
-      FolderError: it has, or more entries or levels than a run leaves.
+      FolderError: the folder contains something else, or more entries or levels than a run writes.
       OSError: a folder cannot be read.
     """
     count, level = 0, [folder]
@@ -73,7 +73,7 @@ def files(folder: Path) -> Iterator[Path]:
             if count > MOST_ENTRIES:
                 raise FolderError(
                     f"{on_one_line(folder)}: holds more than {MOST_ENTRIES} files, "
-                    "which no run leaves: name the folder of a run"
+                    "more than any run writes: name the folder of a run"
                 )
             mode = entry.stat(follow_symlinks=False).st_mode
             path = Path(entry.path)
@@ -86,13 +86,13 @@ def files(folder: Path) -> Iterator[Path]:
         if not level:
             return
     raise FolderError(
-        f"{on_one_line(folder)}: holds folders in each other, more than {MOST_LEVELS} levels: "
+        f"{on_one_line(folder)}: holds more than {MOST_LEVELS} levels of folders: "
         "name the folder of a run"
     )
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder, and not a link to one.
+    """Whether ``path`` is a folder and not a link to one.
 
     Raises:
       FolderError: something else is there.
@@ -104,7 +104,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file, and not a link to one.
+    """Whether ``path`` is a regular file and not a link to one.
 
     Raises:
       FolderError: something else is there.
@@ -116,16 +116,16 @@ def is_file(path: Path) -> bool:
 
 
 def make(path: Path) -> None:
-    """Makes a folder if it is not there."""
+    """Makes a folder unless it exists."""
     if not is_folder(path):
         path.mkdir()
 
 
 def opened(path: Path, *, write: bool = False) -> io.BufferedReader | io.BufferedRandom:
-    """A regular file, opened without following a link or waiting for the other end of a pipe.
+    """Opens a regular file without following links or waiting for a pipe.
 
     Raises:
-      FolderError: it is no regular file.
+      FolderError: ``path`` is not a regular file.
     """
     flags = os.O_RDWR if write else os.O_RDONLY
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -141,10 +141,10 @@ def opened(path: Path, *, write: bool = False) -> io.BufferedReader | io.Buffere
 
 
 def read(path: Path, most: int = MOST_TEXT) -> bytes:
-    """What a regular file holds.
+    """The content of a regular file of at most ``most`` bytes.
 
     Raises:
-      FolderError: it is no regular file, or holds more bytes than that.
+      FolderError: ``path`` is not a regular file or is larger.
     """
     with opened(path) as file:
         content = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
@@ -155,7 +155,7 @@ def read(path: Path, most: int = MOST_TEXT) -> bytes:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as found:
-        # one more than are allowed is enough to tell
+        # one more than allowed is enough
         return [entry for entry, _ in zip(found, range(MOST_ENTRIES + 1), strict=False)]
 
 
@@ -175,6 +175,6 @@ def _require(path: Path, mode: int, kind: int) -> None:
     elif found in (stat.S_IFREG, stat.S_IFDIR):
         wanted = f"where a run has a {'folder' if kind == stat.S_IFDIR else 'file'}"
     else:
-        wanted = "which no run leaves"
+        wanted = "which no run writes"
     what = _KINDS.get(found, "is of an unknown kind")
     raise FolderError(f"{on_one_line(path)}: {what}, {wanted}: remove it")

@@ -1,6 +1,6 @@
 """The file formats of the image data sets: IDX (MNIST) and CIFAR-10's binary version.
 
-Every function takes the whole content of a file and the name to call it by in a refusal.
+Every function takes the complete content of a file, and its name for error messages.
 """
 
 import gzip
@@ -12,22 +12,22 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 CIFAR10_RECORD = 1 + 3 * 32 * 32  #: bytes of one image: its label, then three colour planes
-_IDX_UNSIGNED_BYTE = 0x0800  # the magic number less its last byte, which counts the dimensions
+_IDX_UNSIGNED_BYTE = 0x0800  # the magic number without its last byte, the number of dimensions
 
 
 class DataError(Exception):
-    """Data that cannot be had or used: missing, truncated, corrupt, not what its name says."""
+    """Data are missing, truncated, corrupt, or not what their name says."""
 
 
 class Split(NamedTuple):
-    """A part of a data set: examples and their labels, in step."""
+    """A part of a data set: examples and their labels."""
 
-    x: np.ndarray  #: uint8 (n, height, width) or (n, height, width, channels); of text (n, length)
-    y: np.ndarray  #: int32 (n,), class numbers from 0; of text (n, length), the next characters
+    x: np.ndarray  #: uint8 (n, height, width) or (n, height, width, channels); for text (n, length)
+    y: np.ndarray  #: int32 (n,), class numbers from 0; for text (n, length), the next characters
 
 
 def refuse(name: object, expected: str, found: str) -> NoReturn:
-    """Raises the :class:`DataError` of a file that is not as it should be.
+    """Raises a :class:`DataError` for a file.
 
     >>> refuse("a.gz", "12 bytes", "11")
     Traceback (most recent call last):
@@ -41,12 +41,12 @@ def decompress(content: bytes, name: object, largest: int) -> bytes:
     """The content of a gzip file.
 
     Args:
-      content: the file.
-      name: what to call it in a refusal.
-      largest: bytes that are expected at most; a file of a few kilobytes can hold gigabytes.
+      content: the compressed file.
+      name: the name of the file in messages.
+      largest: the largest expected size in bytes; a file of kilobytes can expand to gigabytes.
 
     Raises:
-      DataError: it is not gzip, breaks off, fails its own checksum or holds more.
+      DataError: the file is not gzip, is truncated, fails its checksum or is too large.
     """
     try:
         with gzip.open(io.BytesIO(content)) as file:
@@ -67,15 +67,15 @@ def parse_idx(content: bytes, name: object, dimensions: int) -> np.ndarray:
     the array's bytes with the last dimension varying fastest.
 
     Args:
-      content: the file, uncompressed.
-      name: what to call the file in a refusal.
-      dimensions: how many the array must have: 3 for images, 1 for labels.
+      content: the uncompressed file.
+      name: the name of the file in messages.
+      dimensions: the dimensions that the array must have: 3 for images, 1 for labels.
 
     Returns:
       A read-only uint8 array over ``content``.
 
     Raises:
-      DataError: another magic number, or more or fewer bytes than the header announces.
+      DataError: the magic number is wrong, or the size does not match the header.
 
     >>> parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]), "labels", dimensions=1)
     array([7, 2, 1], dtype=uint8)
@@ -96,7 +96,7 @@ def parse_idx(content: bytes, name: object, dimensions: int) -> np.ndarray:
 
 
 def parse_labels(values: np.ndarray, name: object, num_classes: int) -> np.ndarray:
-    """Labels as int32, once all are seen to be below ``num_classes``.
+    """Labels as int32, after a check that all are below ``num_classes``.
 
     Raises:
       DataError: a label is out of range.
@@ -114,13 +114,13 @@ def parse_mnist(
     """One part of MNIST, or of a data set in its format, from its two IDX files.
 
     Args:
-      images: the images' file, uncompressed.
-      labels: the labels' file, uncompressed.
-      names: what to call the two in a refusal.
-      num_classes: labels must be below it.
+      images: the uncompressed file of the images.
+      labels: the uncompressed file of the labels.
+      names: the names of the two files in messages.
+      num_classes: labels must be below this.
 
     Raises:
-      DataError: a file is malformed, or the two do not hold equally many examples.
+      DataError: a file is malformed, or the numbers of images and labels differ.
     """
     x = parse_idx(images, names[0], dimensions=3)
     y = parse_labels(parse_idx(labels, names[1], dimensions=1), names[1], num_classes)
@@ -132,18 +132,18 @@ def parse_mnist(
 def parse_cifar10(content: bytes, name: object) -> Split:
     """The images and labels in one batch file of CIFAR-10's binary version.
 
-    There is no header; a record is a label byte and the red, green and blue planes of a 32 x 32
-    image, each row by row.
+    There is no header. A record is a label byte, followed by the red, green and blue planes of a
+    32 x 32 image, each row by row.
 
     Args:
-      content: the file, uncompressed.
-      name: what to call the file in a refusal.
+      content: the uncompressed file.
+      name: the name of the file in messages.
 
     Returns:
       Images of shape (n, 32, 32, 3) and labels below 10.
 
     Raises:
-      DataError: no records, a broken one, or a label out of range.
+      DataError: there is no record, a record is incomplete, or a label is out of range.
     """
     records, rest = divmod(len(content), CIFAR10_RECORD)
     if rest or not records:

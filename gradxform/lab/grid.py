@@ -1,4 +1,4 @@
-"""The members of a sweep: which hyperparameters, which seeds. Imports neither JAX nor Optax."""
+"""The members of a sweep: their hyperparameters and seeds. Imports neither JAX nor Optax."""
 
 import itertools
 import math
@@ -18,16 +18,16 @@ _SCALES = ("log", "linear")
 
 
 class Axis(NamedTuple):
-    """The values of one hyperparameter: those listed, or a range."""
+    """The values of one hyperparameter: a list or a range."""
 
     listed: tuple[float, ...] = ()
     low: float = 0.0
     high: float = 0.0
     is_log: bool = False
-    points: int | None = None  #: of the range; None to draw from it
+    points: int | None = None  #: points of the range; None to draw random ones
 
     def values(self) -> tuple[float, ...]:
-        """Those of a grid, the ends of a range exactly.
+        """The values on a grid; the ends of a range are exact.
 
         >>> Axis(low=0.01, high=1.0, is_log=True, points=3).values()
         (0.01, 0.1, 1.0)
@@ -38,13 +38,13 @@ class Axis(NamedTuple):
         return (self.low, *(self._between(i / steps) for i in range(1, steps)), self.high)
 
     def draw(self, generator: random.Random) -> float:
-        """A random one: uniformly, on the logarithmic scale of a ``log`` range."""
+        """A random value, uniform on the scale of the range."""
         if self.listed:
             return generator.choice(self.listed)
         return self._between(generator.random())
 
     def _between(self, part: float) -> float:
-        """In six digits, which may not lead out of the range."""
+        """A value between the ends, rounded to six digits and kept inside the range."""
         if self.is_log:
             value = self.low ** (1 - part) * self.high**part
         else:
@@ -55,7 +55,7 @@ class Axis(NamedTuple):
 class Member(NamedTuple):
     """One run of a sweep."""
 
-    label: str  #: of the optimiser
+    label: str  #: label of the optimiser
     values: Mapping[str, float]  #: hyperparameters, by dotted path in the optimiser's table
     seed: int  #: counted from 0
 
@@ -67,8 +67,8 @@ def read_axes(table: Any, path: str) -> tuple[dict[str, Axis], list[Problem]]:
     ``learning_rate.init_value``.
 
     Args:
-      table: nested tables, of which the leaves are axes.
-      path: of the table in the config, for messages.
+      table: nested tables whose leaves are axes.
+      path: the path of the table in the config, for messages.
 
     >>> axes, problems = read_axes({"chain": {"1": {"b2": [0.9, 0.99]}}}, "sweep.axes")
     >>> axes["chain.1.b2"].values(), problems
@@ -91,7 +91,7 @@ def read_axes(table: Any, path: str) -> tuple[dict[str, Axis], list[Problem]]:
             problems.append(Problem(where, str(error)))
             return
         if ".".join(keys) in axes:
-            problems.append(Problem(where, "is there twice: the key of one has dots in it"))
+            problems.append(Problem(where, "appears twice: as a dotted key and as nested tables"))
         axes[".".join(keys)] = axis
 
     walk(table, ())
@@ -107,15 +107,15 @@ def members(
     samples: int | None = None,
     seed: int = 0,
 ) -> tuple[Member, ...]:
-    """All runs: of every optimiser its own grid, or ``samples`` random points, times the seeds.
+    """All runs of a sweep: for every optimiser its grid, or random points, times the seeds.
 
     Args:
-      tables: of the optimisers, by label.
-      axes: of every optimiser that has these hyperparameters.
-      overrides: by label, axes of one optimiser, beside or in place of those.
+      tables: the tables of the optimisers, by label.
+      axes: axes of every optimiser that has the hyperparameter.
+      overrides: by label, axes of single optimisers, in addition to or instead of ``axes``.
       seeds: runs of each point.
-      samples: random points of each optimiser that has an axis, in place of the grid.
-      seed: of the random points.
+      samples: number of random points of each optimiser that has an axis, instead of the grid.
+      seed: seed of the random points.
 
     >>> rates = {"learning_rate": Axis((0.1, 0.2))}
     >>> found = members({"a": {"method": "sgd"}, "b": {"method": "lbfgs"}}, rates, {}, seeds=2)
@@ -134,7 +134,7 @@ def count(
     seeds: int = 1,
     samples: int | None = None,
 ) -> int:
-    """How many :func:`members` there are, without making them."""
+    """The number of :func:`members`, without making them."""
     total = 0
     for label, table in tables.items():
         own = _axes_of(label, table, axes, overrides)
@@ -146,8 +146,8 @@ def count(
 def check(
     tables: Mapping[str, Table], axes: Axes, overrides: Mapping[str, Axes], samples: int | None
 ) -> Iterator[Problem]:
-    """Everything wrong with the axes that the optimisers' signatures tell."""
-    # each table is looked at once, or many axes of many optimisers would take for ever
+    """Checks the axes against the signatures of the optimisers."""
+    # read each table only once, else many axes of many optimisers would take too long
     numbers = {label: optimizers.numbers(table) for label, table in tables.items()}
     bad = {label for label, table in tables.items() if any(optimizers.check(table, ""))}
     having: dict[str, list[str]] = {}
@@ -161,16 +161,16 @@ def check(
             hint = suggest(name, having) or f"; they have {_few(sorted(having))}"
             yield Problem(where, f"no optimiser has such a number{hint}")
         refusals = (
-            Problem(where, f"{problem.message}, of {label}")
+            Problem(where, f"{problem.message} (optimiser {label})")
             for label in having.get(name, ())
-            if label not in bad  # told already
+            if label not in bad  # reported already
             for problem in _check_values(tables[label], numbers[label], name, axis, where)
         )
         yield from itertools.islice(refusals, 1)
     for label, own_axes in overrides.items():
         if label not in tables:
             hint = suggest(label, tables) or f"; the labels are {_few(tables)}"
-            yield Problem(f"sweep.overrides.{label}", f"no optimiser is labelled so{hint}")
+            yield Problem(f"sweep.overrides.{label}", f"no optimiser has this label{hint}")
             continue
         for name, axis in own_axes.items():
             where = f"sweep.overrides.{label}.{name}"
@@ -183,13 +183,13 @@ def check(
 
 
 def _few(names: Iterable[str]) -> str:
-    """Some names, in words."""
+    """The first few names, as text."""
     known = list(names)
     return f"{', '.join(known[:_FEW])}{', ...' if len(known) > _FEW else ''}" or "none"
 
 
 def substitute(table: Any, values: Mapping[str, Any]) -> Any:
-    """An optimiser's table with these values at their dotted paths.
+    """An optimiser's table with ``values`` put at their dotted paths.
 
     >>> substitute({"chain": [{"method": "sgd"}]}, {"chain.0.learning_rate": 0.1})
     {'chain': [{'method': 'sgd', 'learning_rate': 0.1}]}
@@ -271,7 +271,7 @@ def _check_points(axis: Axis, samples: int | None, where: str) -> Iterator[Probl
         if samples is None:
             yield Problem(where, "a range needs points = N, or sweep.samples for random points")
         else:
-            yield Problem(where, "points are of a grid: leave them out, as sweep.samples is given")
+            yield Problem(where, "points are for a grid: leave them out, or remove sweep.samples")
 
 
 def _check_values(

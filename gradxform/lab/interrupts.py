@@ -1,4 +1,4 @@
-"""Ctrl-C: a run ends between two epochs, never inside a compiled program or a compilation."""
+"""Ctrl-C: a run ends after the current epoch, never inside a compiled program."""
 
 import contextlib
 import os
@@ -18,15 +18,15 @@ Asked = Callable[[], bool]
 def asked_to_stop(say: Callable[[str], None], promise: str) -> Iterator[Asked]:
     """Lets the first SIGINT or SIGTERM set a flag; the second one ends the process at once.
 
-    Python would raise ``KeyboardInterrupt`` wherever the program is, and leave a compiled program
-    running: the end of the interpreter beneath it is a segmentation fault.
+    By default Python raises ``KeyboardInterrupt`` anywhere. A compiled program would then still run
+    while the interpreter exits, which ends in a segmentation fault.
 
     Args:
-      say: told that the first one has come.
-      promise: what happens then, in words.
+      say: called with a message after the first signal.
+      promise: the start of that message, which says when the run will end.
 
     Yields:
-      What to ask whenever stopping is safe.
+      A function that returns whether to stop. Call it wherever stopping is safe.
     """
     asked = threading.Event()
     stopping = (signal.SIGINT, signal.SIGTERM)
@@ -36,7 +36,7 @@ def asked_to_stop(say: Callable[[str], None], promise: str) -> Iterator[Asked]:
     def ignore(number: int, frame: FrameType | None) -> None:
         pass
 
-    # Python's own handlers wait for the compiled program to end; this thread does not.
+    # Python's handlers wait until the compiled program ends; this thread does not.
     def listen() -> None:
         while received := reader.recv(1):
             if received[0] not in stopping:
@@ -44,7 +44,7 @@ def asked_to_stop(say: Callable[[str], None], promise: str) -> Iterator[Asked]:
             if asked.is_set():
                 leave_at_once()
             asked.set()
-            say(f"{promise}; once more to stop at once")
+            say(f"{promise}; press Ctrl-C again to stop at once")
 
     thread = threading.Thread(target=listen, daemon=True)
     before = {number: signal.signal(number, ignore) for number in stopping}
@@ -63,17 +63,17 @@ def asked_to_stop(say: Callable[[str], None], promise: str) -> Iterator[Asked]:
 
 @contextlib.contextmanager
 def nothing_to_lose(undo: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Lets SIGINT end the process at once, as while packages are imported and data is read.
+    """Lets SIGINT end the process at once, for the time of imports and of reading data.
 
-    Where ``KeyboardInterrupt`` is raised inside a callback, as of the garbage collector, Python
-    tells it and drops it.
+    Inside a callback, such as one of the garbage collector, Python would print the
+    ``KeyboardInterrupt`` and continue.
 
     Args:
-      undo: called before.
+      undo: called before the process ends.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        # what is undone may be in the middle of being done
+        # the step to undo may be half done
         with contextlib.suppress(Exception):
             undo()
         os.write(2, b"gradxform: interrupted\n")
@@ -87,7 +87,7 @@ def nothing_to_lose(undo: Callable[[], object] = lambda: None) -> Iterator[None]
 
 
 def leave_at_once() -> None:
-    """Ends the process without the end of the interpreter, which does not wait for JAX."""
+    """Ends the process without the usual exit of the interpreter, which does not wait for JAX."""
     if os.isatty(2):
         os.write(2, b"\x1b[?25h")  # a progress bar has hidden the cursor
     os._exit(INTERRUPTED)

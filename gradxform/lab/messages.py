@@ -1,4 +1,4 @@
-"""What the command line tells a person: all text passes here before a terminal shows it.
+"""Messages of the command line, made safe for a terminal.
 
 Imports neither JAX nor the rest of the lab.
 """
@@ -7,15 +7,15 @@ import io
 import re
 import sys
 
-# What a terminal obeys rather than shows: C0 and C1 controls but for tab and new line, line
-# separators, marks and overrides of the direction of writing, and bytes that are no UTF-8.
+# Characters that control a terminal instead of being shown: C0 and C1 controls except tab and new
+# line, line separators, marks of the writing direction, and bytes that are not UTF-8.
 _ORDERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def plain(text: object) -> str:
-    r"""A text with its control characters written out, so that a terminal shows them.
+    r"""The text with control characters escaped, so that a terminal shows them.
 
     >>> print(plain("a\x1b[2Jb\x9b"))
     a\x1b[2Jb\x9b
@@ -24,7 +24,7 @@ def plain(text: object) -> str:
 
 
 def on_one_line(text: object) -> str:
-    r"""The same without line breaks, for the name of a file.
+    r"""Like :func:`plain`, with line breaks escaped too; for file names.
 
     >>> print(on_one_line("a\nb"))
     a\nb
@@ -33,18 +33,18 @@ def on_one_line(text: object) -> str:
 
 
 def say(message: str) -> None:
-    """Tells a line on stderr, beside the results on stdout."""
+    """Prints a message on stderr, so that stdout holds only results."""
     print(f"gradxform: {plain(message)}", file=sys.stderr)
 
 
 def lacking(error: ModuleNotFoundError) -> str:
-    """What to install where a package is missing."""
+    """The message for a missing package: what to install."""
     package = (error.name or "").partition(".")[0]
     return f'the command needs {package}, which is not installed: pip install "gradxform[lab]"'
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Lets both streams write a question mark where their encoding lacks a character."""
+    """Makes stdout and stderr print ``?`` for characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

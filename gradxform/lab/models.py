@@ -1,7 +1,7 @@
-"""The lab's models, as Flax linen modules: images or text in, logits out, parameters a plain dict.
+"""The lab's models as Flax linen modules. They map images or text to logits.
 
-A module takes ``train``, which turns dropout on, and float inputs of shape (n, *image); that for
-text takes character numbers of shape (n, length).
+The parameters are a plain dict. A module takes float inputs of shape (n, *image), or for text the
+numbers of characters of shape (n, length). Its argument ``train`` turns dropout on.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from flax.linen.initializers import glorot_uniform, zeros_init
 
 
 class ModelError(ValueError):
-    """A model that does not exist, cannot be built so, or does not fit the data."""
+    """A model does not exist, has wrong options, or does not fit the data."""
 
 
 class Logistic(nn.Module):
-    """Logistic regression: one linear layer. It starts at zero, its loss being convex."""
+    """Logistic regression: one linear layer. It starts at zero, because its loss is convex."""
 
     num_classes: int
 
@@ -33,7 +33,7 @@ class Logistic(nn.Module):
 class KerasMLP(nn.Module):
     """The lecture's Keras example: one sigmoid layer of 32 units, then the classes.
 
-    Kernels start Glorot-uniform and biases at zero, Keras's defaults.
+    Kernels start Glorot-uniform and biases start at zero, as by default in Keras.
 
     Attributes:
       hidden: units of the sigmoid layer.
@@ -54,8 +54,8 @@ class KerasMLP(nn.Module):
 class MLP(nn.Module):
     """The multilayer net of the Adam paper's figure 2: two layers of 1,000 rectified units.
 
-    The paper states neither the dropout rates nor the initialisation. Ours are the usual rates of
-    Srivastava et al. (2014) and Glorot-uniform kernels with zero biases.
+    The paper states neither the dropout rates nor the initialisation. We use the usual rates of
+    Srivastava et al. (2014), and Glorot-uniform kernels with zero biases.
 
     Attributes:
       hidden: units of each hidden layer.
@@ -111,7 +111,7 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if x.ndim == 3:
             x = x[..., None]
-        smallest = 2 ** len(self.channels) + 1  # with it the last pool still has a whole window
+        smallest = 2 ** len(self.channels) + 1  # here the last pool still has a full window
         if min(x.shape[1:3]) < smallest:
             raise ModelError(
                 f"cnn: images of {x.shape[1]} x {x.shape[2]} are too small for "
@@ -132,10 +132,10 @@ class CNN(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """A deep autoencoder: sigmoid layers down to a linear code, and the mirror image up again.
+    """A deep autoencoder: sigmoid layers down to a linear code, then the mirror image.
 
-    The output is the logits of the pixels: their sigmoid is the reconstruction. The kernels start
-    sparse (:func:`sparse_normal`), as where such nets were first trained from a random start.
+    The outputs are the logits of the pixels; their sigmoid is the reconstruction. The kernels start
+    sparse (:func:`sparse_normal`), as in the first work that trained such nets from a random start.
 
     Attributes:
       widths: units of each layer from the input down to the code.
@@ -164,18 +164,19 @@ class Autoencoder(nn.Module):
 class Transformer(nn.Module):
     """A small decoder-only transformer: characters in, logits of each next character out.
 
-    Embedded characters and learned positions; then blocks of causal self-attention and of a
-    perceptron four times as wide, with tanh-GELU, each behind a layer norm and added to what it
-    reads; at last a layer norm and a head of its own weights. There is no dropout. Everything
-    starts as Flax does it: kernels and embeddings normal, of variance 1/inputs and 1/width.
+    It embeds characters and adds learned positions. Each block has causal self-attention and a
+    perceptron that is four times as wide, with tanh-GELU. Both have a layer norm in front and a
+    residual connection. A last layer norm and a linear head with its own weights follow. There is
+    no dropout. Initial values are the defaults of Flax: normal kernels and embeddings with variance
+    1/inputs and 1/width.
 
-    Every kernel is a matrix, for methods that treat matrices apart, and all of it allows
-    forward-mode differentiation of the gradient.
+    Every kernel is a matrix, for methods that treat matrices differently. The gradient can be
+    differentiated in forward mode.
 
     Attributes:
-      width: numbers that stand for a character, a multiple of ``heads``.
-      layers: blocks.
-      heads: attention heads of a block.
+      width: length of the vector of a character, a multiple of ``heads``.
+      layers: number of blocks.
+      heads: attention heads per block.
 
     Raises:
       ModelError: ``heads`` does not divide ``width``.
@@ -223,12 +224,12 @@ def build(name: str, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
       name: one of :data:`MODELS`.
-      num_classes: how many logits; the autoencoder has no use for it.
-      **options: attributes of the model's class: widths are integers of at least 1 (lists of them
-        where there are several layers), dropout rates are in [0, 1).
+      num_classes: number of logits; the autoencoder ignores it.
+      **options: attributes of the model's class. Widths are integers of at least 1, or lists of
+        them for several layers; dropout rates are in [0, 1).
 
     Raises:
-      ModelError: no such model or option, or a value out of range.
+      ModelError: the model or an option is unknown, or a value is out of range.
 
     >>> build("keras_mlp", num_classes=10, hidden=64).hidden
     64
@@ -250,15 +251,15 @@ def build(name: str, num_classes: int, **options: Any) -> nn.Module:
 def sparse_normal(
     key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32, connections: int = 15
 ) -> jax.Array:
-    """Martens's sparse start: each unit hears 15 inputs, with standard normal weights.
+    """Martens's sparse start: each unit has 15 inputs with standard normal weights.
 
-    However wide the layer below, a unit's total input stays of the same size and the units differ.
+    So the total input of a unit has the same size for every width of the layer below.
 
     Args:
       key: the random key.
       shape: (inputs, units).
-      dtype: of the kernel.
-      connections: nonzero weights of a unit, or all its inputs where there are fewer.
+      dtype: dtype of the kernel.
+      connections: nonzero weights per unit; a unit with fewer inputs uses all of them.
 
     References:
       Martens, "Deep learning via Hessian-free optimization" (2010), section 5.
@@ -278,10 +279,10 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _by_matrices(x: jax.Array, kernel: jax.Array, *ignored: Any, **options: Any) -> jax.Array:
-    """A convolution with stride 1 and padding that keeps the size, a matrix product a kernel row.
+    """A convolution with stride 1 and same-size padding, as one matrix product per kernel row.
 
-    XLA's CPU compiler makes the gradient of its own convolution ten times as slow in a loop, which
-    an epoch is (jax issue 12868).
+    On CPUs XLA makes the gradient of its own convolution ten times slower inside a loop, and an
+    epoch is a loop (jax issue 12868).
     """
     rows, columns, _, outputs = kernel.shape
     around = [((n - 1) // 2, n // 2) for n in (rows, columns)]
@@ -293,7 +294,7 @@ def _by_matrices(x: jax.Array, kernel: jax.Array, *ignored: Any, **options: Any)
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
-    """For each position, the mean of the values so far, weighted by the softmax of q·k/√d."""
+    """For each position, the mean of the values up to it, weighted by the softmax of q·k/√d."""
 
     def apart(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], heads, -1)
@@ -312,7 +313,7 @@ def _hint(name: str, known: Any) -> str:
 
 
 def _check(name: str, value: Any, default: Any) -> Any:
-    """An option's value, if it is of its default's kind: widths, a width, or a rate."""
+    """The value of an option, checked against the kind of its default: widths, width or rate."""
 
     def is_width(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,6 +1,6 @@
-"""Movies: optimisers walking down a surface together, as in the lecture, in GIF or MP4.
+"""Movies of optimisers on a surface, as in the lecture, as GIF or MP4.
 
-The contours are drawn once, and only what moves is drawn anew for each frame.
+The contours are drawn once. Each frame redraws only what moves.
 """
 
 import io
@@ -35,8 +35,8 @@ HOLD = 2.0  # seconds for which the last frame stays
 PALETTE = 128  # colours of a GIF
 
 _DPI = 100
-_LONGEST_NAME = 26  # characters that fit beside a value
-_SMALLEST = 1e-12  # of the height of the start: what is lower is drawn there
+_LONGEST_NAME = 26  # characters that fit next to a value
+_SMALLEST = 1e-12  # as a fraction of the start's height; lower heights are drawn here
 
 
 class _Walk(NamedTuple):
@@ -44,12 +44,12 @@ class _Walk(NamedTuple):
 
     points: np.ndarray  #: (steps + 1, 2), finite
     values: np.ndarray  #: (steps + 1,), finite
-    heights: np.ndarray  #: above the lowest value, as drawn
-    diverged: bool  #: after the last point
-    lost: np.ndarray  #: where the mark of one that diverged goes
+    heights: np.ndarray  #: heights above the lowest value, as drawn
+    diverged: bool  #: whether it diverged after the last point
+    lost: np.ndarray  #: position of the mark if it diverged
     trail: Line2D
     curve: Line2D
-    heads: tuple[Line2D, Line2D]  #: of trail and curve
+    heads: tuple[Line2D, Line2D]  #: markers at the ends of trail and curve
     mark: Line2D
     value: Text
 
@@ -58,15 +58,15 @@ def movie(config: Config | str | Path) -> list[Image.Image]:
     """The frames of a config's race on a surface.
 
     Args:
-      config: the experiment, or its TOML file, or the name of a shipped one.
+      config: the experiment, its TOML file, or the name of a shipped config.
 
     Returns:
-      The frames, for :func:`gif` or :func:`mp4`; a notebook shows them by
+      The frames for :func:`gif` or :func:`mp4`. A notebook shows them with
       ``IPython.display.Image(gif(frames))``.
 
     Raises:
-      ConfigError: it cannot be used, its task is no surface, or the surface is not finite at its
-        start.
+      ConfigError: the config cannot be used, its task is not a surface, or the surface is not
+        finite at the start.
 
     >>> from gradxform.lab.config import parse_config
     >>> config = parse_config({
@@ -93,26 +93,27 @@ def draw_walks(
     title: str = "",
     most: int = MOST_FRAMES,
 ) -> list[Image.Image]:
-    """Paths of optimisers down a surface, frame by frame, beside their heights.
+    """Draws the frames of a movie: the paths on a surface and, next to them, their heights.
 
-    A path that is not finite to its end has diverged: its trail ends in a cross, where it left the
-    picture or at its last finite point. A path shorter than the others waits at its end.
+    A path with points that are not finite has diverged. Its trail ends in a cross where it left the
+    picture, or at its last finite point. A shorter path than the others waits at its end.
 
     Args:
-      surface: the function; its ``bounds`` are drawn.
+      surface: the function; the movie shows its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
         :func:`gradxform.lab.train.make_walk`.
-      title: over the picture; the surface's name and formula if empty.
-      most: frames, see :func:`shown_steps`.
+      title: the title; the name and formula of the surface if empty.
+      most: the largest number of frames, see :func:`shown_steps`.
 
     Returns:
       The frames, 800 pixels wide.
 
     Raises:
-      ValueError: no path, one of another shape, or the surface is not finite at its start.
+      ValueError: there is no path, one has another shape, or the surface is not finite at the
+        start.
     """
     if not paths:
-        raise ValueError("paths is empty: a movie needs an optimiser")
+        raise ValueError("draw_walks: paths is empty; a movie needs at least one optimiser")
     figure = Figure(figsize=(8.0, 4.8 + 0.2 * max(0, len(paths) - 9)), dpi=_DPI)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08, wspace=0.04)
     canvas = FigureCanvasAgg(figure)
@@ -127,7 +128,7 @@ def draw_walks(
     above = left.lines[len(paths) :]  # the start, the minima, the heads and the marks
     moving = [*left.lines[: len(paths)], *above, counter]
     moving += [artist for walk in walks for artist in (walk.curve, walk.heads[1], walk.value)]
-    figure.draw_without_rendering()  # the layout, with all curves whole
+    figure.draw_without_rendering()  # computes the layout with complete curves
     figure.set_layout_engine("none")
     for artist in moving:
         artist.set_animated(True)
@@ -148,13 +149,13 @@ def draw_walks(
 
 
 def shown_steps(steps: int, most: int = MOST_FRAMES) -> list[int]:
-    """Which of the steps 0 … ``steps`` have a frame: all, or few and fewer, the first and the last.
+    """The steps from 0 to ``steps`` that get a frame, always including the first and the last.
 
-    As most happens at the start, the skips grow with the square of time.
+    If not all steps fit, the gaps between frames grow, because most happens at the start.
 
     Args:
-      steps: updates.
-      most: frames, at least 2.
+      steps: number of updates.
+      most: the largest number of frames, at least 2.
 
     >>> shown_steps(3), shown_steps(1000, most=5)
     ([0, 1, 2, 3], [0, 62, 250, 562, 1000])
@@ -165,7 +166,7 @@ def shown_steps(steps: int, most: int = MOST_FRAMES) -> list[int]:
 
 
 def usual_fps(frames: int) -> float:
-    """Frames a second: 20, or so few that the movie lasts 5 seconds.
+    """Frames per second: 20, or fewer so that the movie lasts 5 seconds.
 
     >>> usual_fps(120), usual_fps(30)
     (20, 6.0)
@@ -174,17 +175,17 @@ def usual_fps(frames: int) -> float:
 
 
 def gif(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
-    """A GIF that plays for ever, all frames in one palette; the last stays for two seconds.
+    """A GIF that repeats for ever; its last frame stays for two seconds.
 
     Args:
-      frames: of one size.
-      fps: frames a second, up to 50; :func:`usual_fps` if not given. A GIF counts in hundredths of
-        a second, so that single frames may last a hundredth longer than others.
+      frames: images of the same size.
+      fps: frames per second, up to 50; :func:`usual_fps` if not given. A GIF counts time in
+        hundredths of a second, so some frames may last a hundredth longer than others.
     """
-    # the last frame has every colour; without a pass of k-means the greys are tinged
+    # the last frame has every colour; one pass of k-means keeps the greys neutral
     palette = frames[-1].quantize(PALETTE, method=Image.Quantize.MEDIANCUT, kmeans=1)
     colours = np.reshape(palette.getpalette() or [], (-1, 3))
-    colours[colours.min(axis=1) > 245] = 255  # the paper is white, not a mean of what is light
+    colours[colours.min(axis=1) > 245] = 255  # keep the background pure white
     palette.putpalette(colours.ravel().tolist())
     images = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     rate = fps or usual_fps(len(frames))
@@ -196,14 +197,14 @@ def gif(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
 
 
 def mp4(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
-    """An MP4 made by ffmpeg; the last frame stays for two seconds.
+    """An MP4 made by ffmpeg; its last frame stays for two seconds.
 
     Args:
-      frames: of one size, width and height even.
-      fps: frames a second; :func:`usual_fps` if not given.
+      frames: images of the same size, with even width and height.
+      fps: frames per second; :func:`usual_fps` if not given.
 
     Raises:
-      OSError: there is no ffmpeg, or it fails.
+      OSError: ffmpeg is missing or fails.
     """
     rate = fps or usual_fps(len(frames))
     width, height = frames[0].size
@@ -211,7 +212,7 @@ def mp4(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "movie.mp4"  # ffmpeg cannot write this format to a pipe
         given = f"-f rawvideo -pix_fmt rgb24 -video_size {width}x{height} -framerate {rate:g} -i -"
-        wanted = "-pix_fmt yuv420p -movflags +faststart"  # what every player shows
+        wanted = "-pix_fmt yuv420p -movflags +faststart"  # every player can show these
         command = [ffmpeg(), "-loglevel", "error", *given.split(), *wanted.split(), str(file)]
         data = b"".join(frame.tobytes() for frame in held)
         done = subprocess.run(command, input=data, capture_output=True)
@@ -222,15 +223,15 @@ def mp4(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
 
 
 def ffmpeg() -> str:
-    """The program that :func:`mp4` needs.
+    """The path of ffmpeg, which :func:`mp4` needs.
 
     Raises:
-      FileNotFoundError: it is not on the PATH.
+      FileNotFoundError: ffmpeg is not on the PATH.
     """
     found = shutil.which("ffmpeg")
     if found is None:
         raise FileNotFoundError(
-            "mp4 needs ffmpeg, which is not on the PATH; the format gif does not"
+            "mp4 needs ffmpeg, which is not on the PATH: install it, or choose the format gif"
         )
     return found
 
@@ -238,12 +239,12 @@ def ffmpeg() -> str:
 def _stage(
     surface: Surface, paths: Mapping[str, np.ndarray], left: Axes, curves: Axes, table: Axes
 ) -> tuple[list[_Walk], Text]:
-    """All artists, as at the end of the walks: each optimiser's, and the text of the step."""
+    """Draws the final frame. Returns the artists of each optimiser and the step counter."""
     legend = left.get_legend()
     if legend is not None:
         legend.remove()
     left.set(title="", aspect="equal")
-    left.lines[len(paths)].set_markersize(13)  # the start, as a ring round the heads
+    left.lines[len(paths)].set_markersize(13)  # the start is a ring around the heads
     finite = [_finite(surface, path) for path in paths.values()]
     lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
     lowest = min([*lows, *(float(values.min()) for _, values in finite)])
@@ -277,7 +278,7 @@ def _stage(
 
 
 def _move(walk: _Walk, step: int) -> None:
-    """Brings an optimiser's artists to a step."""
+    """Moves an optimiser's artists to a step."""
     last = len(walk.points) - 1
     at = min(step, last)
     lost = walk.diverged and step > last
@@ -293,7 +294,7 @@ def _move(walk: _Walk, step: int) -> None:
 
 
 def _finite(surface: Surface, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points and values before the first that is not finite."""
+    """The points and values before the first one that is not finite."""
     values = np.asarray(jax.vmap(surface.fn)(jnp.asarray(path, jnp.float32)), float)
     points = np.asarray(path, float)
     good = np.isfinite(values) & np.isfinite(points).all(axis=1)
@@ -304,7 +305,7 @@ def _finite(surface: Surface, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _lost(points: np.ndarray, bounds: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """The last point, or where the path left the picture for good."""
+    """The last point, or the place where the path finally left the picture."""
     low, high = np.transpose(bounds)
     inside = np.flatnonzero(np.all((low <= points) & (points <= high), axis=1))
     last = inside[-1] if len(inside) else 0
@@ -323,11 +324,11 @@ def _head(axes: Axes, style: Style) -> Line2D:
 
 
 def _scale(axes: Axes, first: float, walks: Sequence[_Walk]) -> None:
-    """The axes of heights against updates."""
+    """Sets up the axes of heights against updates."""
     heights = np.concatenate([walk.heights for walk in walks])
     low = float(heights.min())
     axes.set_yscale("log" if low > 0 else "linear")  # on a plateau all heights are zero
-    if low > 0:  # one that ran away must not flatten the others
+    if low > 0:  # a diverging curve must not flatten the others
         axes.set_ylim(low / 3, 10 * max(first, low))
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -335,13 +336,13 @@ def _scale(axes: Axes, first: float, walks: Sequence[_Walk]) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("updates")
-    axes.set_title("height above the lowest", loc="left", fontsize="medium")
+    axes.set_title("value − lowest value", loc="left", fontsize="medium")
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _row(table: Axes, row: int, label: str, style: Style) -> Text:
-    """A row of the legend: how an optimiser is drawn, its name and, as the result, its value."""
+    """Draws a row of the legend: style and name. Returns the text for the current value."""
     options = style._asdict() | {"markersize": 6, "markevery": [1], "linewidth": 1.5}
     table.plot([0, 0.07, 0.14], [row] * 3, **options)
     long = len(label) > _LONGEST_NAME
@@ -351,7 +352,7 @@ def _row(table: Axes, row: int, label: str, style: Style) -> Text:
 
 
 def _key(table: Axes, row: int) -> None:
-    """The last row of the legend: start and minimum."""
+    """Draws the last row of the legend: start and minimum."""
     table.plot([0.07], [row + 0.2], "ko", markersize=8, fillstyle="none")
     table.plot([0.55], [row + 0.2], "k*", markersize=12, markerfacecolor="white")
     for x, name in ((0.18, "start"), (0.63, "minimum")):

@@ -1,12 +1,15 @@
-"""Optimisers named in a config: tables in, gradient transformations out.
+"""Turns the optimiser tables of a config into gradient transformations.
 
-A table names its function: ``{method = "adam", learning_rate = 1e-3}``, a list of links
-``{chain = [...]}``, or, where a rate or another number may change in time, ``{schedule =
-"linear_decay", ...}``. A curvature, which takes no arguments, is its name alone, ``curvature =
-"gauss_newton"``; a preconditioner is a table, ``preconditioner = {preconditioner =
-"hutchinson_diagonal", samples = 4}``. The functions a config can name are the public ones of
-gradxform, optax and optax.contrib whose declared result is a gradient transformation, a schedule, a
-curvature or a preconditioner, and no others.
+A table names a function and its arguments:
+
+- ``{method = "adam", learning_rate = 1e-3}`` is a method;
+- ``{chain = [...]}`` applies several methods in order;
+- ``{schedule = "linear_decay", ...}`` replaces a number that may change over time;
+- ``curvature = "gauss_newton"`` is a curvature, which has no arguments;
+- ``preconditioner = {preconditioner = "hutchinson_diagonal", samples = 4}`` is a preconditioner.
+
+A config can name the public functions of gradxform, optax and optax.contrib that are declared to
+return a gradient transformation, a schedule, a curvature or a preconditioner.
 """
 
 import ast
@@ -32,18 +35,18 @@ RETURNS = {
     "curvature": ("Curvature",),
     "preconditioner": ("Preconditioner",),
 }
-LARGEST = 3.4e38  # of float32
-_MOST_SHOWN, _LONGEST = 100, 2000  # problems, and characters of one
-_MOST_COMPARED = 500  # names, as each takes some time
-CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # what a terminal obeys, but for tab and new line
+LARGEST = 3.4e38  # the largest float32
+_MOST_SHOWN, _LONGEST = 100, 2000  # problems to show, and characters of one
+_MOST_COMPARED = 500  # names to compare; each takes some time
+CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # control characters except tab and new line
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
 PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
 
 
 class Problem(NamedTuple):
-    """What is wrong at one place of a config."""
+    """One problem in a config."""
 
-    path: str  #: dotted, like ``optimizers.adam.learning_rate``
+    path: str  #: dotted path, like ``optimizers.adam.learning_rate``
     message: str
 
     def __str__(self) -> str:
@@ -53,7 +56,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(Exception):
-    """A config that cannot be used; ``problems`` lists every mistake found in it."""
+    """A config cannot be used; ``problems`` lists everything that is wrong."""
 
     def __init__(self, source: str, problems: Iterable[Problem | str]) -> None:
         self.problems = tuple(problems)
@@ -64,9 +67,9 @@ class ConfigError(Exception):
 
 
 def check(table: Table, path: str) -> Iterator[Problem]:
-    """Everything wrong with an optimiser's table that its functions' signatures tell.
+    """Checks an optimiser's table against the signatures of its functions.
 
-    Imports neither JAX nor Optax.
+    This imports neither JAX nor Optax.
 
     >>> [str(p) for p in check({"method": "adam", "learning_rat": 0.1}, "optimizers.a")]
     ["optimizers.a.learning_rat: unknown argument of gradxform.adam, did you mean 'learning_rate'?"]
@@ -95,7 +98,7 @@ def build_all(tables: Mapping[str, Table]) -> "dict[str, optax.GradientTransform
     """The gradient transformations of a config's ``optimizers``, by label.
 
     Raises:
-      ConfigError: functions refuse their arguments; all of them are named at once.
+      ConfigError: a function refuses its arguments. The error lists all such functions.
     """
     built, problems = {}, []
     for label, table in tables.items():
@@ -109,7 +112,7 @@ def build_all(tables: Mapping[str, Table]) -> "dict[str, optax.GradientTransform
 
 
 def build(table: Table, path: str) -> "optax.GradientTransformationExtraArgs":
-    """The gradient transformation of a table that :func:`check` passed.
+    """The gradient transformation of a table that :func:`check` accepted.
 
     Raises:
       ConfigError: a function refuses its arguments.
@@ -128,7 +131,7 @@ def build(table: Table, path: str) -> "optax.GradientTransformationExtraArgs":
 def methods(package: str, kind: str = "method") -> tuple[Signature, ...]:
     """The functions of ``package`` that a table can call as a ``kind``, a key of :data:`RETURNS`.
 
-    Those that need what TOML cannot write, such as a function, are left out.
+    Functions that need an argument that TOML cannot express are left out.
     """
     found = (signature(package, name) for name in public_names(package))
     return tuple(
@@ -152,9 +155,9 @@ def curvatures() -> tuple[str, ...]:
 
 
 def numbers(table: Any) -> dict[str, bool]:
-    """The numbers that a table's functions take, by dotted path, and whether each sets a shape.
+    """The numeric arguments of a table's functions, by dotted path, and whether each sets a shape.
 
-    One that does has to be known when a program is compiled, so it takes whole numbers alone.
+    A number that sets a shape must be known when the program is compiled, and must be whole.
 
     >>> numbers({"chain": [{"method": "lbfgs"}]})["chain.0.memory_size"]
     True
@@ -175,7 +178,7 @@ def numbers(table: Any) -> dict[str, bool]:
             prefix = f"{key}.{i}." if isinstance(value, list) else f"{key}."
             found |= {prefix + name: static for name, static in numbers(item).items()}
             if isinstance(item, Mapping) and not isinstance(value, list):
-                found.pop(key, None)  # a schedule stands in the number's place
+                found.pop(key, None)  # a schedule replaces the number
     return found
 
 
@@ -214,7 +217,7 @@ def _unknown(name: str, kind: str) -> str:
         hint = f", did you mean {prefix + near[0]!r}?" if near else ""
     else:
         hint = ""
-    hint = hint or "; gradxform list shows what there is"
+    hint = hint or "; gradxform list methods shows all names"
     return f"no {kind} named {name!r} in {', '.join(PACKAGES[:-1])} or {PACKAGES[-1]}{hint}"
 
 
@@ -249,7 +252,7 @@ def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
             yield Problem(f"{path}.{key}", message)
 
 
-# What a type in a signature admits, by its last word.
+# The TOML values that a type in a signature accepts, by the last word of the type.
 _ADMITS = {
     "bool": ("true or false",),
     "int": ("a whole number",),
@@ -272,7 +275,7 @@ _ADMITS = {
 
 
 def _admitted(annotation: ast.expr | None) -> tuple[str, ...] | None:
-    """What TOML value an argument takes, in words; ``None`` if its type does not tell."""
+    """The TOML values that an argument accepts, in words; ``None`` if its type is unknown."""
     match annotation:
         case None:
             return None
@@ -337,7 +340,7 @@ def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]
 
 
 def _unusable(value: Any) -> Iterator[int | float]:
-    """The numbers in a value that are none in float32; infinity is one."""
+    """The numbers in a value that float32 cannot hold; it can hold infinity."""
     match value:
         case list():
             for item in value:
@@ -414,7 +417,7 @@ def _build(value: Any, path: str) -> Any:
             return _call(name, arguments, path)
         case list():
             return [_build(item, f"{path}[{i}]") for i, item in enumerate(value)]
-        case Mapping():  # TOML's keys are text, Optax's tables of boundaries have whole numbers
+        case Mapping():  # keys are text in TOML, but whole numbers in Optax's tables of boundaries
             return {int(k) if _is_whole(k) else k: _build(v, path) for k, v in value.items()}
         case _:
             return value
@@ -429,9 +432,9 @@ def _call(name: str, arguments: Table, path: str) -> Any:
             values[key] = _call(values[key], {}, f"{path}.{key}")
     try:
         return getattr(importlib.import_module(package), function)(**values)
-    except Exception as error:  # another package's function may raise anything at a bad value
+    except Exception as error:  # a function of another package may raise anything
         message = str(error)
-        # gradxform's name the argument, as in "scale_by_adam(b1=2): …", maybe of an inner function
+        # gradxform names the argument, maybe of an inner function: "scale_by_adam(b1=2): …"
         found = re.match(r"\w+\((\w+)=", message)
         if found and found[1] in arguments:
             path, message = f"{path}.{found[1]}", function + message[message.index("(") :]

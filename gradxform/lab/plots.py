@@ -1,7 +1,7 @@
-"""Figures: training cost against epochs, loss against work, paths on a surface, and sweeps.
+"""Figures: training cost by epoch, loss by work, paths on a surface, and results of sweeps.
 
-Line styles and markers tell the optimisers apart without colour. Figures are made without pyplot:
-nothing is left open, and no display is needed.
+Line styles and markers distinguish the optimisers without colour. The figures do not use pyplot, so
+no figure stays open and no display is needed.
 """
 
 import itertools
@@ -24,16 +24,16 @@ from gradxform.lab.train import RaceResult, ranked
 if TYPE_CHECKING:
     from gradxform.lab.sweep import Point, SweepResult
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, less the yellow; dark and light
-# ones take turns, so that neighbours differ in grey as well. Numbers of colours, dashes and markers
-# without a common factor make the combinations last.
+# The colours of Okabe and Ito without the yellow; colour-blind readers can distinguish them. Dark
+# and light colours alternate, so that neighbours also differ in grey. The numbers of colours,
+# dashes and markers have no common factor, so there are many combinations.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = "os^Dv<>PXp*"
 
 
 class Style(NamedTuple):
-    """How one optimiser is drawn."""
+    """The colour, line and marker of one optimiser."""
 
     color: str
     linestyle: Any
@@ -41,7 +41,7 @@ class Style(NamedTuple):
 
 
 def styles(count: int) -> list[Style]:
-    """``count`` styles, no two alike."""
+    """``count`` different styles."""
     cycle = zip(
         itertools.cycle(COLOURS), itertools.cycle(DASHES), itertools.cycle(MARKERS), strict=False
     )
@@ -49,17 +49,17 @@ def styles(count: int) -> list[Style]:
 
 
 def plot_cost(result: RaceResult, title: str = "") -> Figure:
-    """Training cost of every optimiser, on a logarithmic scale, against epochs.
+    """Draws the training cost of every optimiser against epochs, on a logarithmic scale.
 
-    On a surface it is the height above the lowest value reached by any of them, against updates.
-    The legend is in the order of the ranking, and names those that diverged.
+    On a surface it draws the value minus the lowest value that any optimiser reached, against
+    updates. The legend follows the ranking and marks optimisers that diverged.
 
     Args:
-      result: of a race.
-      title: over the plot; the name of the task if empty.
+      result: the result of a race.
+      title: the title; the name of the task if empty.
 
     Returns:
-      The figure; save it by ``figure.savefig(path)``.
+      The figure; save it with ``figure.savefig(path)``.
     """
     on_surface = result.measure == "value"
     x_key, y_key = ("step", "value") if on_surface else ("epoch", "cost")
@@ -80,7 +80,7 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
         label = history.label + (" (diverged)" if history.diverged else "")
         (line,) = axes.plot(
             x,
-            np.where(y > 0, y, np.nan),  # a zero has no place on a logarithmic scale
+            np.where(y > 0, y, np.nan),  # a logarithmic scale cannot show zero
             **style_of[history.label]._asdict(),
             label=label,
             linewidth=1.5,
@@ -93,7 +93,7 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if on_surface:
         axes.set_xlabel("updates")
-        axes.set_ylabel("value above the lowest reached")
+        axes.set_ylabel("value − lowest value reached")
     else:
         axes.set_xlabel("epochs (passes over the training examples)")
         axes.set_ylabel(f"training cost ({result.unit})")
@@ -105,18 +105,18 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
 
 
 def plot_work(result: RaceResult, title: str = "") -> Figure:
-    """Training loss after each epoch, or error, against updates, gradients and seconds.
+    """Draws the training loss or error after each epoch against updates, gradients and seconds.
 
-    All scales are logarithmic: minibatches make thousands of updates where large batches make tens.
-    What a gradient is, is told at :func:`gradxform.lab.train.race_on_task`. The legend is in the
-    order of the ranking.
+    All scales are logarithmic, because minibatches make thousands of updates and large batches make
+    tens. :func:`gradxform.lab.train.race_on_task` defines how gradients are counted. The legend
+    follows the ranking.
 
     Args:
-      result: of a race on data.
-      title: over the plot; the name of the task if empty.
+      result: the result of a race on data.
+      title: the title; the name of the task if empty.
 
     Returns:
-      The figure; save it by ``figure.savefig(path)``.
+      The figure; save it with ``figure.savefig(path)``.
     """
     given = [history.label for history in result.histories]
     style_of = dict(zip(given, styles(len(given)), strict=True))
@@ -129,7 +129,7 @@ def plot_work(result: RaceResult, title: str = "") -> Figure:
         legend, drawn = [], []
         for place, history in enumerate(ranked(result)):
             x, y = (np.asarray([row[k] for row in history.rows], float) for k in (key, measure))
-            y = np.where(np.isfinite(y) & (y > 0), y, np.nan)  # what has a place on the scale
+            y = np.where(np.isfinite(y) & (y > 0), y, np.nan)  # values that the scale can show
             drawn.append(y)
             (line,) = axes.plot(
                 x,
@@ -137,16 +137,16 @@ def plot_work(result: RaceResult, title: str = "") -> Figure:
                 **style_of[history.label]._asdict(),
                 linewidth=1.5,
                 markersize=5,
-                # in parts of the diagonal, as points crowd on a logarithmic scale
+                # as a fraction of the diagonal, because points crowd on a logarithmic scale
                 markevery=(0.15 * place / len(given), 0.15) if len(x) > 8 else None,
             )
             legend.append((history.label + (" (diverged)" if history.diverged else ""), line))
-        if any(np.isfinite(y).any() for y in drawn):  # without a point the scale has no limits
+        if any(np.isfinite(y).any() for y in drawn):  # without points the scale has no limits
             axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(words)
         firsts = [y[0] for y in drawn if np.isfinite(y[0])]
-        if firsts:  # below this a float32 loss is rounding
+        if firsts:  # a lower float32 loss is only rounding
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-7 * float(np.median(firsts))))
         _limit_and_mark(axes, drawn)
         _clear(axes)
@@ -160,8 +160,8 @@ def plot_work(result: RaceResult, title: str = "") -> Figure:
 
 _WORK = {
     "step": "updates",
-    "gradients": "gradients of all training examples,\nor as much work",
-    "seconds": "seconds of training",
+    "gradients": "work, in gradients\nof all training examples",
+    "seconds": "training time (s)",
 }
 
 
@@ -172,20 +172,20 @@ def plot_paths(
     title: str = "",
     axes: Axes | None = None,
 ) -> Figure:
-    """Paths of optimisers over the contours of a surface.
+    """Draws paths of optimisers over the contours of a surface.
 
     Args:
-      surface: the function; its ``bounds`` are drawn.
+      surface: the function; the plot shows its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
         :func:`gradxform.lab.train.make_walk`.
-      title: over the plot; the surface's name and formula if empty.
-      axes: where to draw; a figure of its own if not given.
+      title: the title; the name and formula of the surface if empty.
+      axes: the axes to draw into; a new figure if not given.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: a path of another shape.
+      ValueError: a path has another shape.
     """
     for label, path in paths.items():
         if np.ndim(path) != 2 or np.shape(path)[1] != 2:
@@ -219,19 +219,19 @@ def plot_paths(
 
 
 def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
-    """What becomes of each optimiser against its learning rate, or the first number swept.
+    """Draws the result of each optimiser against its learning rate, or the first swept number.
 
-    A curve is the mean over the seeds, and the band from the least to the greatest; where other
-    numbers are swept too, it is the best of them. Points of which a member diverged are at the top,
-    and dropped ones where they were then. Random points of several numbers have no curve. On a
-    surface it is the share of the starts solved, and the mean work.
+    A curve is the mean over the seeds, and its band reaches from the smallest to the largest value.
+    If other numbers are swept too, it shows the best of them. Points with a diverged member are at
+    the top. Dropped points are at their value when they were dropped. Random points of several
+    numbers have no curve. On a surface the plot shows the share of solved starts and the mean work.
 
     Args:
-      result: of a sweep with an axis.
-      title: over the plot; the name of the task if empty.
+      result: the result of a sweep with an axis.
+      title: the title; the name of the task if empty.
 
     Returns:
-      The figure; save it by ``figure.savefig(path)``.
+      The figure; save it with ``figure.savefig(path)``.
     """
     from gradxform.lab.sweep import points_of
 
@@ -250,7 +250,7 @@ def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
         best = _best_at(points, across)
         x = np.asarray([point.values[across] for point in best])
         joined = len(best) < len(points) or all(len(p.values) == 1 for p in points)
-        if not best:  # it has no such number: the same everywhere
+        if not best:  # the optimiser lacks this number: draw a constant
             x, best = xs[[0, -1]], 2 * [min(points, key=_place)]
         y = np.asarray([p.mean if np.isfinite(p.mean) else np.nan for p in best])
         drawn.append(y[np.isfinite(y)])
@@ -258,7 +258,7 @@ def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
         options |= {} if joined else {"linestyle": "none"}
         (line,) = axes.plot(x, y, **options)
         legend.append((label, line))
-        if on_surface:  # starts near and far: a band would cover all
+        if on_surface:  # starts are near and far: a band would cover everything
             shares = [100 * (1 - point.failures / len(point.rows)) for point in best]
             panels[0].plot(x, shares, **options)
         else:
@@ -292,19 +292,19 @@ def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
 
 
 def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
-    """The measure over two numbers, a panel for each optimiser with two or more axes.
+    """Draws the measure over two numbers, with a panel for each optimiser with two or more axes.
 
-    The panel is of the first two, and where there are more axes the best of the others. Dark is
-    good; a cross is a point of which a member diverged, or of which no start was solved; a star is
-    the best by the rule of :func:`gradxform.lab.sweep.best_points`. On a surface, where that is the
-    share of the starts that were solved, a cell tells it too.
+    A panel shows the first two axes, with the best values of the others. Dark is good. A cross
+    marks a point with a diverged member, or without a solved start. A star marks the best point by
+    the rule of :func:`gradxform.lab.sweep.best_points`. On a surface each cell also shows the share
+    of solved starts.
 
     Args:
-      result: of a sweep with an optimiser with two axes.
-      title: over the plot; the name of the task if empty.
+      result: the result of a sweep in which an optimiser has two axes.
+      title: the title; the name of the task if empty.
 
     Returns:
-      The figure; save it by ``figure.savefig(path)``.
+      The figure; save it with ``figure.savefig(path)``.
     """
     from gradxform.lab.sweep import best_points, points_of
 
@@ -339,7 +339,7 @@ def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
 
 
 def _heatmap(axes: Axes, points: "Sequence[Point]", norm: LogNorm, on_surface: bool) -> Any:
-    """The means of an optimiser's points over their first two numbers; what the colours are of."""
+    """Draws the means of an optimiser's points; returns the artist for the colour bar."""
     across, up = list(points[0].values)[:2]
     xs, ys = _first_two(points)
     if not _is_grid(points):
@@ -369,7 +369,7 @@ def _heatmap(axes: Axes, points: "Sequence[Point]", norm: LogNorm, on_surface: b
 
 
 def _first_two(points: "Sequence[Point]") -> tuple[np.ndarray, np.ndarray]:
-    """The values that the first two numbers of points have."""
+    """The distinct values of the first two numbers of the points."""
     across, up = list(points[0].values)[:2]
     xs, ys = (np.unique([p.values[name] for p in points]) for name in (across, up))
     return xs, ys
@@ -381,7 +381,7 @@ def _is_grid(points: "Sequence[Point]") -> bool:
 
 
 def _spot(points: "Sequence[Point]", x: float, y: float) -> tuple[Any, Any]:
-    """Where a point is drawn: in a grid its column and row."""
+    """The position of a point in the plot; on a grid its column and row."""
     if not _is_grid(points):
         return x, y
     xs, ys = _first_two(points)
@@ -391,17 +391,17 @@ def _spot(points: "Sequence[Point]", x: float, y: float) -> tuple[Any, Any]:
 def plot_batch_sizes(
     result: "SweepResult", sizes: Mapping[str, int | str], title: str = ""
 ) -> Figure:
-    """What the batch size costs and brings, at the best point of each optimiser.
+    """Draws accuracy, time, updates and epochs against batch size, at the best points.
 
-    The target is the training cost that all of them reach: the highest of their lowest.
+    Updates and epochs are counted until a training cost that all optimisers reach.
 
     Args:
-      result: of a sweep on data.
-      sizes: batch size by label, a number or ``"full"``.
-      title: over the plot; the name of the task if empty.
+      result: the result of a sweep on data.
+      sizes: the batch size by label, a number or ``"full"``.
+      title: the title; the name of the task if empty.
 
     Returns:
-      The figure; save it by ``figure.savefig(path)``.
+      The figure; save it with ``figure.savefig(path)``.
     """
     from gradxform.lab.sweep import best_points
 
@@ -417,9 +417,9 @@ def plot_batch_sizes(
     target = max((float(np.nanmin(cost)) for cost in costs), default=math.nan)
     reached = [1 + int(np.argmax(cost <= target)) for cost in costs]
     panels[0].set_ylabel(metric.replace("_", " "))
-    panels[1].set_ylabel("milliseconds an epoch,\na member's share of the sweep")
-    panels[2].set_ylabel(f"updates to a training cost of {target:.3g}")
-    panels[3].set_ylabel(f"epochs to a training cost of {target:.3g}")
+    panels[1].set_ylabel("time per epoch and member (ms)")
+    panels[2].set_ylabel(f"updates until a training cost of {target:.3g}")
+    panels[3].set_ylabel(f"epochs until a training cost of {target:.3g}")
     for panel in panels[2:]:
         panel.set_xlabel("batch size")
     x = [order.index(sizes[point.label]) for point in points]
@@ -445,18 +445,18 @@ def plot_batch_sizes(
 
 
 def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
-    """Where each optimiser, at its best point, gets to a minimum from, and at what work.
+    """Draws from which starts each optimiser, at its best point, reaches a minimum.
 
-    Each dot is a start, the darker the more evaluations and curvature products it took; a cross is
-    a start from which it did not get there. The legend says so.
+    Each dot is a solved start. A darker dot took more evaluations and curvature products. A cross
+    is a start from which the optimiser did not reach a minimum.
 
     Args:
-      surface: its name.
-      result: of a sweep on it.
-      title: over the plot; the surface's name if empty.
+      surface: the name of the surface.
+      result: the result of a sweep on it.
+      title: the title; the name of the surface if empty.
 
     Returns:
-      The figure; save it by ``figure.savefig(path)``.
+      The figure; save it with ``figure.savefig(path)``.
     """
     from gradxform.lab.sweep import points_of
 
@@ -477,7 +477,7 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
             s=size**2,
             norm=norm,
             cmap=_COLOURS + "_r",
-            edgecolor="black",  # the lightest would vanish in the grey of the surface
+            edgecolor="black",  # the lightest dots would vanish on the grey surface
             linewidth=0.5,
             zorder=3,
         )
@@ -497,7 +497,7 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
     _explain(
         figure,
         {
-            "solved from here, the darker the more work": dot | {"markersize": 6},
+            "solved from here (darker: more work)": dot | {"markersize": 6},
             "not solved from here": _CROSS,
             "minimum": _STAR,
         },
@@ -506,16 +506,16 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
     return figure
 
 
-_LETTERS = 9  # of a title that fit into an inch
-_COLOURS = "viridis"  # its lightness rises evenly, so that it reads in grey
+_LETTERS = 9  # letters of a title per inch
+_COLOURS = "viridis"  # its lightness rises evenly, so it also works in grey
 _MEASURES = {
     "validation_loss": "validation loss ({})",
     "train_loss": "training loss ({})",
-    "work": "{},\nmean of the starts solved",
+    "work": "{},\nmean over solved starts",
 }
 
 
-_MOST_TOLD, _BELOW = 100, -0.18  # cells that tell their share, and where
+_MOST_TOLD, _BELOW = 100, -0.18  # most cells that show their share, and its offset
 _CROSS: dict[str, Any] = {"marker": "x", "color": "black", "markersize": 6, "linestyle": "none"}
 _STAR: dict[str, Any] = {
     "marker": "*",
@@ -532,7 +532,7 @@ def _place(point: "Point") -> tuple[float, float]:
 
 
 def _best_at(points: "Sequence[Point]", name: str) -> "list[Point]":
-    """For each value of a number the best point that has it, in the order of the values."""
+    """For each value of a number the best point with that value, sorted by value."""
     best: dict[float, Point] = {}
     for point in sorted(points, key=_place):
         if name in point.values:
@@ -541,13 +541,13 @@ def _best_at(points: "Sequence[Point]", name: str) -> "list[Point]":
 
 
 def _range(point: "Point", measure: str) -> tuple[float, float]:
-    """The least and the greatest of a point's members, NaN where it has no mean."""
+    """The smallest and largest value of a point's members; NaN if it has no mean."""
     values = [row[measure] for row in point.rows if row.get("solved", True)]
     return (min(values), max(values)) if np.isfinite(point.mean) else (np.nan, np.nan)
 
 
 def _is_logarithmic(values: np.ndarray) -> bool:
-    """Whether sorted values lie evenly on a logarithmic scale rather than on a linear one."""
+    """Whether sorted values are more evenly spaced on a logarithmic than on a linear scale."""
     low, high = values[0], values[-1]
     if low <= 0 or high < 10 * low:
         return False
@@ -559,17 +559,17 @@ def _is_logarithmic(values: np.ndarray) -> bool:
 
 
 def _name_cells(axis: Axis, values: np.ndarray) -> None:
-    """Ticks that tell the values of rows or columns, at most eight of them."""
+    """At most eight ticks with the values of the rows or columns."""
     shown = range(0, len(values), -(-len(values) // 8))
     names = [f"{values[i]:.3g}" for i in shown]
     axis.set_ticks(shown, names)
-    if isinstance(axis, XAxis) and sum(map(len, names)) > 24:  # beside each other they would touch
+    if isinstance(axis, XAxis) and sum(map(len, names)) > 24:  # horizontal labels would touch
         for label in axis.get_ticklabels():
             label.set(rotation=45, rotation_mode="anchor", horizontalalignment="right")
 
 
 def _bar(figure: Figure, panels: Sequence[Axes], drawn: Any, label: str) -> None:
-    """The colours' scale, with few numbers beside it."""
+    """A colour bar with few labels."""
     axis = figure.colorbar(drawn, ax=panels, label=label).ax.yaxis
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")
@@ -584,7 +584,7 @@ def _explain(figure: Figure, marks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _entitle(figure: Figure, title: str) -> None:
-    """A title over a figure, in as many lines as its width wants."""
+    """Sets the title of a figure, wrapped to its width."""
     shown = _wrapped(title, int(_LETTERS * figure.get_figwidth()))
     figure.suptitle(shown, parse_math=False)
 
@@ -594,16 +594,16 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, each of a size in inches."""
+    """A figure with ``count`` panels of a ``size`` in inches."""
     rows = -(-count // columns)
     figure = Figure(figsize=(size[0] * columns + 1, size[1] * rows + 1), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
 def _limit_and_mark(axes: Axes, curves: Sequence[np.ndarray]) -> None:
-    """Limits and ticks of a logarithmic scale of values."""
+    """Sets the limits and ticks of a logarithmic vertical axis."""
     firsts = [y[0] for y in curves if len(y) and y[0] > 0]
-    if len(curves) > 1 and firsts:  # one that ran away must not flatten the others
+    if len(curves) > 1 and firsts:  # a diverging curve must not flatten the others
         axes.set_ylim(top=min(axes.get_ylim()[1], 10 * float(np.median(firsts))))
     low, high = axes.get_ylim()
     few_decades = low > 0 and high < 1e4 * low
@@ -618,7 +618,7 @@ def _clear(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, entries: Sequence[tuple[str, Line2D]], **options: Any) -> None:
-    """A legend of texts as they are: "$" and a leading "_" mean nothing in a user's label."""
+    """A legend that shows labels literally, including "$" and a leading "_"."""
     if not entries:
         return
     labels, lines = zip(*entries, strict=True)
@@ -634,7 +634,7 @@ def _contours(surface: Surface, axes: Axes) -> None:
     x, y = np.meshgrid(*(np.linspace(*bound, 201) for bound in surface.bounds))
     points = jnp.asarray(np.stack([x, y], axis=-1).reshape(-1, 2), jnp.float32)
     z = np.asarray(jax.vmap(surface.fn)(points), float).reshape(x.shape)
-    # equal steps of height would crowd at the steep rim and leave the valley empty
+    # contours at equal heights would crowd at the steep rim and leave the valley empty
     height = z - z.min()
     field = np.log(height + 1e-3 * np.median(height))
     axes.contourf(x, y, field, 18, cmap="Greys", alpha=0.3)

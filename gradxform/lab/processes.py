@@ -1,4 +1,4 @@
-"""Several processes, and all their devices, that do one run together by ``jax.distributed``."""
+"""One run on the devices of several processes, joined by ``jax.distributed``."""
 
 import collections
 import math
@@ -27,16 +27,16 @@ def join(where: str) -> bool:
     """Joins the other processes.
 
     Args:
-      where: ``auto`` on a cluster that JAX knows, else ``HOST:PORT,PROCESS,PROCESSES``: where the
-        first process listens, which of them this one is, from 0, and how many there are.
+      where: ``auto`` on a cluster that JAX knows, else ``HOST:PORT,PROCESS,PROCESSES``: the address
+        of process 0, the number of this process, and how many there are.
 
     Returns:
-      Whether this is the first process, which writes what comes out.
+      Whether this is process 0, which writes the results.
 
     Raises:
-      ValueError: ``where`` is none of these, the first process cannot listen or be reached, or the
-        processes have unlike numbers of devices. (A later process that does not come is told by
-        JAX, which ends the first one after five minutes.)
+      ValueError: ``where`` is malformed, process 0 cannot listen or cannot be reached, or the
+        processes have different numbers of devices. (If another process never starts, JAX ends
+        process 0 after five minutes.)
     """
     options: dict[str, Any] = {}
     if where != "auto":
@@ -48,14 +48,14 @@ def join(where: str) -> bool:
         host, (port, process, processes) = found[1], map(int, found.groups()[1:])
         if process >= processes:
             raise ValueError(f"of {processes} processes the last is number {processes - 1}")
-        # neither of these would JAX tell by more than the end of the process
+        # in both cases JAX would only end the process, without a message
         if process == 0:
             _check_free(port)
         else:
             _wait_for(host, port)
         options = {"coordinator_address": f"{host}:{port}"}
         options |= {"num_processes": processes, "process_id": process}
-    # a request to end is answered here, between two epochs
+    # the lab itself handles a request to stop, after the current epoch
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options)
@@ -64,7 +64,7 @@ def join(where: str) -> bool:
     counts = collections.Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) != 1:
         each = ", ".join(str(counts[process]) for process in sorted(counts))
-        raise ValueError(f"the processes have {each} devices; give each as many")
+        raise ValueError(f"the processes have {each} devices; give all the same number")
     return jax.process_index() == 0
 
 
@@ -74,7 +74,7 @@ def _check_free(port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except OSError as error:
-        raise ValueError(f"port {port} cannot be listened at: {error.strerror}") from error
+        raise ValueError(f"cannot listen at port {port}: {error.strerror}") from error
 
 
 def _wait_for(host: str, port: int) -> None:
@@ -88,16 +88,16 @@ def _wait_for(host: str, port: int) -> None:
             raise ValueError(f"no host is named {host}: {error.strerror}") from error
         except OSError:
             time.sleep(1)
-    raise ValueError(f"process 0 has not come to listen there for {PATIENCE} s")
+    raise ValueError(f"process 0 did not start to listen there within {PATIENCE} s")
 
 
 def mesh_of(axis: str, devices: Devices) -> Mesh:
-    """The devices in a row; the compiler finds what else is divided along it."""
+    """A mesh with one axis; the compiler decides how intermediate arrays are divided."""
     return Mesh(np.asarray(devices), (axis,))
 
 
 def put(x: Any, mesh: Mesh, spec: PartitionSpec = WHOLE) -> jax.Array:
-    """``x``, which every process has, on the devices of all, in buffers of its own."""
+    """A copy of ``x`` on the devices of all processes; every process must pass the same ``x``."""
     if _is_key(x):
         data = put(jax.random.key_data(x), mesh, spec)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
@@ -117,9 +117,9 @@ def rows_of(mesh: Mesh) -> PartitionSpec:
 
 
 def put_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """The rows of ``x`` divided among the devices: a process puts its own part on its own.
+    """The rows of ``x`` divided among the devices; each process fills its own devices.
 
-    The last row is repeated until the devices divide their number.
+    The last row is repeated until the number of rows is a multiple of the number of devices.
     """
     rows = np.minimum(np.arange(_multiple(len(x), mesh)), len(x) - 1)
     shape, sharding = (len(rows), *x.shape[1:]), NamedSharding(mesh, rows_of(mesh))
@@ -131,7 +131,7 @@ def put_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def read(x: jax.Array) -> np.ndarray:
-    """``x`` on the host, the parts of other processes included; of random keys their data."""
+    """``x`` on the host, including the parts of other processes; for random keys their data."""
     if _is_key(x):
         x = jax.random.key_data(x)
     if jax.process_count() > 1 and not x.is_fully_replicated:
@@ -140,7 +140,7 @@ def read(x: jax.Array) -> np.ndarray:
 
 
 def of_first(number: float, mesh: Mesh) -> float:
-    """The first process's ``number``, where each that has a part of the mesh has its own."""
+    """The ``number`` of process 0, where each process of the mesh has its own."""
     if len({device.process_index for device in mesh.devices.flat}) == 1:
         return number
     return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
@@ -152,7 +152,7 @@ def any_of(flag: bool) -> bool:
 
 
 def least_of(number: float) -> float:
-    """The least ``number`` of all processes."""
+    """The smallest ``number`` over all processes."""
     return min(_of_each(number))
 
 
@@ -170,7 +170,7 @@ def _is_key(x: Any) -> bool:
 
 
 def filled(batches: Batches, mesh: Mesh) -> Batches:
-    """Batches of as many examples as the devices divide, those that fill them up without weight."""
+    """Fills batches up to a multiple of the number of devices, with examples of weight zero."""
     missing = _multiple(batches.indices.shape[1], mesh) - batches.indices.shape[1]
     return Batches(*(jnp.pad(x, ((0, 0), (0, missing))) for x in batches))
 

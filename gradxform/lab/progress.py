@@ -1,4 +1,4 @@
-"""How a race or a sweep goes on, on stderr: bars on a terminal, else a line at every tenth."""
+"""Progress of a race or a sweep on stderr: bars on a terminal, else a line per tenth."""
 
 import contextlib
 import functools
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 def of_race(
     config: "Config", quiet: bool, rows: "Sequence[tuple[str, Row]]"
 ) -> Iterator[Callable[[str, "Row"], None]]:
-    """Shows how the race goes on stderr, ``rows`` done; yields what to call with each new row."""
+    """Shows the progress of a race. Yields a function to call with each new row.
+
+    ``rows`` are the rows that a resumed race already has.
+    """
     total_of = {label: epochs_of(config, label) for label in config.optimizers}
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
@@ -52,7 +55,7 @@ def of_race(
 def of_sweep(
     config: "Config", quiet: bool
 ) -> "Iterator[Callable[[str, int, Mapping[int, Row]], None]]":
-    """Shows how the sweep goes on stderr; yields what to call after each epoch of some members."""
+    """Shows the progress of a sweep. Yields a function to call after each epoch of a block."""
     console = Console(stderr=True, quiet=quiet)
     total_of = {label: _epochs(config, label) for label in config.optimizers}
     with contextlib.ExitStack() as stack:
@@ -94,7 +97,7 @@ def _epochs(config: "Config", label: str) -> int:
 
 
 def epochs_of(config: "Config", label: str) -> int:
-    """How many rows an optimiser's run has, if it does not end early."""
+    """The number of rows of an optimiser's run, unless it ends early."""
     steps = config.training.model_dump()
     if "steps" in steps:
         return steps["steps"] + 1

@@ -1,7 +1,7 @@
-"""What a checkpoint tells beside its arrays, checked: a stranger may have written it.
+"""Checks the description in a checkpoint, which may come from an untrusted source.
 
-A false history cannot be told from a true one, but nothing that comes after this meets a number
-that is a text, a row without its columns, or an epoch that never ends.
+A false but well-formed history cannot be recognised. But the code that uses it can rely on the
+types of all values, on the columns of every row, and on a finite number of epochs.
 """
 
 import math
@@ -14,7 +14,7 @@ from gradxform.lab.checkpoint_folders import CheckpointError
 
 Row = dict[str, Any]
 
-_LARGEST = 1e300  # of a number that is to be drawn
+_LARGEST = 1e300  # the largest number that can be drawn
 _NEEDED = {"epoch", "step", "seconds", "gradients", "cost", "train_loss", "steps_per_second"}
 _METRIC = re.compile("(train|validation|test)_(loss|accuracy|error)")
 _HISTORY = {"label", "rows", "diverged", "steps_per_second", "compile_seconds", "params"}
@@ -33,11 +33,11 @@ def race_rows(told: Mapping[str, Any], epochs: Mapping[str, int]) -> list[tuple[
     """The rows of a race so far, each with the label of its optimiser.
 
     Args:
-      told: of a snapshot.
-      epochs: of every optimiser of the race, by label, in their order.
+      told: the description in a snapshot.
+      epochs: the number of epochs of every optimiser, by label, in order.
 
     Raises:
-      CheckpointError: it tells of another race, or nothing that a race could have told.
+      CheckpointError: the description belongs to another race or is malformed.
     """
     histories = _of(told, {"histories", "goes_on"}, "told")["histories"]
     goes_on = told["goes_on"]
@@ -65,11 +65,11 @@ def sweep_rows(told: Mapping[str, Any], firsts: Sequence[Row]) -> dict[int, Row]
     """The rows of a sweep so far, by the number of the member.
 
     Args:
-      told: of a snapshot.
+      told: the description in a snapshot.
       firsts: the row of every member before its first epoch.
 
     Raises:
-      CheckpointError: it tells of another sweep, or nothing that a sweep could have told.
+      CheckpointError: the description belongs to another sweep or is malformed.
     """
     rows = _of(told, _SWEEP, "told")["rows"]
     _need(isinstance(rows, dict), "rows should be a table", rows)
@@ -87,17 +87,17 @@ def check_sweep(
     epochs: Sequence[int],
     metrics: Iterable[str],
 ) -> dict[int, Row]:
-    """The same, with all that it takes to go on.
+    """Like :func:`sweep_rows`, and also checks everything that the sweep needs to continue.
 
     Args:
-      told: of a snapshot.
+      told: the description in a snapshot.
       firsts: the row of every member before its first epoch.
       groups: the members of each program.
-      epochs: of each program.
+      epochs: the number of epochs of each program.
       metrics: the columns of a member that has been evaluated.
 
     Raises:
-      CheckpointError: it tells of another sweep, or nothing that a sweep could have told.
+      CheckpointError: the description belongs to another sweep or is malformed.
     """
     rows = sweep_rows(told, firsts)
     group, epoch, training = (told[name] for name in ("group", "epoch", "members"))
@@ -120,10 +120,10 @@ def check_sweep(
 
 
 def made_with(about: Any) -> tuple[str, str, dict[str, Any]]:
-    """The command, the config and the versions that a checkpoint is of.
+    """The command, the config and the versions that wrote a checkpoint.
 
     Raises:
-      CheckpointError: it does not tell them.
+      CheckpointError: one of them is missing.
     """
     found = _of(about, {"command", "config", "made_with"}, "about")
     versions = _of(found["made_with"], {"device", "versions"}, "made_with")["versions"]
@@ -178,7 +178,7 @@ def _need(good: Any, what: str, found: Any) -> None:
 
 
 def _is_number(x: Any) -> bool:
-    """Whether it is one that can be drawn, or not finite."""
+    """Whether ``x`` is a number that can be drawn, or is not finite."""
     return type(x) in (int, float) and not _LARGEST < abs(x) < math.inf
 
 

@@ -1,4 +1,4 @@
-"""What a race or a sweep leaves behind: a folder of files, and a table."""
+"""Writes the results of a race or a sweep: a folder of files and a table."""
 
 import contextlib
 import csv
@@ -47,7 +47,7 @@ SURFACE_COLUMNS = (("work", "work"), ("steps", "updates"), ("value", "value"))
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Makes a folder in ``parent``, named after ``name`` and the time, that nobody else has."""
+    """Makes a new folder in ``parent``, named after ``name`` and the time."""
     stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         folder = Path(parent) / (stem if number == 1 else f"{stem}-{number}")
@@ -59,15 +59,17 @@ def new_folder(parent: str | Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def run_folder(config: Config, out: Path | None = None) -> Iterator[Path]:
-    """A folder for a run, with ``config.toml`` in it; it goes again if the run adds nothing to it.
+    """Makes a folder for a run and writes ``config.toml`` into it.
+
+    If the run writes nothing else, the folder is removed again.
 
     Args:
-      config: the experiment, from whose ``config.toml`` the race can be run again.
-      out: the folder to make; one of its own in ``config.output.folder`` if not given.
+      config: the experiment. ``gradxform run config.toml`` repeats it.
+      out: the folder to make; if not given, a new folder in ``config.output.folder``.
 
     Raises:
-      OSError: it cannot be made, or ``out`` holds something already; the message names the option
-        or the key.
+      OSError: the folder cannot be made, or ``out`` is not empty. The message names the option or
+        the key.
     """
     parent = Path(config.output.folder) if out is None else out.parent
     named = f"output.folder: {parent}" if out is None else f"--out {out}"
@@ -87,7 +89,7 @@ def run_folder(config: Config, out: Path | None = None) -> Iterator[Path]:
                 undo.callback(_remove_if_empty, folder)
             try:
                 (folder / "config.toml").open("x").close()
-            except FileExistsError:  # of a run that was begun at the same time
+            except FileExistsError:  # another run started at the same time
                 raise OSError(0, _TAKEN) from None
             undo.callback(_remove_lone_config, folder)
             write_atomically(folder / "config.toml", to_toml(config))
@@ -98,7 +100,7 @@ def run_folder(config: Config, out: Path | None = None) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file completely or not at all."""
     data = content.encode() if isinstance(content, str) else content
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
         try:
@@ -112,7 +114,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
-    """One line for each optimiser and epoch.
+    """CSV text with one line per optimiser and epoch.
 
     >>> metrics_csv([("sgd", {"epoch": 1, "cost": 2.5})])
     'optimizer,epoch,cost\\nsgd,1,2.5\\n'
@@ -121,7 +123,7 @@ def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
 
 
 def members_csv(rows: Mapping[int, dict[str, Any]]) -> str:
-    """One line for each member of a sweep, by its number.
+    """CSV text with one line per member of a sweep, sorted by number.
 
     >>> members_csv({3: {"optimizer": "sgd", "learning_rate": 0.1}})
     'member,optimizer,learning_rate\\n3,sgd,0.1\\n'
@@ -130,7 +132,7 @@ def members_csv(rows: Mapping[int, dict[str, Any]]) -> str:
 
 
 def costs_csv(result: "SweepResult") -> str:
-    """One line for each epoch that a member of a sweep ran: its number, the epoch, the cost."""
+    """CSV text with one line per member and epoch: the member's number, the epoch, the cost."""
     lines = (
         f"{number},{epoch},{cost}\n"
         for number, costs in enumerate(result.costs.tolist())
@@ -141,7 +143,7 @@ def costs_csv(result: "SweepResult") -> str:
 
 
 def summary_json(config: Config, result: RaceResult) -> str:
-    """The ranking and what it was made with; numbers that are not finite become null."""
+    """The ranking, the device and the versions as JSON; numbers that are not finite become null."""
     ranking = [
         {
             "rank": rank,
@@ -158,7 +160,7 @@ def summary_json(config: Config, result: RaceResult) -> str:
 
 
 def sweep_summary_json(config: Config, result: "SweepResult") -> str:
-    """The best point of each optimiser, the best first, and what the sweep was made with."""
+    """The best point of each optimiser, the device and the versions as JSON."""
     from gradxform.lab.sweep import best_points, points_of
 
     every = points_of(result)
@@ -185,7 +187,7 @@ def sweep_summary_json(config: Config, result: "SweepResult") -> str:
 
 
 def best_toml(config: Config, points: Iterable["Point"]) -> str:
-    """The config of a race of these points; the optimisers without one are left out."""
+    """The config of a race between these points; optimisers without a point are left out."""
     best = {point.label: point.values for point in points}
     training = config.training
     if not isinstance(config, SurfaceConfig):
@@ -199,7 +201,7 @@ def best_toml(config: Config, points: Iterable["Point"]) -> str:
 
 def ranking_table(result: RaceResult, title: str) -> Table:
     """The optimisers, best first, with the metrics at the end of their runs."""
-    # as text, not as markup: a title or a label may hold brackets
+    # as text, not as markup: titles and labels may contain brackets
     heading = Text(plain(title), style="table.title")
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     rows = [history.rows[-1] for history in result.histories]
@@ -221,9 +223,9 @@ def ranking_table(result: RaceResult, title: str) -> Table:
 
 
 def best_table(result: "SweepResult", title: str) -> Table:
-    """The best point of each optimiser, the best first, with the means of its members.
+    """The best point of each optimiser, best first, with the means over its members.
 
-    Of the measure it tells the least and the greatest, too.
+    For the measure it also shows the smallest and the largest value.
     """
     from gradxform.lab.sweep import best_points, points_of
 
@@ -256,7 +258,7 @@ def best_table(result: "SweepResult", title: str) -> Table:
 
 
 def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
-    """Writes all that a sweep leaves but ``members.csv``."""
+    """Writes all files of a sweep except ``members.csv``."""
     from gradxform.lab.sweep import best_points
 
     best = best_points(result)
@@ -270,7 +272,7 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
-    """Writes ``summary.json``, ``cost.png`` and, of a task on data, ``work.png``."""
+    """Writes ``summary.json``, ``cost.png`` and, for a task on data, ``work.png``."""
     from gradxform.lab.plots import plot_cost, plot_work
 
     plots = {"cost.png": plot_cost}
@@ -278,7 +280,7 @@ def save(folder: Path, config: Config, result: RaceResult) -> None:
         plots["work.png"] = plot_work
     for name, plot in plots.items():
         _save_figure(folder / name, plot(result, config.title or config.name))
-    # the last file: where it is, a run is finished
+    # written last: a folder with this file is a finished run
     write_atomically(folder / "summary.json", summary_json(config, result))
 
 
@@ -319,7 +321,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def made_with() -> dict[str, Any]:
-    """The device and the versions that numbers depend on."""
+    """The device and the package versions, on which the numbers depend."""
     import jax
     import jaxlib
     import optax
@@ -333,7 +335,7 @@ def made_with() -> dict[str, Any]:
 
 
 def _summary(config: Config, task: str, found: Mapping[str, Any]) -> str:
-    """JSON text of what was found and of what it was made with."""
+    """JSON text of the results, the device and the versions."""
     summary = {
         "name": config.name,
         "title": config.title or config.name,
@@ -346,7 +348,7 @@ def _summary(config: Config, task: str, found: Mapping[str, Any]) -> str:
 
 
 def _mean(key: str, point: "Point", with_range: bool) -> str:
-    """The mean of the members that did not fail, as text."""
+    """The mean over the members that did not fail, as text."""
     rows = [row for row in point.rows if row.get("solved", True) and key in row]
     values = [row[key] for row in rows]
     if not values:

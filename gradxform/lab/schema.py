@@ -1,4 +1,4 @@
-"""What an experiment may hold: the tables of a config, with their keys, bounds and defaults."""
+"""The tables of a config, with their keys, bounds and defaults."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,7 +17,7 @@ from gradxform.lab.optimizers import CONTROL
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
-MAX_POINTS = 1000  # a side of a grid of starts
+MAX_POINTS = 1000  # per side of a grid of starts
 Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
@@ -64,8 +64,8 @@ class Table(BaseModel):
 
 class _DataTask(Table):
     model_options: dict[str, Any] = {}  #: arguments of the model, like ``hidden = 32``
-    validation_split: Fraction = 0.0  #: the last part of the training examples, held out
-    examples: Annotated[int | None, Field(ge=1)] = None  #: of the training part, the first so many
+    validation_split: Fraction = 0.0  #: fraction of the training examples held out, the last ones
+    examples: Annotated[int | None, Field(ge=1)] = None  #: use only the first so many
     l1: Coefficient = 0.0  #: weight of the sum of absolute values of the kernels
     l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
 
@@ -86,7 +86,7 @@ class Autoencoder(_ImageTask):
 
     kind: Literal["autoencoder"]
     model: Literal["autoencoder"] = "autoencoder"
-    loss: Literal["squared", "cross_entropy"] = "squared"  #: of a pixel, summed over the image
+    loss: Literal["squared", "cross_entropy"] = "squared"  #: loss of a pixel, summed over the image
 
 
 class Language(_DataTask):
@@ -108,7 +108,7 @@ class SurfaceTask(Table):
 
 
 class TrainingOverride(Table):
-    """``[training.overrides.LABEL]``: what is different for one optimiser."""
+    """``[training.overrides.LABEL]``: different settings for one optimiser."""
 
     epochs: Epochs | None = None  #: replaces the key of ``[training]``
     batch_size: Annotated[int | Literal["full"] | None, PlainValidator(_batch_size)] = None
@@ -118,7 +118,7 @@ class TrainingOverride(Table):
 
 
 class Training(Table):
-    """``[training]`` of a task on data."""
+    """``[training]`` for a task on data."""
 
     epochs: Epochs  #: passes over the training examples
     batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
@@ -127,69 +127,70 @@ class Training(Table):
     """how examples are drawn: in a new random order for each epoch, in one random order for all
     epochs, in the order of storage, or independently without passes"""
     max_seconds: Seconds | None = None
-    """an optimiser's last epoch is the first after which it has trained for longer, compilation and
-    evaluation apart; on another day it may be another epoch"""
-    overrides: dict[str, TrainingOverride] = {}  #: by the label of an optimiser
+    """stop an optimiser after the first epoch at which it has trained for longer, not counting
+    compilation and evaluation; repeated runs may stop at different epochs"""
+    overrides: dict[str, TrainingOverride] = {}  #: by label of the optimiser
 
 
 class SurfaceTraining(Table):
-    """``[training]`` of a surface."""
+    """``[training]`` for a surface."""
 
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: updates
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: number of updates
 
 
 class _AnySweep(Table):
     axes: dict[str, Any] = {}
-    """hyperparameters of all optimisers that have them, see :func:`gradxform.lab.grid.read_axes`"""
-    overrides: dict[str, dict[str, Any]] = {}  #: by label, of one optimiser
+    """axes for all optimisers that have the hyperparameter, see
+    :func:`gradxform.lab.grid.read_axes`"""
+    overrides: dict[str, dict[str, Any]] = {}  #: by label, axes for one optimiser
     samples: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
-    """random points of each optimiser, in place of the grid"""
+    """number of random points of each optimiser, instead of a grid"""
 
 
 class Sweep(_AnySweep):
-    """``[sweep]`` of a task on data, see :func:`gradxform.lab.sweep.sweep_on_task`."""
+    """``[sweep]`` for a task on data, see :func:`gradxform.lab.sweep.sweep_on_task`."""
 
     seeds: Annotated[int, Field(ge=1, le=grid.MAX_MEMBERS)] = 1  #: runs of each point
     vary: Literal["initialisation", "order", "both"] = "initialisation"  #: what a seed changes
     block_size: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
-    """members that are trained together; as many as memory and speed want if not given"""
+    """members that train together; if not given, chosen by memory and speed"""
     rungs: Annotated[tuple[int, ...], PlainValidator(_rungs)] = ()
-    """epochs after which only the better points of an optimiser go on"""
-    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5  #: the part of them that does
+    """epochs after which only the better points of an optimiser continue"""
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5  #: fraction that continues
 
 
 class SurfaceSweep(_AnySweep):
-    """``[sweep]`` of a surface, see :func:`gradxform.lab.sweep.sweep_on_surface`."""
+    """``[sweep]`` for a surface, see :func:`gradxform.lab.sweep.sweep_on_surface`."""
 
     starts: Annotated[
         dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)
     ] = None
-    """a grid over what is drawn of the surface, of so many points a side, or a list; the task's own
-    start alone if not given"""
+    """a grid over the drawn part of the surface with so many points per side, or a list of starts;
+    if not given, only the start of the task"""
     tol: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """of the largest entry of the gradient, where a method has converged"""
+    """a method has converged when no gradient entry exceeds this"""
 
 
 class Checkpoint(Table):
-    """``[checkpoint]`` of a task on data: how a run is kept from being lost."""
+    """``[checkpoint]`` for a task on data: how often to save the state of a run."""
 
     every: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
-    """epochs, of all optimisers together, from one checkpoint to the next; 0 for none"""
-    keep: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 2  #: of them, the last ones
+    """epochs between two checkpoints, counted over all optimisers; 0 for none"""
+    keep: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 2  #: how many of the latest to keep
 
 
 class Output(Table):
-    """``[output]``: where runs are kept."""
+    """``[output]``: where to write results."""
 
     folder: Annotated[str, StringConstraints(pattern=r"^[^\x00]+$")] = "runs"
-    """a run makes its own folder inside"""
+    """each run makes a new folder inside"""
 
 
 class _Experiment(Table):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """the name of the experiment, also of the folder that a run makes"""
     title: Annotated[str, StringConstraints(pattern=f"^[^{CONTROL}]*$")] = ""
-    """of the plot; the name if empty"""
+    """title of the plots; the name if empty"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """the seed of the initial parameters, the batches and dropout"""
     optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
@@ -203,7 +204,7 @@ class _OnData(_Experiment):
     checkpoint: Checkpoint = Checkpoint()
 
 
-# A class for each kind of task, so that every problem has one path and one list of valid keys.
+# One class per kind of task, so that every problem has one path and one list of valid keys.
 class ClassificationConfig(_OnData):
     """An experiment with ``task.kind = "classification"``."""
 

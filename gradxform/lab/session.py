@@ -1,4 +1,4 @@
-"""What a run and a sweep begin with: a config, a folder, and where it stood if it is resumed."""
+"""The start of a run or a sweep: its config, its folder, and the checkpoint it resumes from."""
 
 import contextlib
 import difflib
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _WITHOUT_FILES = {
     None: "a surface needs no data",
     "digits": "digits come with scikit-learn",
-    "synthetic_text": "the text is made on the spot",
+    "synthetic_text": "the text is generated",
 }
 
-_MOST_LINES, _MOST_DIFFERENT = 2000, 40  # of two configs that differ
-_LONGEST = 500  # characters of what a checkpoint tells of itself
+_MOST_LINES, _MOST_DIFFERENT = 2000, 40  # lines to compare, and lines of difference to print
+_LONGEST = 500  # characters of a checkpoint's description
 
 
 def load(
@@ -39,13 +39,14 @@ def load(
     *,
     for_sweep: bool = False,
 ) -> "Config":
-    """The config that is asked for; a ``folder`` that is resumed has its own."""
+    """The requested config, or the config of the ``folder`` to resume."""
     from gradxform.lab.config import load_config, require_sweep
     from gradxform.lab.schema import SurfaceConfig
 
     if folder is None and name is None:
         endings.fail(
-            "missing argument CONFIG: name a TOML file or a shipped config, see gradxform list"
+            "missing argument CONFIG: give a TOML file or the name of a shipped config "
+            "(see gradxform list configs)"
         )
     try:
         if folder is None:
@@ -70,7 +71,7 @@ def _kept_config(
     *,
     for_sweep: bool,
 ) -> "Config":
-    """The config of a run that is resumed, once all in its folder is seen to be in order."""
+    """The config of the run to resume, after a check of its folder."""
     from gradxform.lab import folders
     from gradxform.lab.config import load_config, read_config, to_toml
 
@@ -79,10 +80,10 @@ def _kept_config(
     if os.path.isdir(folder):
         folders.check(folder)
         content = folders.read(kept) if folders.is_file(kept) else b""
-    if not content:  # it is claimed before it is written
-        endings.fail(f"--resume {folder}: no run has begun there, it has no config.toml")
+    if not content:  # the file is created first and written later
+        endings.fail(f"--resume {folder}: no run has started there, config.toml is missing")
     if out is not None:
-        endings.fail(f"--out {out}: a run that is resumed stays in its folder, {folder}")
+        endings.fail(f"--out {out}: a resumed run stays in its folder {folder}; leave out --out")
     config = read_config(content, str(kept), for_sweep=for_sweep)
     if name is not None:
         given = load_config(name, overrides, for_sweep=for_sweep)
@@ -90,16 +91,16 @@ def _kept_config(
         given = read_config(content, str(kept), overrides, for_sweep=for_sweep)
     _end_if_different(to_toml(config), to_toml(given), str(kept), "given now")
     if folders.is_file(folder / "summary.json"):
-        endings.say(f"{folder}: this run is finished, nothing is left to do")
+        endings.say(f"{folder}: this run is finished; there is nothing to resume")
         raise typer.Exit
     return config
 
 
 def _end_if_different(before: str, now: str, name_before: str, name_now: str) -> None:
-    """Ends with the difference between two configs if there is one."""
+    """Ends the command and prints the difference if two configs differ."""
     if before == now:
         return
-    # lines that a stranger wrote may be so many that comparing them takes for ever
+    # a config from an untrusted source may be so long that a full comparison never ends
     lines = difflib.unified_diff(
         before.splitlines()[:_MOST_LINES],
         now.splitlines()[:_MOST_LINES],
@@ -109,7 +110,7 @@ def _end_if_different(before: str, now: str, name_before: str, name_now: str) ->
     )
     difference = "\n".join(itertools.islice(lines, _MOST_DIFFERENT))
     endings.fail(
-        f"a run goes on with the config that it was begun with; this differs:\n{difference}"
+        f"a run resumes only with the config it was started with. Difference:\n{difference}"
     )
 
 
@@ -117,7 +118,7 @@ def _end_if_different(before: str, now: str, name_before: str, name_now: str) ->
 def place(
     config: "Config", command: str, out: Path | None, resume: Path | None, writes: bool
 ) -> "Iterator[tuple[Path, Snapshot | None]]":
-    """The folder of a run, for this process alone, and where it stood if it is resumed."""
+    """The folder of a run, locked for this process, and the checkpoint to resume from."""
     from gradxform.lab import checkpoints, results
 
     if not writes:
@@ -134,7 +135,7 @@ def place(
 def _last_snapshot(
     folder: Path, config: "Config", command: str, say: Callable[[str], None]
 ) -> "Snapshot | None":
-    """Where the run in a folder stood at its last checkpoint that is whole."""
+    """The last undamaged checkpoint of the run in a folder."""
     from gradxform.lab import checkpoints, records, results
     from gradxform.lab.config import to_toml
     from gradxform.lab.schema import SurfaceConfig
@@ -142,18 +143,19 @@ def _last_snapshot(
     on_surface = isinstance(config, SurfaceConfig)
     found = None if on_surface else checkpoints.newest(folder / "checkpoints", say)
     if found is None:
-        say(f"{folder} has no usable checkpoint: starts from the beginning")
+        say(f"{folder} has no usable checkpoint: starting from the beginning")
         return None
     snapshot, about = found
     begun_by, begun_with, was = records.made_with(about)
     if begun_by != command:
-        endings.fail(f"{folder} goes on by gradxform {begun_by} --resume {folder}")
+        mend = f"use gradxform {begun_by} --resume {folder}"
+        endings.fail(f"{folder} belongs to gradxform {begun_by}: {mend}")
     _end_if_different(begun_with, to_toml(config), "checkpoint", str(folder / "config.toml"))
-    say(f"goes on from checkpoint {snapshot.number}")
+    say(f"resuming from checkpoint {snapshot.number}")
     if was != results.made_with():
         versions = ", ".join(f"{name} {version}" for name, version in was["versions"].items())
         where = on_one_line(f"{versions} on {was['device']}")[:_LONGEST]
-        say(f"it was written by {where}: numbers may differ from here on")
+        say(f"the checkpoint was written by {where}: numbers may differ from here on")
     return snapshot
 
 
@@ -161,9 +163,10 @@ def _last_snapshot(
 def keeping(
     folder: Path, config: "Config", command: str, writes: bool
 ) -> "Iterator[tuple[OnState | None, Callable[[], None]]]":
-    """Yields what a run on data calls after each epoch, and what one on a surface asks at times.
+    """Yields two functions: ``on_state`` for runs on data, ``stop_if_asked`` for surfaces.
 
-    The first keeps the checkpoints that the config wants, and both end a run that Ctrl-C stops.
+    A run on data calls the first after each epoch, and it writes the checkpoints of the config. A
+    run on a surface calls the second from time to time. Both end the run after Ctrl-C.
     """
     from gradxform.lab import checkpoints, results
     from gradxform.lab.config import to_toml
@@ -172,7 +175,7 @@ def keeping(
     advice = ""
     try:
         if isinstance(config, SurfaceConfig):
-            with asked_to_stop(endings.say, "stops after this optimiser") as asked:
+            with asked_to_stop(endings.say, "stopping after this optimiser") as asked:
 
                 def stop_if_asked() -> None:
                     if asked():
@@ -183,7 +186,7 @@ def keeping(
         about = {"command": command, "config": to_toml(config), "made_with": results.made_with()}
         options = config.checkpoint.model_dump() | {"writes": writes}
         if writes and config.checkpoint.every:
-            advice = f"; it goes on by gradxform {command} --resume {folder}"
+            advice = f"; to continue: gradxform {command} --resume {folder}"
         with checkpoints.keeping(
             folder / "checkpoints", about=about, say=endings.say, **options
         ) as on_state:
@@ -194,7 +197,7 @@ def keeping(
 
 @contextlib.contextmanager
 def _nowhere() -> Iterator[Path]:
-    """The folder of a process that leaves the results to another."""
+    """A temporary folder for a process that does not write the results."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "config.toml").touch()
         yield Path(name)

@@ -1,7 +1,7 @@
-"""What a function takes, read from its source text.
+"""Reads the signatures of functions from their source text.
 
-A config is checked against the real signatures of Optax and gradxform, and importing those means
-importing JAX. Reading their source instead answers a misspelt argument at once.
+A config is checked against the real signatures of Optax and gradxform. Importing these packages
+would import JAX, which is slow. Reading their source reports a misspelt argument at once.
 """
 
 import ast
@@ -24,15 +24,15 @@ class Argument(NamedTuple):
 class Signature(NamedTuple):
     """A function of a package."""
 
-    name: str  #: with its package, like ``optax.adamw``
+    name: str  #: name with its package, like ``optax.adamw``
     arguments: dict[str, Argument]
-    variadic: bool  #: takes ``*args``
-    returns: str  #: the last word of the return annotation, "" if there is none
-    summary: str  #: first line of the docstring, without its markup
+    variadic: bool  #: whether it takes ``*args``
+    returns: str  #: last word of the return annotation, "" without one
+    summary: str  #: first line of the docstring, without markup
 
 
 def public_names(package: str) -> tuple[str, ...]:
-    """The public names that ``package/__init__.py``, or its stub, binds, sorted.
+    """The sorted public names that ``package/__init__.py`` or its stub binds.
 
     >>> {"adam", "sgd", "linear_decay"} <= set(public_names("gradxform"))
     True
@@ -43,14 +43,14 @@ def public_names(package: str) -> tuple[str, ...]:
 
 @functools.cache
 def signature(module: str, name: str) -> Signature | None:
-    """The function that ``module`` calls ``name``, followed through its imports.
+    """The signature of ``module.name``, followed through imports.
 
     Args:
       module: dotted name of an installed module.
-      name: what it defines, imports or assigns.
+      name: a name that the module defines, imports or assigns.
 
     Returns:
-      The signature, or ``None`` where that is no function defined by ``def``.
+      The signature, or ``None`` if the name is not a function defined by ``def``.
 
     >>> list(signature("gradxform", "momentum").arguments)
     ['learning_rate', 'momentum']
@@ -58,7 +58,7 @@ def signature(module: str, name: str) -> Signature | None:
     node = dict(_bindings(module)).get(name)
     if isinstance(node, ast.FunctionDef):
         return _read(f"{module}.{name}", node)
-    if isinstance(node, str) and node != f"{module}.{name}":  # not a package's own submodule
+    if isinstance(node, str) and node != f"{module}.{name}":  # not a submodule of the package
         owner, _, attribute = node.rpartition(".")
         found = signature(owner, attribute) if _file(owner) else None
         return found and found._replace(name=f"{module}.{name}")
@@ -67,7 +67,7 @@ def signature(module: str, name: str) -> Signature | None:
 
 @functools.cache
 def ranges() -> dict[str, ast.expr]:
-    """The types of numbers with a range that gradxform's signatures name, by their name.
+    """The types of numbers with a range in gradxform's signatures, by name.
 
     >>> ast.unparse(ranges()["Fraction"])
     'Annotated[Scalar, Interval(0, 1)]'
@@ -79,7 +79,7 @@ def ranges() -> dict[str, ast.expr]:
 
 
 def interval(annotation: ast.expr | None) -> tuple[float, float] | None:
-    """The range ``[low, high)`` of the numbers that an annotation of gradxform admits.
+    """The range ``[low, high)`` of numbers that an annotation of gradxform accepts.
 
     >>> interval(signature("gradxform", "adam").arguments["learning_rate"].annotation)
     (0, inf)
@@ -113,7 +113,7 @@ def _read(name: str, node: ast.FunctionDef) -> Signature:
 
 @functools.cache
 def _bindings(module: str) -> tuple[tuple[str, ast.FunctionDef | str], ...]:
-    """Names of ``module``: functions, and for what it only passes on, where that comes from."""
+    """The names of ``module``: its functions, and the sources of the names that it re-exports."""
     file = _file(module)
     found: dict[str, ast.FunctionDef | str] = {}
     for node in _statements(ast.parse(file.read_bytes()).body if file else []):
@@ -132,7 +132,7 @@ def _bindings(module: str) -> tuple[tuple[str, ast.FunctionDef | str], ...]:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements, those under ``if TYPE_CHECKING`` and the like included."""
+    """Top-level statements, including those in ``if`` blocks such as ``if TYPE_CHECKING``."""
     for node in body:
         yield node
         if isinstance(node, ast.If):
@@ -142,7 +142,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 @functools.cache
 def _file(module: str) -> Path | None:
     top, *parts = module.split(".")
-    spec = importlib.util.find_spec(top)  # of a submodule it would import the package
+    spec = importlib.util.find_spec(top)  # for a submodule find_spec would import the package
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent.joinpath(*parts)

@@ -1,4 +1,4 @@
-"""Analytic surfaces to walk on: each a function of a vector, made of smooth formulas."""
+"""Test functions of two variables, for walks and pictures."""
 
 import math
 from collections.abc import Callable
@@ -9,25 +9,25 @@ import jax.numpy as jnp
 
 
 class Surface(NamedTuple):
-    """A function of two variables with what is needed to start on it and to draw it."""
+    """A function of two variables, with its start, its minima and the range to draw."""
 
     name: str
     fn: Callable[[jax.Array], jax.Array]  #: vector of length 2 -> scalar
     start: tuple[float, float]
-    minima: tuple[tuple[float, float], ...]  #: all global minima; the one nearest the start first
-    bounds: tuple[tuple[float, float], tuple[float, float]]  #: of x and of y in a plot
-    formula: str  #: LaTeX, without dollar signs
+    minima: tuple[tuple[float, float], ...]  #: global minima, the one nearest to the start first
+    bounds: tuple[tuple[float, float], tuple[float, float]]  #: ranges of x and y in a plot
+    formula: str  #: formula in LaTeX, without dollar signs
 
     @property
     def minimum(self) -> tuple[float, float] | None:
-        """The global minimum nearest the start."""
+        """The global minimum nearest to the start."""
         return self.minima[0] if self.minima else None
 
 
 def quadratic(x: jax.Array) -> jax.Array:
     """A long narrow valley: curvature 1 along (0.8, 0.6) and 100 across it.
 
-    It is turned out of the axes, so that no method that treats coordinates apart has it easy.
+    It is rotated against the axes, so methods that treat each coordinate separately gain nothing.
 
     >>> float(quadratic(jnp.array([0.8, 0.6]))), float(quadratic(jnp.array([-0.6, 0.8])))
     (0.5, 50.0)
@@ -38,7 +38,7 @@ def quadratic(x: jax.Array) -> jax.Array:
 
 
 def rosenbrock(x: jax.Array) -> jax.Array:
-    """Rosenbrock's curved valley, of a vector of any length n >= 2; the minimum 0 is at ones.
+    """Rosenbrock's curved valley, for vectors of length n >= 2; the minimum 0 is at ones.
 
     >>> rosenbrock(jnp.ones(5))
     Array(0., dtype=float32)
@@ -99,7 +99,7 @@ SURFACES: dict[str, Surface] = {
         Surface(
             name="saddle",
             fn=saddle,
-            # Beside the ridge: on it, the gradient leads into the saddle and nowhere else.
+            # Next to the ridge. On the ridge the gradient leads straight into the saddle.
             start=(1.5, 0.01),
             minima=((0.0, math.sqrt(2.0)), (0.0, -math.sqrt(2.0))),
             bounds=((-2.0, 2.0), (-2.0, 2.0)),

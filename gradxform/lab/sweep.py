@@ -1,4 +1,4 @@
-"""The sweep: many hyperparameters and seeds of an optimiser, trained by one compiled program."""
+"""The sweep: trains many hyperparameters and seeds of an optimiser in one compiled program."""
 
 import functools
 import math
@@ -47,7 +47,7 @@ from gradxform.tree import PyTree
 
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
 
-_SOLVED = 1e-3  # above the value of a surface's minimum; its saddles and plateaus are higher
+_SOLVED = 1e-3  # tolerance above a surface's minimum; its saddles and plateaus are higher
 _RESERVED = (
     *("optimizer", "seed", "epochs", "steps", "diverged", "dropped", "seconds", "cost"),
     *("x0", "y0", "x", "y", "value", "evaluations", "curvature_products", "work", "status"),
@@ -55,39 +55,39 @@ _RESERVED = (
 
 
 class SweepResult(NamedTuple):
-    """How all members of a sweep did."""
+    """The results of all members of a sweep."""
 
     name: str
-    measure: Literal["validation_loss", "train_loss", "work"]  #: what members are compared by
-    unit: str  #: of it, in words
+    measure: Literal["validation_loss", "train_loss", "work"]  #: the metric that compares members
+    unit: str  #: unit of the measure, in words
     members: tuple[Member, ...]
     rows: tuple[Row, ...]
-    """one a member: ``optimizer``, its hyperparameters, ``seed``, the ``epochs`` and ``steps`` that
-    it ran, ``diverged``, ``dropped``, its share of the ``seconds``, ``cost`` of its last epoch, and
-    the metrics after it; or what :func:`sweep_on_surface` tells. ``pandas.DataFrame(result.rows)``
-    is a tidy table"""
+    """one row per member: ``optimizer``, its hyperparameters, ``seed``, the ``epochs`` and
+    ``steps`` that it ran, ``diverged``, ``dropped``, its share of the ``seconds``, the ``cost`` of
+    its last epoch, and the final metrics. For a surface see :func:`sweep_on_surface`.
+    ``pandas.DataFrame(result.rows)`` is a tidy table"""
     costs: np.ndarray
-    """training cost of every epoch, (members, epochs), NaN where it did not run; no epochs on a
-    surface"""
-    seconds: float  #: of training, compilation and evaluation apart
+    """training cost of every epoch, (members, epochs), NaN for epochs that did not run; there are
+    no epochs on a surface"""
+    seconds: float  #: training time, without compilation and evaluation
     compile_seconds: float
 
 
 class Point(NamedTuple):
-    """All runs of the same hyperparameters."""
+    """All runs with the same hyperparameters."""
 
-    label: str  #: of the optimiser
+    label: str  #: label of the optimiser
     values: Mapping[str, float]  #: hyperparameters, by dotted path in the optimiser's table
-    numbers: tuple[int, ...]  #: of its members
-    rows: tuple[Row, ...]  #: of these
+    numbers: tuple[int, ...]  #: numbers of its members
+    rows: tuple[Row, ...]  #: rows of its members
     failures: int  #: members that diverged or, on a surface, were not solved
     mean: float
-    """of the measure over all its members, and over those solved on a surface; infinite if one
+    """mean of the measure over its members, on a surface over the solved ones; infinite if a member
     diverged, or none was solved"""
 
     @property
     def dropped(self) -> bool:
-        """Whether it was trained for fewer epochs, being among the worse after a rung."""
+        """Whether a rung ended it early because other points were better."""
         return any(row.get("dropped") for row in self.rows)
 
 
@@ -103,17 +103,17 @@ def sweep(
 
     Args:
       config: the experiment.
-      data: the data set that a task on data names, see :func:`gradxform.lab.data.load`.
-      on_epoch: called with an optimiser's label, the epoch, and by number the rows so far of the
-        members that trained in it: metrics are there after the last epoch and after rungs. On a
-        surface it is called once for each program.
-      on_state: see :func:`sweep_on_task`; minimising a surface is too short for it.
-      resume: likewise.
+      data: for a task on data, its data set, see :func:`gradxform.lab.data.load`.
+      on_epoch: called with an optimiser's label, the epoch, and by number the rows of the members
+        that trained in it. The rows have metrics after rungs and after the last epoch. On a surface
+        it is called once per program.
+      on_state: see :func:`sweep_on_task`; ignored on a surface.
+      resume: see :func:`sweep_on_task`; ignored on a surface.
 
     Raises:
-      ConfigError: there is no ``[sweep]``; an optimiser cannot be built or does not fit the task;
-        or the members do not fit into memory.
-      CheckpointError: ``resume`` is of another sweep.
+      ConfigError: ``[sweep]`` is missing, an optimiser cannot be built or does not fit the task, or
+        the members do not fit into memory.
+      CheckpointError: ``resume`` belongs to another sweep.
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
 
@@ -174,42 +174,42 @@ def sweep_on_task(
     on_state: OnState | None = None,
     resume: Snapshot | None = None,
 ) -> SweepResult:
-    """Trains a task's model by every member, in as few compiled programs as can be.
+    """Trains a task's model with every member, in as few compiled programs as possible.
 
-    Members of one optimiser that differ in numbers alone are one program, which builds the
-    optimiser from traced numbers and is vmapped over a block of members; the members of a block are
-    divided among all devices, which hold the data once. All see the same batches, which are
-    gathered once for a block, unless ``vary`` says otherwise.
+    Members of one optimiser that differ only in traced numbers share a program. The program builds
+    the optimiser from these numbers and is vmapped over a block of members. All devices share the
+    members of a block, and each device holds the data once. All members see the same batches,
+    unless ``vary`` says otherwise.
 
-    A member whose cost or parameters are not finite keeps the last finite ones and is marked. After
-    the epochs in ``rungs`` only the better points of a program go on: a point is all seeds of the
-    same hyperparameters, and the mean of the measure over them what counts.
+    If the cost or parameters of a member are not finite, it keeps the last finite ones and is
+    marked as diverged. After the epochs in ``rungs`` only the better points of a program continue.
+    A point is all seeds of the same hyperparameters, and the mean of the measure ranks it.
 
     Args:
       task: model, loss and data.
-      tables: of the optimisers, as in a config, by label.
+      tables: the tables of the optimisers, as in a config, by label.
       members: the runs, see :func:`gradxform.lab.grid.members`.
       epochs: passes over the training part.
-      batch_size: examples of a batch, or ``"full"`` for all.
+      batch_size: examples in a batch, or ``"full"`` for all.
       order: how batches are drawn.
-      overrides: by label, those of the three before that are different for it.
-      seed: that of seed 0: of initial parameters, batches and dropout, as in a race.
+      overrides: by label, different values of the three arguments above.
+      seed: the seed of member seed 0, for initial parameters, batches and dropout, as in a race.
       vary: what another seed changes: initial parameters; batches and dropout; or both.
-      block_size: members that are trained together; as many as memory and speed want if not given.
-      rungs: epochs after which members are dropped.
-      keep: the part of the points that goes on, above 0 and below 1.
+      block_size: members that train together; if not given, chosen by memory and speed.
+      rungs: epochs after which the worse points are dropped.
+      keep: the fraction of points that continue, above 0 and below 1.
       on_epoch: see :func:`sweep`.
       on_state: called after each epoch of a program, for checkpoints.
-      resume: where an interrupted sweep of the same arguments stood, on whatever devices.
+      resume: a snapshot of an interrupted sweep with the same arguments, on any devices.
 
     Returns:
-      The result; members are compared by validation loss, or by training loss where there is no
-      validation part.
+      The result. Members are compared by validation loss, or by training loss without a validation
+      part.
 
     Raises:
       ConfigError: an optimiser cannot be built or does not fit the task, or the members do not fit
         into memory.
-      CheckpointError: ``resume`` is of another sweep.
+      CheckpointError: ``resume`` belongs to another sweep.
 
     >>> from gradxform.lab.data import load
     >>> from gradxform.lab.grid import Axis, members
@@ -317,21 +317,21 @@ def sweep_on_surface(
     tol: float = 1e-4,
     on_epoch: OnEpoch | None = None,
 ) -> SweepResult:
-    """Minimises a surface by every member, those of one optimiser by one vmapped program.
+    """Minimises a surface with every member; members of one optimiser share a vmapped program.
 
-    A row holds ``optimizer``, its hyperparameters, the start ``x0``, ``y0``, the best point ``x``,
-    ``y`` that :func:`gradxform.minimize` found with its ``value``; the ``steps``, ``evaluations``
-    and ``curvature_products`` it took, ``work``, the sum of the latter two; ``status``; and whether
-    it is ``solved``: converged to one of the surface's minima, not to a saddle.
+    A row contains ``optimizer``, its hyperparameters, the start ``x0``, ``y0``, and the best point
+    ``x``, ``y`` of :func:`gradxform.minimize` with its ``value``. Then come the ``steps``,
+    ``evaluations`` and ``curvature_products``, ``work`` (the sum of the latter two), the
+    ``status``, and ``solved``: whether it converged to a minimum of the surface, not to a saddle.
 
     Args:
       surface: the function.
-      tables: of the optimisers, as in a config, by label.
-      members: the runs, see :func:`gradxform.lab.grid.members`; the seed of each is the number of
+      tables: the tables of the optimisers, as in a config, by label.
+      members: the runs, see :func:`gradxform.lab.grid.members`; a member's seed is the number of
         its start.
       starts: pairs of numbers.
-      max_steps: the most updates of each.
-      tol: of the largest entry of the gradient, where it has converged.
+      max_steps: the largest number of updates.
+      tol: a run has converged when no gradient entry exceeds this.
       on_epoch: see :func:`sweep`.
 
     Returns:
@@ -398,11 +398,11 @@ def sweep_on_surface(
 
 
 def grid_of_starts(surface: Surface, points: int) -> tuple[tuple[float, float], ...]:
-    """Starts in a square grid over what is drawn of a surface, the middles of equal cells.
+    """Starts on a square grid over the ``bounds`` of a surface, in the middles of equal cells.
 
     Args:
-      surface: whose bounds.
-      points: a side.
+      surface: the surface.
+      points: points per side.
 
     >>> grid_of_starts(SURFACES["saddle"], 2)
     ((-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0))
@@ -415,7 +415,7 @@ def grid_of_starts(surface: Surface, points: int) -> tuple[tuple[float, float], 
 
 
 def points_of(result: SweepResult) -> dict[str, tuple[Point, ...]]:
-    """The points of each optimiser, in the order of their members, by label."""
+    """The points of each optimiser by label, in the order of their members."""
     runs: dict[Any, list[int]] = {}
     for number, member in enumerate(result.members):
         runs.setdefault((member.label, tuple(member.values.items())), []).append(number)
@@ -437,11 +437,11 @@ def points_of(result: SweepResult) -> dict[str, tuple[Point, ...]]:
 
 
 def best_points(result: SweepResult) -> tuple[Point, ...]:
-    """The best point of each optimiser, the best of them first.
+    """The best point of each optimiser, best first.
 
-    On data the lowest mean over the seeds is best, of points that were not dropped and did not
-    diverge with any seed; an optimiser without such a point has none here. On a surface it is the
-    least number of failures and then the least work.
+    On data the point with the lowest mean over the seeds is best. Points that were dropped, or that
+    diverged with some seed, do not count; an optimiser with no other points is left out. On a
+    surface the fewest failures come first, then the least work.
     """
     is_surface = result.measure == "work"
 
@@ -469,7 +469,7 @@ def _solver(
 
 
 def _columns(member: Member) -> Row:
-    """What a row tells of a member itself; a hyperparameter named as another column gets a dot."""
+    """The columns of a member's hyperparameters; a name that is taken gets a prefix."""
     return {"optimizer": member.label} | {
         f"optimizer.{path}" if path in _RESERVED else path: value
         for path, value in member.values.items()
@@ -477,7 +477,7 @@ def _columns(member: Member) -> Row:
 
 
 def _first_losses(task: Task, firsts: Firsts, train: Examples) -> list[float]:
-    """The training loss that each seed starts with."""
+    """The initial training loss of each seed."""
 
     @jax.jit
     def losses(params: PyTree, train: Examples) -> jax.Array:
@@ -487,7 +487,7 @@ def _first_losses(task: Task, firsts: Firsts, train: Examples) -> list[float]:
 
 
 def _metric_columns(task: Task, parts: Mapping[str, Examples], params: PyTree) -> set[str]:
-    """The columns that a member has once it has been evaluated."""
+    """The columns of a member after its evaluation."""
     one = jax.tree.map(lambda x: x[0], params)
     shapes = {
         name: jax.eval_shape(lambda p, x: evaluate(task, p, x), one, x) for name, x in parts.items()
@@ -496,14 +496,14 @@ def _metric_columns(task: Task, parts: Mapping[str, Examples], params: PyTree) -
 
 
 def first_row(member: Member) -> Row:
-    """What is told of a member before its first epoch."""
+    """The row of a member before its first epoch."""
     nothing = {"epochs": 0, "steps": 0, "diverged": False, "dropped": False}
     nothing |= {"seconds": 0.0, "cost": math.nan}
     return _columns(member) | {"seed": member.seed} | nothing
 
 
 def _count(row: Row, cost: float, steps: int, seconds: float) -> None:
-    """Adds an epoch to a row, in place."""
+    """Adds an epoch to a row in place."""
     row["seconds"] += seconds
     row["diverged"] = not math.isfinite(cost)
     if not row["diverged"]:

@@ -1,4 +1,4 @@
-"""Tasks: a data set and a model, as the pure functions that a training loop needs."""
+"""Tasks: a data set and a model as the pure functions that a training loop needs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +31,11 @@ ImageLoss = Literal["squared", "cross_entropy"]
 
 
 class Batch(NamedTuple):
-    """Examples as they are stored, with a weight each."""
+    """Examples as they are stored, each with a weight."""
 
-    x: jax.Array  #: uint8 (n, *image); of text (n, length)
-    y: jax.Array  #: int32 (n,); of text (n, length)
-    weight: jax.Array  #: float32 (n,), 0 for an example that only fills the batch up
+    x: jax.Array  #: uint8 (n, *image); for text (n, length)
+    y: jax.Array  #: int32 (n,); for text (n, length)
+    weight: jax.Array  #: float32 (n,), 0 for an example that only fills the batch
 
 
 @jax.tree_util.register_dataclass
@@ -43,27 +43,27 @@ class Batch(NamedTuple):
 class Examples:
     """A part of a data set on its devices, see :func:`gradxform.lab.epoch.to_device`."""
 
-    x: jax.Array  #: uint8 (n, *image), n ≥ size; of text (n, length)
-    y: jax.Array  #: int32 (n,); of text (n, length)
-    size: int = dataclasses.field(metadata={"static": True})  #: those that count, the first so many
+    x: jax.Array  #: uint8 (n, *image), n ≥ size; for text (n, length)
+    y: jax.Array  #: int32 (n,); for text (n, length)
+    size: int = dataclasses.field(metadata={"static": True})  #: real examples; the rest fills up
 
 
 class Task(NamedTuple):
-    """What is to be minimised, and on what. The functions are pure and jittable."""
+    """A loss to minimise and its data. The functions are pure and can be jitted."""
 
     name: str
     init: Callable[[jax.Array], PyTree]  #: key -> parameters, float32
     model: Callable[[PyTree, jax.Array, jax.Array], PyTree]
-    """(params, x, key) -> the outputs, in which the loss is convex, with dropout on"""
+    """(params, x, key) -> outputs with dropout on; the loss is convex in the outputs"""
     loss: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
-    """(outputs, x, y, weight) -> the weighted mean loss, plus the penalty"""
+    """(outputs, x, y, weight) -> weighted mean loss plus penalty"""
     metrics: Callable[[PyTree, Batch], dict[str, jax.Array]]
-    """(params, batch) -> weighted sums over the batch, dropout off, no penalty: ``loss``, and
-    ``accuracy`` or, of an autoencoder, ``error``, the squared error summed over the pixels"""
+    """(params, batch) -> weighted sums over the batch, without dropout and penalty: ``loss``, and
+    ``accuracy`` or, for an autoencoder, ``error``, the squared error summed over the pixels"""
     draw: Callable[[jax.Array, Batch], Batch]
-    """(key, batch) -> a new sample of each example, for an online stream: :func:`shift_images`; of
+    """(key, batch) -> a new sample of each example for an online stream: :func:`shift_images`; for
     text the batch itself"""
-    unit: str  #: of ``loss``, in words
+    unit: str  #: unit of ``loss``, in words
     train: Split | Examples
     validation: Split | Examples | None
     test: Split | Examples
@@ -80,29 +80,33 @@ def make_task(
     l2: float = 0.0,
     loss: ImageLoss = "squared",
 ) -> Task:
-    """Sets a model on a data set.
+    """Combines a model and a data set.
 
-    Images stay bytes until they are in the compiled program, which divides them by the data set's
-    scale; for ``cnn`` it then standardises each channel with the mean and standard deviation of the
-    training part. The loss of a classifier is the cross-entropy in nats. That of an autoencoder is
-    summed over the pixels of an image: their squared errors, or the cross-entropies of grey levels
-    taken for probabilities. With squared errors the model ends in the sigmoid, with cross-entropies
-    the loss begins with it, so that the loss is convex in the outputs. The loss of a language model
-    is the cross-entropy of the next character in nats, its accuracy how often that is the likeliest
-    one, each the mean over the positions of a sequence.
+    Images stay bytes until the compiled program divides them by the data set's scale. For ``cnn``
+    the program then standardises each channel with the mean and standard deviation of the training
+    part.
+
+    - The loss of a classifier is the cross-entropy in nats.
+    - The loss of an autoencoder is summed over the pixels of an image. It is the squared error, or
+      the cross-entropy with grey levels as probabilities. So that the loss is convex in the
+      outputs, the sigmoid is part of the model for squared errors, and of the loss for
+      cross-entropies.
+    - The loss of a language model is the cross-entropy of the next character in nats. Its
+      accuracy is how often the likeliest character is right. Both are means over the positions.
 
     Args:
       data: the data set.
-      model: a name of :data:`gradxform.lab.models.MODELS`.
-      model_options: the model's own options.
+      model: a name in :data:`gradxform.lab.models.MODELS`.
+      model_options: options of the model.
       validation_split: the last fraction of the training part, held out; 0 for none.
-      examples: of the training part, the first so many; all if not given.
+      examples: use only the first so many examples of the training part; all if not given.
       l1: factor of the sum of the kernels' absolute values, added to the training loss.
-      l2: factor of the sum of their squares.
-      loss: of an autoencoder.
+      l2: factor of the sum of their squares, added to the training loss.
+      loss: loss of an autoencoder.
 
     Raises:
-      ModelError: no such model or option, the model does not fit the data, or a negative factor.
+      ModelError: the model or an option is unknown, the model does not fit the data, or a factor is
+        negative.
       DataError: the validation split is out of range.
 
     >>> from gradxform.lab.data import load
@@ -129,7 +133,7 @@ def make_task(
         if not 1 <= examples <= len(train.x):
             raise ModelError(f"examples={examples}: there are {len(train.x)} to train on")
         train = train._replace(x=train.x[:examples], y=train.y[:examples])
-    shape, scale = train.x.shape[1:], data.scale  # what is returned does not keep the data alive
+    shape, scale = train.x.shape[1:], data.scale  # so that the functions do not keep data alive
     mean, deviation = _channel_statistics(train.x, scale) if model == "cnn" else (0.0, 1.0)
 
     def scaled(x: jax.Array) -> jax.Array:
@@ -152,7 +156,7 @@ def make_task(
         outputs, kernels = outputs if l1 or l2 else (outputs, [])
         each = losses(outputs, scaled(x), y)["loss"]
         total = jnp.sum(weight)
-        # a part of a batch, drawn for its curvature, may hold nothing but filling
+        # a part of a batch, drawn for curvature, may contain only filling
         fit = jnp.sum(weight * each) / jnp.where(total > 0, total, 1)
         return fit + _penalty(kernels, l1, l2) if l1 or l2 else fit
 
@@ -161,7 +165,7 @@ def make_task(
         each = losses(outputs, scaled(batch.x), batch.y)
         return {name: jnp.sum(batch.weight * values) for name, values in each.items()}
 
-    jax.eval_shape(init, jax.random.key(0))  # a model that does not fit the data says so now
+    jax.eval_shape(init, jax.random.key(0))  # raises now if the model does not fit the data
     return Task(
         f"{data.name}/{model}",
         init,
@@ -177,14 +181,14 @@ def make_task(
 
 
 def objective(task: Task, batch: Batch, key: jax.Array) -> Composed:
-    """What a method minimises on a batch: the task's loss of its model, with the data bound.
+    """The objective on a batch: the task's loss of its model, with the data bound.
 
-    The data are bound by name, so that a method can evaluate curvature on a part of them.
+    The data are bound by name, so a method can evaluate curvature on a part of the batch.
 
     Args:
       task: model and loss.
       batch: the examples.
-      key: of the dropout.
+      key: random key of the dropout.
 
     Returns:
       The ``value_fn``, see :func:`gradxform.compose`.
@@ -197,13 +201,13 @@ def objective(task: Task, batch: Batch, key: jax.Array) -> Composed:
 
 
 def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
-    """L1 and L2 regularisation: ``l1 Σ|w| + l2 Σw²`` over the kernels, biases left free.
+    """L1 and L2 regularisation: ``l1 Σ|w| + l2 Σw²`` over the kernels, without biases.
 
-    It is composed with any loss by adding it, as :func:`make_task` does; an L2 term has the
-    gradient ``2 l2 w`` (there is no half in it, as in Keras).
+    You can add it to any loss, as :func:`make_task` does. The gradient of the L2 term is
+    ``2 l2 w``: as in Keras, it has no factor of one half.
 
     Args:
-      params: a parameter tree of nested dicts; its leaves named ``kernel`` count.
+      params: a parameter tree of nested dicts; the penalty covers the leaves named ``kernel``.
       l1: factor of the absolute values.
       l2: factor of the squares.
 
@@ -224,15 +228,15 @@ def _penalty(kernels: Sequence[jax.Array], l1: float, l2: float) -> jax.Array:
 
 
 def shift_images(key: jax.Array, batch: Batch, extent: float = 1 / 14) -> Batch:
-    """Makes a new sample of each image by a small random shift, a part of a pixel included.
+    """Makes a new sample of each image by a small random shift, which may be a fraction of a pixel.
 
-    The shifts are independent and uniform, down or up and right or left; what enters at a border
-    repeats the border. Pixels between the stored ones are interpolated bilinearly.
+    The vertical and horizontal shifts are independent and uniform. Pixels that enter at a border
+    repeat the border. Pixels between the stored ones are interpolated bilinearly.
 
     Args:
       key: the random key.
       batch: images of shape (n, height, width) or (n, height, width, channels).
-      extent: the largest shift, as a part of the height and width: 2 pixels in 28.
+      extent: the largest shift as a fraction of the height and width; 1/14 is 2 pixels in 28.
     """
     height, width = batch.x.shape[1:3]
     limits = extent * jnp.array([height, width])
@@ -265,7 +269,7 @@ _Losses = Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]
 def _output_and_losses(
     module: nn.Module, loss: ImageLoss
 ) -> tuple[Callable[[jax.Array], jax.Array], _Losses, str]:
-    """What makes outputs of logits; the losses of outputs, images and labels; and their unit."""
+    """The map from logits to outputs, the losses, and their unit."""
     if isinstance(module, Transformer):
         return lambda logits: logits, _character_losses, "cross-entropy, nats"
     if not isinstance(module, Autoencoder):
@@ -313,10 +317,10 @@ def _sum_of_pixels(each: jax.Array) -> jax.Array:
 def _channel_statistics(x: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of the scaled images; 1 for a constant one."""
     pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
-    # Integer sums are exact, and einsum converts in blocks: no copy of the set eight times as big.
+    # Integer sums are exact. einsum converts in blocks, without a copy eight times as large.
     mean = pixels.sum(axis=0, dtype=np.int64) / len(pixels)
     square = np.einsum("nc,nc->c", pixels, pixels, dtype=np.int64) / len(pixels)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     deviation[deviation == 0] = scale
-    shape = (-1,) if x.ndim == 4 else ()  # a number where there is no channel axis
+    shape = (-1,) if x.ndim == 4 else ()  # a scalar if there is no channel axis
     return tuple((s / scale).astype(np.float32).reshape(shape) for s in (mean, deviation))

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a race, opt-in: ``gradxform run CONFIG --tensorboard``."""
+"""TensorBoard event files of a race, written by ``gradxform run CONFIG --tensorboard``."""
 
 import contextlib
 import math
@@ -10,16 +10,16 @@ from urllib.parse import quote
 
 @contextlib.contextmanager
 def events(folder: Path) -> Iterator[Callable[[str, Mapping[str, float]], None]]:
-    """Writes rows of metrics where ``tensorboard --logdir FOLDER`` finds them.
+    """Writes rows of metrics for ``tensorboard --logdir FOLDER``.
 
-    Each optimiser is one of TensorBoard's runs, with its updates as the horizontal axis, and can be
-    looked at while the race goes on. Nothing is written of a number that is not finite.
+    Each optimiser is one run in TensorBoard, with updates on the horizontal axis. You can watch it
+    while the race is running. Numbers that are not finite are left out.
 
     Args:
-      folder: of the event files; each optimiser has a folder of its own in it.
+      folder: the folder of the event files; each optimiser gets its own folder inside.
 
     Yields:
-      What to call with an optimiser's label and a row of metrics that has a ``step``.
+      A function to call with an optimiser's label and a row of metrics that has a ``step``.
 
     Raises:
       ModuleNotFoundError: tensorboardX is not installed.

@@ -1,8 +1,8 @@
-"""English-like text from a small random grammar, for language models: no file, no download.
+"""English-like text from a small random grammar, for language models, without files or downloads.
 
-There is something to learn at every range. Letters make a few hundred words; words make sentences,
-in which a verb agrees in number with a noun that clauses, nested at will, may keep far from it; and
-a passage is about two people, whose names come back, in quotation marks and out of them.
+A model can learn something at every range. Letters form a few hundred words. Words form sentences,
+in which a verb agrees in number with its noun, even if nested clauses stand between them. Each
+passage is about two people, whose names return inside and outside of quotation marks.
 """
 
 import re
@@ -44,9 +44,9 @@ Flora Francis George Greta Harold Hilda Ida Isaac Jacob Julia Karl Laura Leonard
 Nora Norman Oliver Olga Paula Peter Robert Rosa Simon Sophia Thomas Ursula Victor Vera Walter
 Wilma"""
 
-# A production is picked evenly: one that is written twice is twice as likely. What ends in 1 is one
-# and takes an s at its verb, what ends in 2 is many. A and B are the two people of a passage; ^ is
-# where a sentence begins.
+# All productions of a symbol are equally likely; one that is written twice is twice as likely.
+# Symbols that end in 1 are singular, those that end in 2 are plural. A and B are the two people of
+# a passage. ^ marks the start of a sentence.
 _RULES: dict[str, tuple[str, ...]] = {
     "passage": (
         "{meet} {sentence} {speech} {sentence} {speech}\n",
@@ -95,21 +95,21 @@ _RULES: dict[str, tuple[str, ...]] = {
     "number": ("two", "three", "four", "five", "six", "seven", "many", "some", "all", "no"),
 }  # fmt: skip
 
-_Draw = Callable[[int], int]  # of n, one of 0, …, n − 1
-_Part = tuple[str, str]  # words as they stand, and the symbol behind them or nothing
+_Draw = Callable[[int], int]  # n -> a random one of 0, …, n − 1
+_Part = tuple[str, str]  # literal words, and the symbol after them or ""
 
 
 def write(characters: int, seed: int = 0) -> str:
     """Text of a given length, the same for a seed on every machine.
 
     Args:
-      characters: how long the text is; it breaks off wherever that is.
-      seed: of the choices.
+      characters: length of the text; it may end in the middle of a word.
+      seed: seed of the random choices.
 
     >>> write(62)
     'Vera meets Martin beside the beach of Vera. Martin invites Mar'
     """
-    # NumPy promises the raw stream of a bit generator for ever, but not what it makes of it.
+    # NumPy guarantees the raw stream of a bit generator for ever, but nothing derived from it.
     stream = np.random.PCG64(seed)
     raw: list[int] = []
 
@@ -134,12 +134,12 @@ def cut(text: str, alphabet: str, length: int) -> Split:
     """Sequences of consecutive characters, as numbers, and for each character the next.
 
     Args:
-      text: what to cut; a rest that fills no sequence is left out.
-      alphabet: all its characters: each becomes its place among them.
-      length: of a sequence.
+      text: the text; an incomplete last sequence is left out.
+      alphabet: all characters of the text; a character becomes its position in the alphabet.
+      length: characters per sequence.
 
     Returns:
-      x, uint8 (n, length), and y, int32 (n, length), which is x moved on by one character.
+      x, uint8 (n, length), and y, int32 (n, length), which is x shifted by one character.
 
     >>> cut("abacab", "abc", 2)
     Split(x=array([[0, 1],
@@ -160,7 +160,7 @@ def _expand(
     draw: _Draw,
     words: list[str],
 ) -> None:
-    """Adds what a symbol stands for to ``words``, by random choices at every symbol in it."""
+    """Expands a symbol by random choices and appends the result to ``words``."""
     if symbol in people:
         words.append(people[symbol])
         return
@@ -172,7 +172,7 @@ def _expand(
 
 
 def _grammar() -> dict[str, tuple[tuple[_Part, ...], ...]]:
-    """The productions of every symbol, taken apart at the symbols in them."""
+    """The productions of every symbol, split at the symbols inside them."""
     nouns, verbs, rests = _NOUNS.split(), _TRANSITIVE.split(), _INTRANSITIVE.split()
     lexicon = {
         "noun1": nouns,
@@ -192,7 +192,7 @@ def _grammar() -> dict[str, tuple[tuple[_Part, ...], ...]]:
 
 
 def _with_s(word: str) -> str:
-    """A noun's plural, or a verb with its subject in the singular."""
+    """The plural of a noun, or the singular form of a verb."""
     if re.search(r"(s|sh|ch|x|z)$", word):
         return word + "es"
     return re.sub(r"(?<![aeiou])y$", "ie", word) + "s"

@@ -1,4 +1,4 @@
-"""TOML text: read, with single settings put in, and written."""
+"""Reads and writes TOML text, and applies ``key=value`` settings."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 from gradxform.lab.optimizers import Problem
 
-# The words of TOML, as far as it takes to find the keys; a quote alone is an error to any reader.
+# The tokens of TOML that are needed to find the keys. A lone quote is always an error.
 _WORDS = re.compile(
     r'''
     (?P<quoted> \#[^\n]*
@@ -21,14 +21,14 @@ _WORDS = re.compile(
     ''',
     re.VERBOSE | re.DOTALL,
 )
-_MOST_PARTS = 1000  # of a dotted key, as reading one takes the square of them
+_MOST_PARTS = 1000  # parts of a dotted key; tomllib takes quadratic time to read one
 
 
 def parse(text: str) -> dict[str, Any]:
-    """What ``tomllib`` makes of a text.
+    """Parses a text with ``tomllib``.
 
     Raises:
-      TOMLDecodeError: also for what else ``tomllib`` raises, and for what it takes hours to read.
+      TOMLDecodeError: for every error of ``tomllib``, and for text that takes hours to read.
     """
     if _has_long_key(text):
         raise tomllib.TOMLDecodeError(f"a dotted key of more than {_MOST_PARTS} parts")
@@ -37,9 +37,9 @@ def parse(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError:
-        raise tomllib.TOMLDecodeError("lists or tables in each other, too many levels") from None
-    except ValueError:  # of Python's limit on the digits of an integer
-        raise tomllib.TOMLDecodeError("a whole number of too many digits") from None
+        raise tomllib.TOMLDecodeError("lists or tables are nested too deep") from None
+    except ValueError:  # Python limits the digits of an integer
+        raise tomllib.TOMLDecodeError("a whole number has too many digits") from None
 
 
 def override(table: dict[str, Any], text: str) -> Iterator[Problem]:
@@ -63,7 +63,7 @@ def override(table: dict[str, Any], text: str) -> Iterator[Problem]:
         target = target.setdefault(part, {}) if isinstance(target, dict) else _item(target, part)
         if not isinstance(target, dict | list):
             where = ".".join(keys[:depth])
-            yield Problem(f"--set {key}", f"{where} is no table in this config")
+            yield Problem(f"--set {key}", f"{where} is not a table in this config")
             return
     if isinstance(target, dict):
         target[keys[-1]] = _value(value)
@@ -74,10 +74,10 @@ def override(table: dict[str, Any], text: str) -> Iterator[Problem]:
 
 
 def write(table: Mapping[str, Any], path: str = "") -> str:
-    """A table, at its path in a config, as text."""
+    """A table as TOML text; ``path`` is its place in the config."""
     values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    # an argument that is a table, like a schedule, reads better beside its neighbours
+    # an argument that is a table, like a schedule, is easier to read inline
     if path.startswith(("optimizers.", "sweep.axes", "sweep.overrides.")):
         values, tables = {**values, **tables}, {}
     lines = [f"{_key(key)} = {_written(value)}\n" for key, value in values.items()]
@@ -133,7 +133,7 @@ def _written(value: Any) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case str():  # JSON's escapes are TOML's, but for DEL
+        case str():  # JSON and TOML have the same escapes, except for DEL
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case Mapping():
             items = (f"{_key(key)} = {_written(item)}" for key, item in value.items())

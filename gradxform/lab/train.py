@@ -1,4 +1,4 @@
-"""The race: every optimiser from the same start, over the same batches, one program an epoch."""
+"""The race: trains every optimiser from the same start on the same batches."""
 
 import contextlib
 import functools
@@ -47,10 +47,10 @@ OnRow = Callable[[str, Row], None]
 Transformations = Mapping[str, optax.GradientTransformation]
 
 RUNAWAY = 100.0
-_QUICK = 0.2  # seconds; a first epoch that takes less is mostly what starting it takes
-_SPARE = 2**26  # bytes of a state that is small enough to be kept twice for one epoch
+_QUICK = 0.2  # seconds; a shorter first epoch is mostly start-up time
+_SPARE = 2**26  # bytes; a smaller state is kept twice during the first epoch
 
-# what the functions of any package raise, once they are traced, at a value that they cannot use
+# errors that a function of any package may raise for an unusable value while it is traced
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -58,34 +58,34 @@ _COLUMNS = ("epoch", "step", "seconds", "gradients", "cost", "steps_per_second")
 
 
 class Settings(NamedTuple):
-    """How one optimiser is trained."""
+    """How to train one optimiser."""
 
     epochs: int
-    batch_size: Any  #: a number, once the size of the training part is known
+    batch_size: Any  #: a number, after "full" has been replaced
     order: Order
     max_seconds: float
 
 
 class History(NamedTuple):
-    """How one optimiser did."""
+    """The result of one optimiser."""
 
     label: str
     rows: tuple[Row, ...]  #: metrics after each epoch, or at each step on a surface
     diverged: bool
-    """its loss or its parameters were not finite, where it was stopped; or its last loss was more
-    than :data:`RUNAWAY` times the loss at the start"""
-    steps_per_second: float  #: updates, in the median epoch, compilation and evaluation apart
+    """whether the loss or parameters were not finite (then the run stopped), or the last loss was
+    more than :data:`RUNAWAY` times the loss at the start"""
+    steps_per_second: float  #: updates, in the median epoch, without compilation
     compile_seconds: float
-    params: PyTree  #: the final parameters, those to evaluate
+    params: PyTree  #: the final parameters, as ``gradxform.eval_params`` returns them
 
 
 class RaceResult(NamedTuple):
-    """How all optimisers of a race did."""
+    """The results of all optimisers of a race."""
 
     name: str
-    measure: Literal["train_loss", "value"]  #: what the race is decided on
-    histories: tuple[History, ...]  #: in the order they were given
-    unit: str  #: of what it is decided on, in words; "" on a surface
+    measure: Literal["train_loss", "value"]  #: the metric that ranks the optimisers
+    histories: tuple[History, ...]  #: in the order of the config
+    unit: str  #: unit of the measure, in words; "" on a surface
 
 
 def race(
@@ -101,16 +101,16 @@ def race(
 
     Args:
       config: the experiment.
-      data: the data set that a task on data names, see :func:`gradxform.lab.data.load`, or what
-        :func:`task_of` makes of it, its data on the host or on the same ``devices``.
+      data: for a task on data, its data set (see :func:`gradxform.lab.data.load`), or the task that
+        :func:`task_of` makes, with its data on the host or on the same ``devices``.
       on_row: called with the optimiser's label and each new row of its metrics.
-      on_state: see :func:`race_on_task`; a walk on a surface is too short for it.
-      resume: likewise.
-      devices: likewise.
+      on_state: see :func:`race_on_task`; ignored on a surface.
+      resume: see :func:`race_on_task`; ignored on a surface.
+      devices: see :func:`race_on_task`; ignored on a surface.
 
     Raises:
-      ConfigError: an optimiser cannot be built or does not fit the task; all problems at once.
-      CheckpointError: ``resume`` is of another race.
+      ConfigError: optimisers cannot be built or do not fit the task. The error lists all problems.
+      CheckpointError: ``resume`` belongs to another race.
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
 
@@ -143,10 +143,10 @@ def race(
 
 
 def task_of(config: TaskConfig, data: Dataset) -> Task:
-    """A config's task.
+    """The task of a config.
 
     Args:
-      config: of a task on data.
+      config: a config whose task uses data.
       data: the data set that it names.
 
     Raises:
@@ -172,45 +172,44 @@ def race_on_task(
     resume: Snapshot | None = None,
     devices: Devices | None = None,
 ) -> RaceResult:
-    """Trains a task's model with each transformation, from one start and over the same batches.
+    """Trains a task's model with each transformation, from the same start on the same batches.
 
-    Dropout draws the same units for all, too. A row holds
+    Dropout also draws the same units for all. A row contains
 
-    - ``epoch``, and ``step``, the updates so far;
-    - ``seconds`` of training so far, compilation and evaluation apart; a first epoch of less than
-      0.2 s is run twice and timed the second time, as the first run of a program starts threads;
-    - ``gradients``, the work so far in gradients of the whole training part: a batch's gradient
-      counts as its share of the examples, and so does each curvature product and each evaluation
-      that a method makes itself and reports in its ``info``, unless its ``gradient_equivalents``
-      say what they cost;
+    - ``epoch``, and ``step``, the number of updates so far;
+    - ``seconds`` of training so far, without compilation and evaluation. The first run of a program
+      starts threads, so a first epoch of less than 0.2 s runs twice and the second run is timed;
+    - ``gradients``, the work so far, in gradients of the full training part. A batch's gradient
+      counts as its share of the examples. So do the curvature products and evaluations that a
+      method reports in its ``info``, unless it reports ``gradient_equivalents``;
     - ``cost``, the training loss averaged over the epoch's batches;
-    - loss and accuracy, or error, of the training, validation and test part after the epoch
-      (``train_loss``, …, at ``gradxform.eval_params``, without dropout and penalty);
+    - loss and accuracy or error of the training, validation and test parts after the epoch
+      (``train_loss``, …), at ``gradxform.eval_params`` and without dropout and penalty;
     - ``steps_per_second``.
 
     Args:
-      task: model, loss and data, on the host or, by :func:`gradxform.lab.epoch.on_devices`, on the
-        same ``devices``.
-      transformations: by label.
+      task: model, loss and data; the data are on the host or, after
+        :func:`gradxform.lab.epoch.on_devices`, on the same ``devices``.
+      transformations: the transformations by label.
       epochs: passes over the training part.
-      batch_size: examples of a batch, at most all of them, or ``"full"`` for all.
+      batch_size: examples in a batch, at most all of them, or ``"full"`` for all.
       order: how batches are drawn.
-      max_seconds: the last epoch is the first after which ``seconds`` is more than this.
-      overrides: by label, those of the four arguments before that are different for it. Who differs
-        in ``batch_size`` or ``order`` sees other batches.
-      seed: of initial parameters, batches and dropout.
+      max_seconds: training stops after the first epoch at which ``seconds`` exceeds this.
+      overrides: by label, different values of the four arguments above. An optimiser with its own
+        ``batch_size`` or ``order`` sees different batches.
+      seed: seed of initial parameters, batches and dropout.
       on_row: called with the label and each row.
       on_state: called after each epoch, for checkpoints.
-      resume: where an interrupted race of the same arguments stood, on whatever devices; the rest
-        of it is run, to the same numbers but for the times.
-      devices: those that divide the data and each batch among them, of all processes; this
-        process's first one if not given. They take the steps of one device, to rounding; but where
-        they do not divide the batch, ``curvature_batch_size`` draws from what fills it up, too.
+      resume: a snapshot of an interrupted race with the same arguments, on any devices. The race
+        continues to the same numbers, except for times.
+      devices: devices, of all processes, that share the data and each batch; by default the first
+        device of this process. Results match one device up to rounding. If the number of devices
+        does not divide the batch, ``curvature_batch_size`` may also draw examples of weight zero.
 
     Raises:
       ConfigError: a transformation fails on this task's parameters.
-      CheckpointError: ``resume`` is of another race.
-      ValueError: an override of no such label or argument.
+      CheckpointError: ``resume`` belongs to another race.
+      ValueError: an override has an unknown label or argument.
     """
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     mesh = batch_mesh(devices)
@@ -240,7 +239,7 @@ def race_on_task(
     if problems:
         raise ConfigError(task.name, problems)
 
-    # also starts the machine's threads, which the first optimiser's clock would count as its own
+    # also starts the threads, which would otherwise count as time of the first optimiser
     at_start = jax.device_get(evaluation(put_all(params, mesh), parts))
     first_loss = float(at_start["train"]["loss"])
     metrics = [
@@ -315,15 +314,15 @@ def race_on_surface(
 ) -> RaceResult:
     """Walks down a surface with each transformation, from one start.
 
-    A row holds ``step`` (0 is the start), ``value`` and the coordinates ``x0``, ``x1``, … of
-    ``gradxform.eval_params``; the rows of a method that diverged end at its first point that is not
+    A row contains ``step`` (0 is the start), ``value`` and the coordinates ``x0``, ``x1``, … of
+    ``gradxform.eval_params``. The rows of a method that diverged end at the first point that is not
     finite.
 
     Args:
       surface: the function.
-      transformations: by label.
-      start: where all begin.
-      steps: updates.
+      transformations: the transformations by label.
+      start: the common start.
+      steps: number of updates.
       on_row: called with the label and each row.
 
     Raises:
@@ -367,7 +366,7 @@ def race_on_surface(
 
 
 def ranked(result: RaceResult) -> tuple[History, ...]:
-    """The histories by the last value of ``result.measure``, best first and the diverged last."""
+    """The histories sorted by the last ``result.measure``: best first, diverged ones last."""
 
     def place(history: History) -> tuple[bool, float]:
         last = history.rows[-1][result.measure]
@@ -391,12 +390,12 @@ def make_walk(
     """The path of a transformation down a function, as a pure function of the start.
 
     Args:
-      fn: the function of a vector of length n.
+      fn: a function of a vector of length n.
       tx: the transformation.
-      steps: updates.
+      steps: number of updates.
 
     Returns:
-      ``start -> (points (steps + 1, n), values (steps + 1,))``, the start included.
+      ``start -> (points (steps + 1, n), values (steps + 1,))``, including the start.
 
     >>> import gradxform as gx
     >>> walk = make_walk(lambda x: jnp.sum(x**2), gx.sgd(0.25), steps=2)
@@ -434,7 +433,7 @@ def _history(
 def _snapshot(
     done: int, before: Sequence[History], last: Callable[[], History], state: TrainState | None
 ) -> Snapshot:
-    """Where a race stands; ``state`` is the last optimiser's, if it is to go on."""
+    """The state of a race; ``state`` belongs to the last optimiser if it is unfinished."""
     histories = [*before, last()]
     told = {
         "histories": [history._replace(params=None)._asdict() for history in histories],
@@ -449,7 +448,7 @@ def _restored(
     epochs: Mapping[str, int],
     columns: Iterable[str],
 ) -> tuple[list[History], TrainState | None]:
-    """What a snapshot was made of."""
+    """The histories and the training state in a snapshot."""
     rows = race_rows(snapshot.told, epochs)
     if rows[0][1].keys() != set(columns):
         raise CheckpointError(f"it has the columns {', '.join(rows[0][1])}")
@@ -474,7 +473,7 @@ def settings_of(
     """The settings of each label."""
     for label in overrides:
         if label not in labels:
-            raise ValueError(f"overrides[{label!r}]: no transformation is labelled so")
+            raise ValueError(f"overrides[{label!r}]: no transformation has this label")
     found = {}
     for label in labels:
         own = common._replace(**overrides.get(label, {}))
@@ -485,7 +484,7 @@ def settings_of(
 
 @contextlib.contextmanager
 def collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
-    """Adds what goes wrong to ``problems``, so that all optimisers are tried before giving up."""
+    """Adds errors to ``problems``, so that one error can report all optimisers."""
     try:
         yield
     except ConfigError as error:

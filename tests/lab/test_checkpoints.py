@@ -210,7 +210,9 @@ def test_an_interruption_ends_between_epochs_with_a_checkpoint(tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             run()
-        assert told == ["stops after this epoch, with a checkpoint; once more to stop at once"]
+        assert told == [
+            "stopping after this epoch, with a checkpoint; press Ctrl-C again to stop at once"
+        ]
         assert newest(folder, silent)[0].number == 2
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -232,7 +234,7 @@ def test_the_second_interruption_ends_at_once(tmp_path):
     ) as child:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        assert child.stdout.readline().startswith("stops after this epoch")
+        assert child.stdout.readline().startswith("stopping after this epoch")
         child.send_signal(signal.SIGINT)
         assert child.wait(60) == 130
 
@@ -374,7 +376,7 @@ def test_a_run_goes_on_in_its_folder(finished, tmp_path):
     folder = stopped(finished, tmp_path / "x", 9)
     done = invoke("run", "--resume", folder)
     assert done.exit_code == 0, done.output
-    assert "goes on from checkpoint 9" in done.stderr
+    assert "resuming from checkpoint 9" in done.stderr
     assert "adam: epoch 5/5" in done.stderr
     assert "adam: epoch 4/5" not in done.stderr
     assert "numbers may differ" not in done.stderr
@@ -415,7 +417,7 @@ def test_another_config_is_refused_with_the_difference(finished, tmp_path):
     assert "\n-learning_rate = 0.01\n+learning_rate = 0.02" in told
     assert "+title" in refused("digits_second_order", "--resume", folder)
     assert "stays in its folder" in refused("--resume", folder, "--out", tmp_path / "y")
-    assert "no run has begun there" in refused("--resume", tmp_path)
+    assert "no run has started there" in refused("--resume", tmp_path)
     config = folder / "config.toml"
     config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
     assert "\n-seed = 0\n+seed = 1" in refused("--resume", folder)
@@ -430,7 +432,7 @@ def test_the_same_config_is_accepted(finished, tmp_path):
 def test_a_folder_is_for_one_process(finished, tmp_path):
     folder = stopped(finished, tmp_path / "x", 9)
     with checkpoints.locked(folder):
-        assert "another process is running this" in refused("--resume", folder)
+        assert "another process is using this folder" in refused("--resume", folder)
     with checkpoints.locked(folder):
         pass
 
@@ -468,7 +470,7 @@ def test_a_sweep_goes_on_in_its_folder(tmp_path):
     assert f"gradxform sweep --resume {folder}" in refused("--resume", folder)
     done = invoke("sweep", "--resume", folder)
     assert done.exit_code == 0, done.output
-    assert "goes on from checkpoint 9" in done.stderr
+    assert "resuming from checkpoint 9" in done.stderr
     assert "adam: epoch 5/5" in done.stderr
     assert "adam: epoch 4/5" not in done.stderr
     assert untimed_csv(folder, "members.csv") == before
@@ -491,7 +493,7 @@ def resumed(finished, folder):
     """Whether a run that is gone on with ends as the one that nothing stopped."""
     config = folder / "config.toml"
     if not config.exists() or not config.stat().st_size:
-        assert "no run has begun there" in refused("--resume", folder)
+        assert "no run has started there" in refused("--resume", folder)
         return True
     done = invoke("run", "--resume", folder, "--quiet")
     assert done.exit_code == 0, done.output
@@ -504,7 +506,7 @@ def test_an_interrupted_run_goes_on(finished, tmp_path):
         run.send_signal(signal.SIGINT)
         told = run.stderr.read()
         assert run.wait(60) == 130
-    assert f"interrupted; it goes on by gradxform run --resume {tmp_path / 'x'}" in told
+    assert f"interrupted; to continue: gradxform run --resume {tmp_path / 'x'}" in told
     assert (tmp_path / "x" / "metrics.csv").is_file()
     assert resumed(finished, tmp_path / "x")
 
@@ -603,7 +605,7 @@ def test_no_interruption_is_lost_or_kills_the_interpreter(where, tmp_path):
     assert (tmp_path / "x").exists() == begun
     if begun:
         assert done.stderr.count("sgd: epoch") == 1
-        assert "stops after this epoch; once more to stop at once" in done.stderr
+        assert "stopping after this epoch; press Ctrl-C again to stop at once" in done.stderr
 
 
 def test_an_interrupted_walk_ends_after_an_optimiser(tmp_path, monkeypatch):
@@ -617,5 +619,5 @@ def test_an_interrupted_walk_ends_after_an_optimiser(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "make_walk", interrupting)
     done = invoke("run", "valley", "--set", "training.steps=2", "--out", tmp_path / "x")
     assert done.exit_code == 130, done.output
-    assert "stops after this optimiser" in done.stderr
+    assert "stopping after this optimiser" in done.stderr
     assert done.stderr.endswith("gradxform: interrupted\n")

@@ -278,7 +278,7 @@ def test_a_folder_of_data_that_is_not_needed_is_told(tmp_path):
     assert f"--data-dir {tmp_path} is not used: digits come with scikit-learn" in done.stderr
     assert "is not used" not in fails("run", "keras_mnist", *args[:2], "--set", entry)
     told = fails("run", "transformer", "--data-dir", tmp_path, "--out", tmp_path / "x")
-    assert f"--data-dir {tmp_path} is not used: the text is made on the spot" in told
+    assert f"--data-dir {tmp_path} is not used: the text is generated" in told
 
 
 @pytest.mark.parametrize("said", [None, "RESOURCE_EXHAUSTED: 9 GB\nx", "INTERNAL: Out of memory"])
@@ -549,7 +549,7 @@ def test_help_swallows_no_bracket():
         written = (command.__doc__ or "").replace("\\[", "[")
         for bracket in re.findall(r"\[[^]]*\]", written):
             assert "".join(bracket.split()) in shown
-    assert "the config's [sweep]" in " ".join(invoke("sweep", "--help").stdout.split())
+    assert "The config's [sweep]" in " ".join(invoke("sweep", "--help").stdout.split())
 
 
 def test_a_run_does_not_mind_a_sweep_that_does_not_fit(tmp_path):

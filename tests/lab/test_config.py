@@ -95,11 +95,11 @@ def test_a_config_is_frozen():
         ),
         (
             {"training": {"epochs": 1, "overrides": {"sdg": {"epochs": 2}}}},
-            "training.overrides.sdg: no optimiser is labelled so, did you mean 'sgd'?",
+            "training.overrides.sdg: no optimiser has this label, did you mean 'sgd'?",
         ),
         (
             {"training": {"epochs": 1, "overrides": {"zzz": {}}}},
-            "training.overrides.zzz: no optimiser is labelled so; the labels are sgd",
+            "training.overrides.zzz: no optimiser has this label; the labels are sgd",
         ),
         (
             {"training": {"epochs": 1, "overrides": {"sgd": 3}}},
@@ -118,7 +118,7 @@ def test_a_config_is_frozen():
             {"training": {"epochs": 1, "overrides": {"sgd": {"batch_size": 0}}}},
             "training.overrides.sgd.batch_size: should be a whole number from 1 to 1000000, ",
         ),
-        ({"optimizers": {}}, "optimizers: should have an entry"),
+        ({"optimizers": {}}, "optimizers: needs an entry"),
         ({"optimizers": {"x": 3}}, "optimizers.x: should be a table, found 3"),
         ({"output": {"foldr": "x"}}, "output.foldr: unknown key, did you mean 'folder'?"),
         (
@@ -377,8 +377,8 @@ def test_overrides_reach_into_optimizers():
         ("training.epochs=many", "training.epochs: should be a valid whole number, found 'many'"),
         ("training.epochs=1\nseed=3", "training.epochs: should be a valid whole number"),
         ("training.epoch=3", "training.epoch: unknown key, did you mean 'epochs'?"),
-        ("name.x=3", "--set name.x: name is no table in this config"),
-        ("name.x.y=3", "--set name.x.y: name is no table in this config"),
+        ("name.x=3", "--set name.x: name is not a table in this config"),
+        ("name.x.y=3", "--set name.x.y: name is not a table in this config"),
         ("optimizers.sgd.lr=1", "optimizers.sgd.lr: unknown argument of gradxform.sgd"),
     ],
 )
@@ -761,10 +761,10 @@ def test_the_members_of_a_surface_are_starts():
         ({"axes": {"learning_rate": []}}, "sweep.axes.learning_rate: should be a list of numbers"),
         ({"axes": {"learning_rate": [-0.1]}}, "should be at least 0 and finite, found -0.1"),
         ({"axes": 3}, "sweep.axes: should be a table, found 3"),
-        ({"overrides": {"sdg": RATES}}, "sweep.overrides.sdg: no optimiser is labelled so"),
+        ({"overrides": {"sdg": RATES}}, "sweep.overrides.sdg: no optimiser has this label"),
         ({}, "sweep: nothing to sweep: needs an axis, as in [sweep.axes] with"),
         ({"samples": 3, "seeds": 2}, "sweep.samples: random points need an axis in [sweep.axes]"),
-        ({"samples": 3, "axes": RATES}, "points are of a grid: leave them out"),
+        ({"samples": 3, "axes": RATES}, "points are for a grid: leave them out"),
         ({"seeds": 10**6, "axes": RATES}, "sweep: makes 4000000 runs, more than 1000000"),
     ],
 )

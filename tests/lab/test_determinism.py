@@ -147,7 +147,7 @@ def test_a_run_goes_on_though_the_clock_goes_back(clock, tmp_path):
         shutil.rmtree(folder / f"{number:08d}")
     for name in ("metrics.csv", "summary.json"):
         (tmp_path / "x" / name).unlink()
-    assert "goes on from checkpoint 3" in invoke("run", "--resume", tmp_path / "x").stderr
+    assert "resuming from checkpoint 3" in invoke("run", "--resume", tmp_path / "x").stderr
     assert rows() == whole
     with (tmp_path / "x" / "metrics.csv").open(newline="") as file:
         assert all(float(row["steps_per_second"]) > 0 for row in csv.DictReader(file))

@@ -113,7 +113,7 @@ def test_values_reach_links_and_schedules():
         ({"linear": [0.0, 1.0], "points": 1}, "should be a whole number of at least 2"),
         ({"linear": [0.0, 1.0], "points": 2.0}, "should be a whole number of at least 2"),
         ({"linear": [0.0, 1.0]}, "a range needs points = N, or sweep.samples"),
-        ([-1.0], "should be at least 0 and finite, found -1.0, of sgd"),
+        ([-1.0], "should be at least 0 and finite, found -1.0 (optimiser sgd)"),
     ],
 )
 def test_an_axis_that_cannot_be_is_told(axis, words):
@@ -130,13 +130,13 @@ def test_a_number_that_no_optimiser_has_is_told():
     (problem,) = told({}, overrides={"sgd": {"momentum": [0.5]}})
     assert problem.startswith("sweep.overrides.sgd.momentum: sgd has no such number; it has ")
     (problem,) = told({}, overrides={"sdg": {"learning_rate": [0.5]}})
-    assert problem == "sweep.overrides.sdg: no optimiser is labelled so, did you mean 'sgd'?"
+    assert problem == "sweep.overrides.sdg: no optimiser has this label, did you mean 'sgd'?"
 
 
 def test_points_and_samples_exclude_each_other():
     grid_of = {"learning_rate": {"log": [0.1, 1.0], "points": 3}}
     (problem,) = told(grid_of, samples=5)
-    assert "points are of a grid: leave them out" in problem
+    assert "points are for a grid: leave them out" in problem
     assert not told({"learning_rate": {"log": [0.1, 1.0]}}, samples=5)
     assert not told({"learning_rate": [0.1, 1.0]}, samples=5)
 

@@ -208,7 +208,7 @@ def test_what_another_owns_and_nobody_may_read_is_told(place, begun):
         assert done.exit_code == 2, done.output
         assert isinstance(done.exception, SystemExit)
         assert len(done.stderr.splitlines()) == 1
-        assert "Permission denied" in done.stderr or "no run has begun there" in done.stderr
+        assert "Permission denied" in done.stderr or "no run has started there" in done.stderr
 
 
 # -- what is removed
@@ -381,7 +381,7 @@ def ends_here(*_, **__):
         (b'title = "\\u001b[2J"', r"title: should have no control characters, found '\x1b[2J'"),
         (b'"\\u001b[2J" = 1', r"\x1b[2J: unknown key"),
         (b"x = 1\n" * 10**6, "holds more than 1048576 bytes"),
-        (b"seed = " + b"[" * 3000, "lists or tables in each other"),
+        (b"seed = " + b"[" * 3000, "lists or tables are nested too deep"),
         (b'title = "\\u202e\\u009b2J\\u007f"', "missing"),
     ],
 )

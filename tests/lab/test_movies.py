@@ -226,7 +226,7 @@ def test_what_ffmpeg_says_is_told(frames, ffmpeg, monkeypatch):
 
 def test_an_mp4_without_ffmpeg_is_refused_with_the_mend(frames, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FileNotFoundError, match=r"mp4 needs ffmpeg.*the format gif does not"):
+    with pytest.raises(FileNotFoundError, match=r"mp4 needs ffmpeg.*choose the format gif"):
         mp4(frames)
 
 

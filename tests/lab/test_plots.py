@@ -404,7 +404,7 @@ def test_marks_are_explained(plot, from_starts):
         expected = {"best point: most starts solved (%)", "no start solved"}
     else:
         figure = plot_starts("beale", result, title)
-        dots = "solved from here, the darker the more work"
+        dots = "solved from here (darker: more work)"
         expected = {dots, "not solved from here", "minimum"}
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == expected

@@ -170,8 +170,8 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
         two[1].send_signal(signal.SIGTERM)
         told = ended(two)
         assert [process.returncode for process in two] == [130, 130], told
-        assert re.search(r"goes on from checkpoint \d+0\n", told[0]), told
-        assert "goes on from" not in told[1]
+        assert re.search(r"resuming from checkpoint \d+0\n", told[0]), told
+        assert "resuming from" not in told[1]
 
     done = invoke("run", "--resume", out)
     assert done.exit_code == 0, done.output
@@ -202,7 +202,7 @@ def test_processes_divide_the_members_of_a_sweep(tmp_path):
     (out / "members.csv").unlink()
     done = invoke("sweep", "--resume", out)
     assert done.exit_code == 0, done.output
-    assert "goes on from checkpoint 2" in done.stderr
+    assert "resuming from checkpoint 2" in done.stderr
     check_members(out, expected)
 
 
@@ -309,11 +309,11 @@ def test_who_cannot_join_is_told(tmp_path, monkeypatch):
         listening.bind(("", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        assert f"port {port} cannot be listened at: Address already in use" in said(
+        assert f"cannot listen at port {port}: Address already in use" in said(
             f"localhost:{port},0,2"
         )
     monkeypatch.setattr(processes, "PATIENCE", 0.1)
-    assert "process 0 has not come to listen there for 0.1 s" in said(f"localhost:{port},1,2")
+    assert "process 0 did not start to listen there within 0.1 s" in said(f"localhost:{port},1,2")
     assert "of 2 processes the last is number 1" in said("localhost:1,2,2")
     assert "no host is named" in said("no-such-host.invalid:1,1,2")
     assert not any(tmp_path.iterdir())
@@ -331,5 +331,5 @@ def test_data_on_other_devices_are_refused():
         lambda: epoch.to_every_device(divided.train, member),
         lambda: epoch.to_every_device(one.train, member),
     ):
-        with pytest.raises(ValueError, match="give those of the host"):
+        with pytest.raises(ValueError, match="give data on the host"):
             call()

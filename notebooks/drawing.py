@@ -1,0 +1,34 @@
+"""The look of the notebooks' figures."""
+
+import matplotlib.pyplot as plt
+
+from gradxform.lab.plots import styles
+
+SETTINGS = {
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "axes.titlesize": "medium",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def use_style():
+    """Applies the notebooks' settings to every figure that follows."""
+    plt.rcParams.update(SETTINGS)
+
+
+def curves(axes, lines, x=None):
+    """Draws one curve per method, each with its own colour, dashes and marker.
+
+    Args:
+      axes: where to draw.
+      lines: ``{label: (x, y)}``, or ``{label: y}`` if all curves share ``x``.
+      x: the common values of the horizontal axis.
+    """
+    for i, (style, (label, line)) in enumerate(zip(styles(len(lines)), lines.items(), strict=True)):
+        xs, ys = line if x is None else (x, line)
+        markers = (i * len(ys) // 60, max(1, len(ys) // 8))  # the first one, and how many apart
+        axes.plot(xs, ys, **style._asdict(), markersize=5, markevery=markers, label=label)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.legend(handlelength=4, frameon=False)
