@@ -95,7 +95,8 @@ def judge(
     rounding = spacing * jnp.abs(origin.value)
     eps = jnp.maximum(noise * jnp.abs(origin.value), 10 * rounding)
     finite = is_finite(trial)
-    accept = finite & (take_next | _is_wolfe(trial, origin, delta, sigma, eps))
+    is_enough = _is_wolfe(trial, origin, delta, sigma, eps) | _is_at_wall(section, trial, delta)
+    accept = finite & (take_next | is_enough)
 
     low, high, t = _narrow(section, trial, finite, eps)
     narrowed = Section(origin, low, high, t, section.resolution, section.trials + 1)
@@ -157,6 +158,16 @@ def _is_wolfe(
     decreased = trial.value <= origin.value + delta * trial.t * origin.slope
     close = (trial.value <= origin.value + eps) & (trial.slope <= (2 * delta - 1) * origin.slope)
     return (jnp.abs(trial.slope) <= sigma * jnp.abs(origin.slope)) & (decreased | close)
+
+
+def _is_at_wall(section: Section, trial: Trial, delta: jax.Array) -> jax.Array:
+    """Whether the trial descends enough, and points of at most twice its t are not finite.
+
+    The curvature condition may then hold at no point that can be evaluated.
+    """
+    origin, wall = section.origin, section.high
+    near = _is_closed(wall) & (wall.value >= tree.largest()) & (2 * trial.t >= wall.t)
+    return near & (trial.value <= origin.value + delta * trial.t * origin.slope)
 
 
 def _is_exhausted(section: Section, rounding: jax.Array, max_trials: jax.Array) -> jax.Array:

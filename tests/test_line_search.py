@@ -296,3 +296,19 @@ def test_value_and_gradient_of_the_accepted_point_are_reported(build: Any) -> No
         value, grad = jax.value_and_grad(rosenbrock)(gx.eval_params(state, x))
         np.testing.assert_allclose(state.info.value, value, rtol=1e-4)
         np.testing.assert_allclose(state.info.grad_norm, jnp.max(jnp.abs(grad)), rtol=1e-2)
+
+
+def test_a_trial_lost_to_nan_does_not_hold_the_search_for_long() -> None:
+    """Nothing is known beyond such a point, so a good descent before it is accepted."""
+    fn = lambda x: (x - 5.0) ** 2
+    tx = gx.with_line_search(optax.identity(), unit_step=False, curvature=0.1)
+    x = jnp.asarray(0.5)
+    state = tx.init(x)
+    accepted = []
+    for k in range(12):
+        value, grad = jax.value_and_grad(fn)(x)
+        updates, state = tx.update(grad, state, x, value=jnp.nan if k == 1 else value)
+        x = optax.apply_updates(x, updates)
+        accepted.append(int(state.info.accepted))
+    assert accepted[0] == accepted[1] == 1
+    assert accepted[9] > 1
