@@ -178,7 +178,7 @@ def search(
     unit_step: bool,
     ravel: bool,
     asked: Literal["always", "if accepted", "always, kept if accepted"],
-    told: tuple[Literal["last", "direction", "restart"], ...] = (),
+    passed: tuple[Literal["last", "direction", "restart"], ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`with_line_search`, with errors that name ``method``.
 
@@ -186,7 +186,7 @@ def search(
     because a branch costs more. Unless it is repeatable, its new state is kept only at accepted
     points.
 
-    ``told`` lists extra arguments for ``direction``. ``last`` is the last accepted point, which
+    ``passed`` lists extra arguments for ``direction``. ``last`` is the last accepted point, which
     ``direction`` then need not store, and ``direction`` is the one that was searched from there.
     With ``restart`` it resets its own state.
     """
@@ -229,7 +229,7 @@ def search(
 
         def answer() -> tuple[tree.PyTree, optax.OptState]:
             memory = state.inner_state
-            if "restart" not in told:
+            if "restart" not in passed:
                 new = carry_totals(inner.init(point.params), memory)
                 memory = tree.select(state.restart, new, memory)
             known = {
@@ -237,7 +237,7 @@ def search(
                 "direction": state.direction,
                 "restart": state.restart,
             }
-            extra = {**extra_args, **{name: known[name] for name in told}, "grad": point.grad}
+            extra = {**extra_args, **{name: known[name] for name in passed}, "grad": point.grad}
             ascent, memory = inner.update(point.grad, memory, point.params, **extra)
             return tree.map(lambda _, a: -a, state.direction, ascent), memory
 

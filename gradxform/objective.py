@@ -30,9 +30,11 @@ def compose(
     The result is a function of the parameters. :func:`gradxform.gauss_newton` finds the loss and
     the model in it. Data reach the arguments of the same name: ``gx.compose(loss, model, x=x,
     y=y)`` computes ``loss(model(params, x=x), y=y)``. Data may also be passed to ``update`` by
-    keyword. The model is any function whose first argument is the parameters:
+    keyword. The model is any function whose first argument is the parameters. A function with
+    ``**kwargs`` gets all data, so name the arguments of such a model by a lambda:
 
-    * a plain function, or ``module.apply`` of Flax linen;
+    * a plain function ``model(params, x)``;
+    * ``lambda params, x: module.apply(params, x)`` for Flax linen;
     * ``lambda params, x: equinox.combine(params, static)(x)`` for Equinox;
     * ``gx.nnx_value_fn(module, lambda module, x: module(x))`` for Flax NNX.
 

@@ -214,5 +214,5 @@ def bfgs(
         unit_step=True,
         ravel=ravel,
         asked="always",
-        told=("last", "restart"),
+        passed=("last", "restart"),
     )

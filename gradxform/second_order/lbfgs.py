@@ -70,16 +70,16 @@ def scale_by_lbfgs(
     >>> tx.update(jnp.asarray([1.0, 4.0]) / 2, state, x / 2)[0].round(4)  # the pair explains it
     Array([0.5, 0.5], dtype=float32)
     """
-    return _lbfgs_direction("scale_by_lbfgs", memory_size, ravel, told_last=False)
+    return _lbfgs_direction("scale_by_lbfgs", memory_size, ravel, search_keeps_last=False)
 
 
 def _lbfgs_direction(
-    method: str, m: int, ravel: bool, *, told_last: bool
+    method: str, m: int, ravel: bool, *, search_keeps_last: bool
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_lbfgs`, with errors that name ``method``.
 
-    With ``told_last`` a line search passes the last accepted point to ``update``, and the state
-    does not store it.
+    With ``search_keeps_last`` a line search passes the last accepted point to ``update``, and the
+    state does not store it.
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -99,8 +99,8 @@ def _lbfgs_direction(
         dtype = jnp.result_type(float, *jax.tree.leaves(zeros()))
         return ScaleByLbfgsState(
             started=jnp.array(False),
-            params=() if told_last else zeros(),
-            grad=() if told_last else zeros(),
+            params=() if search_keeps_last else zeros(),
+            grad=() if search_keeps_last else zeros(),
             oldest=jnp.array(0, jnp.int32),
             s=slots(),
             y=slots(),
@@ -119,7 +119,7 @@ def _lbfgs_direction(
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
-        last = last if told_last else None  # a loop may pass something else
+        last = last if search_keeps_last else None  # a loop may pass something else
         params = require_params(method, params, grads)
         if tree.count(grads) == 0:
             return grads, state
@@ -229,10 +229,10 @@ def lbfgs(
     """
     return search(
         "lbfgs",
-        _lbfgs_direction("lbfgs", memory_size, ravel, told_last=True),
+        _lbfgs_direction("lbfgs", memory_size, ravel, search_keeps_last=True),
         Rules(decrease, curvature, noise, max_trials),
         unit_step=True,
         ravel=ravel,
         asked="always",
-        told=("last",),
+        passed=("last",),
     )

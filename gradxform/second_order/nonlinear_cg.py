@@ -193,5 +193,5 @@ def nonlinear_cg(
         unit_step=True,
         ravel=ravel,
         asked="always, kept if accepted",
-        told=("last", "direction", "restart"),
+        passed=("last", "direction", "restart"),
     )
