@@ -37,7 +37,8 @@ def eval_params(state: optax.OptState, /, params: PyTree) -> PyTree:
       A pytree with the structure and dtypes of ``params``, or the object ``params`` itself.
 
     Raises:
-      ValueError: the state belongs to parameters of another structure.
+      ValueError: the state belongs to parameters of another structure, or the arguments are
+        swapped.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> tx = gx.nesterov(learning_rate=0.1, momentum=0.5)
@@ -47,7 +48,14 @@ def eval_params(state: optax.OptState, /, params: PyTree) -> PyTree:
     >>> round(float(interim), 6), round(float(gx.eval_params(state, interim)), 6)
     (0.85, 0.9)
     """
+    if any(_is_known(x) for x in ((params, *params) if isinstance(params, tuple) else (params,))):
+        raise ValueError("eval_params: params is a state; call eval_params(state, params)")
     children = default_registry.flatten_one_level(state)
     for child in children[0] if children else ():
         params = eval_params(child, params)
     return params
+
+
+def _is_known(state: PyTree) -> bool:
+    """Whether ``eval_params`` has a function of its own for this state."""
+    return eval_params.dispatch(type(state)) is not eval_params.dispatch(object)

@@ -83,5 +83,6 @@ def map_unmasked(f: Callable[..., Array], params: PyTree, values: PyTree) -> PyT
     except ValueError as error:
         raise ValueError(
             "the parameters and the optimiser state have different structures; pass the parameters "
-            "that init got (with Flax NNX, nnx.as_pure of both; under optax.flatten, ravelled ones)"
+            "that init got (with Equinox, eqx.filter(model, eqx.is_inexact_array); with Flax NNX, "
+            "nnx.as_pure of both; under optax.flatten, ravelled ones)"
         ) from error

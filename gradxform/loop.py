@@ -140,8 +140,8 @@ def run(
     def is_running(loop: Loop) -> jax.Array:
         return loop.status == _RUNNING
 
-    start = loop._replace(status=jnp.full_like(loop.status, _RUNNING))
-    start = varying_like(start, params)
+    status = _first_status(loop, tol, max_steps)
+    start = varying_like(loop._replace(status=status.astype(loop.status.dtype)), params)
     # for a cheap method one more update costs less than a branch in every turn
     loop = alternate(look, move, is_running, start, branch=_is_costly(loop.state))
     return Solution(
@@ -176,6 +176,16 @@ def _first(params: tree.PyTree, state: optax.OptState) -> Loop:
         evaluations=zero,
         status=zero,
     )
+
+
+def _first_status(loop: Loop, tol: jax.Array, max_steps: jax.Array) -> jax.Array:
+    """Running, or where a solve is resumed that these limits end already, how it ended."""
+    low = loop.best.grad_norm <= tol
+    is_low = (loop.status == Status.converged) & low
+    ended = (loop.evaluations > 0) & (is_low | (loop.steps >= max_steps))
+    changed = (loop.status == Status.converged) & ~low
+    end = jnp.where(changed, jnp.int32(Status.max_steps), loop.status)
+    return jnp.where(ended, end, jnp.int32(_RUNNING))
 
 
 def _value_alone(fn: Callable[[tree.PyTree], Any]) -> Callable[[tree.PyTree], Any]:

@@ -116,12 +116,8 @@ def minimize(
         _check_resume(resume, tx, params)
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
     can_find = _is_comparable(jax.tree.structure(params))
-    solve = functools.partial(
-        program(run, fn, tx, has_aux, returned)
-        if can_find
-        else functools.partial(run, fn, tx, has_aux, returned),
-        params,
-    )
+    loop_of = program if can_find else functools.partial
+    solve = functools.partial(_solve, loop_of(run, fn, tx, has_aux, returned), params)
 
     loop = None if resume is None else resume.loop
     bound, limit = _number(tol, jax.dtypes.canonicalize_dtype(float)), _number(max_steps, jnp.int32)
@@ -175,6 +171,19 @@ def progress_bar(width: PositiveInt = 30, file: TextIO | None = None) -> Callabl
         out.flush()
 
     return show
+
+
+def _solve(run: Callable[..., Solution], params: tree.PyTree, *numbers: Any) -> Solution:
+    try:
+        return run(params, *numbers)
+    except TypeError as error:
+        is_list = isinstance(params, list | tuple)
+        if is_list and all(jnp.ndim(p) == 0 for p in jax.tree.leaves(params)):
+            raise TypeError(
+                f"minimize: fn failed; it gets params as a {type(params).__name__} of "
+                f"{len(params)} numbers: pass jnp.asarray(params) if it expects a vector"
+            ) from error
+        raise
 
 
 @functools.cache

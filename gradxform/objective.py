@@ -88,7 +88,12 @@ class Composed:
     chunks: int = 1  #: number of chunks that the data are cut into
     recompute: bool = True  #: whether each chunk is computed again for a gradient or product
 
-    def __call__(self, params: tree.PyTree, **data: Any) -> jax.Array:
+    def __call__(self, params: tree.PyTree, *args: Any, **data: Any) -> jax.Array:
+        if args:
+            raise TypeError(
+                "compose: the objective takes its data by name, for instance "
+                "objective(params, x=x, y=y)"
+            )
         bound = dataclasses.replace(self, data={**self.data, **data})
         if self.chunks > 1 and self.recompute:
             inputs = _summed_in_float32(params)
@@ -99,6 +104,8 @@ class Composed:
     def parts(self) -> tuple[Callable[..., jax.typing.ArrayLike], Callable[..., tree.PyTree]]:
         """The loss as a function of only the outputs, and the model of only the parameters."""
         loss_data, model_data = data_of(self.loss, self.data), data_of(self.model, self.data)
+        _check_complete("loss", self.loss, loss_data)
+        _check_complete("model", self.model, model_data)
         if self.chunks == 1:
             return lambda y: self.loss(y, **loss_data), lambda p: self.model(p, **model_data)
 
@@ -136,9 +143,9 @@ class Composed:
         """
         if size > self.examples or size % self.chunks:
             raise ValueError(
-                f"hessian_free(curvature_batch_size={size}): {size} examples cannot be drawn from "
-                f"{self.examples} in {self.chunks} chunks: give at most {self.examples}, and a "
-                f"multiple of {self.chunks}"
+                f"hessian_free(curvature_batch_size={size}): the data have {self.examples} "
+                f"examples in {self.chunks} chunks: give at most {self.examples}"
+                + (f", and a multiple of {self.chunks}" if self.chunks > 1 else "")
             )
         drawn = jax.random.permutation(key, self.examples)[:size]
         data = jax.tree.map(lambda x: jnp.asarray(x)[drawn], self.data)
@@ -214,6 +221,21 @@ def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, 
                 f"/ after {a.name} from its signature"
             )
     return {a.name: data[a.name] for a in arguments[1:] if a.name in data}
+
+
+def _check_complete(part: str, function: Callable[..., Any], data: Mapping[str, Any]) -> None:
+    """Raises a TypeError that names the first argument which the data do not have."""
+    try:
+        arguments = list(inspect.signature(function).parameters.values())[1:]
+    except ValueError:  # a callable without a signature
+        return
+    for a in arguments:
+        is_named = a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)
+        if is_named and a.default is a.empty and a.name not in data:
+            raise TypeError(
+                f"compose: the {part} needs {a.name}=…: pass it to compose, to the objective or to "
+                "update by that name"
+            )
 
 
 def bind(

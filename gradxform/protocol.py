@@ -67,13 +67,17 @@ def _from_fresh_state(init: Callable[..., Any], grads: PyTree, state: Any) -> st
         return None
 
 
+_CALLS = {
+    "params": "tx.update(grads, state, params)",
+    "value": "tx.update(grads, state, params, value=loss)",
+    "value_fn": "tx.update(grads, state, params, value=loss, value_fn=loss_fn)",
+}
+
+
 def require(method: str, name: str, value: T | None) -> T:
     """``value``, or a ValueError that names the missing argument of ``update``."""
     if value is None:
-        raise ValueError(
-            f"{method} needs {name}=…: call tx.update(grads, state, params, value=value, "
-            "grad=grads, value_fn=value_fn); unneeded arguments are ignored"
-        )
+        raise ValueError(f"{method} needs {name}=…: call {_CALLS[name]}")
     return value
 
 

@@ -82,3 +82,10 @@ def test_python_floats_and_other_structures() -> None:
         assert gx.eval_params(tx.init(1.0), 1.0) == 1.0
         with pytest.raises(ValueError, match=r"different structures.*nnx\.as_pure"):
             gx.eval_params(tx.init({"w": 1.0}), {"v": 1.0})
+
+
+def test_swapped_arguments_are_an_error() -> None:
+    params = {"w": jnp.ones(2)}
+    for tx in (gx.lbfgs(), optax.chain(optax.clip(1.0), gx.nesterov(0.1))):
+        with pytest.raises(ValueError, match=r"call eval_params\(state, params\)"):
+            gx.eval_params(params, tx.init(params))

@@ -265,6 +265,20 @@ def test_resumes_where_it_stopped() -> None:
         assert (rest.steps, rest.status) == (whole.steps, whole.status)
 
 
+def test_a_resumed_solve_that_has_ended_takes_no_step() -> None:
+    start = jnp.asarray([-1.2, 1.0])
+    for tx in (gx.bfgs(), gx.adam(0.02), gx.trust_region()):
+        first = gx.minimize(rosenbrock, start, tx, max_steps=10)
+        again = gx.minimize(rosenbrock, start, tx, max_steps=10, resume=first)
+        assert (again.steps, again.evaluations) == (10, first.evaluations)
+        assert again.status == gx.Status.max_steps
+    done = gx.minimize(rosenbrock, start, gx.bfgs(), tol=1.0)
+    again = gx.minimize(rosenbrock, start, gx.bfgs(), tol=1.0, resume=done)
+    assert (again.evaluations, again.status) == (done.evaluations, gx.Status.converged)
+    finer = gx.minimize(rosenbrock, start, gx.bfgs(), tol=1e-4, resume=done)
+    assert finer.evaluations > done.evaluations
+
+
 def test_progress_is_called_between_blocks() -> None:
     seen = []
     tx = gx.sgd(0.01)
@@ -424,3 +438,8 @@ def test_a_frozen_dataclass_with_arrays_as_objective() -> None:
 
     solution = gx.minimize(Loss(jnp.ones(2)), jnp.zeros(2), gx.sgd(0.3))
     assert solution.status == gx.Status.converged
+
+
+def test_a_list_of_numbers_is_no_vector() -> None:
+    with pytest.raises(TypeError, match=r"list of 2 numbers: pass jnp\.asarray\(params\)"):
+        gx.minimize(bowl, [1.0, 2.0], gx.bfgs())

@@ -45,3 +45,15 @@ def test_compose_refuses_what_it_cannot_use() -> None:
         gx.compose(jnp.mean, model, chunks=3, x=jnp.ones(4))(1.0)
     with pytest.raises(ValueError, match="no data to cut"):
         gx.compose(jnp.mean, jnp.sin, chunks=2)(1.0)
+
+
+def test_data_that_are_missing_or_without_a_name_are_named() -> None:
+    objective = gx.compose(lambda outputs, y: jnp.mean((outputs - y) ** 2), lambda w, x: x @ w)
+    w, x, y = jnp.ones(3), jnp.ones((2, 3)), jnp.ones(2)
+    assert objective(w, x=x, y=y) == 4
+    with pytest.raises(TypeError, match="the loss needs y=…"):
+        objective(w, x=x)
+    with pytest.raises(TypeError, match="the model needs x=…"):
+        objective(w, y=y)
+    with pytest.raises(TypeError, match="takes its data by name"):
+        objective(w, x, y)

@@ -246,8 +246,7 @@ def _stage(
     left.set(title="", aspect="equal")
     left.lines[len(paths)].set_markersize(13)  # the start is a ring around the heads
     finite = [_finite(surface, path) for path in paths.values()]
-    lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
-    lowest = min([*lows, *(float(values.min()) for _, values in finite)])
+    lowest = min([surface.lowest, *(float(values.min()) for _, values in finite)])
     first = max(float(values[0]) - lowest for _, values in finite)
 
     walks = []

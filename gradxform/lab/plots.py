@@ -51,8 +51,8 @@ def styles(count: int) -> list[Style]:
 def plot_cost(result: RaceResult, title: str = "") -> Figure:
     """Draws the training cost of every optimiser against epochs, on a logarithmic scale.
 
-    On a surface it draws the value minus the lowest value that any optimiser reached, against
-    updates. The legend follows the ranking and marks optimisers that diverged.
+    On a surface it draws the value minus the lowest value, of the surface's minima and of all
+    optimisers, against updates. The legend follows the ranking and marks optimisers that diverged.
 
     Args:
       result: the result of a race.
@@ -66,7 +66,8 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     given = [history.label for history in result.histories]
     curves = {history.label: _finite(history.rows, x_key, y_key) for history in result.histories}
     if on_surface:
-        lowest = min(y.min(initial=np.inf) for _, y in curves.values())
+        known = SURFACES[result.name].lowest if result.name in SURFACES else np.inf
+        lowest = min([known, *(y.min(initial=np.inf) for _, y in curves.values())])
         curves = {label: (x, np.maximum(y - lowest, 0)) for label, (x, y) in curves.items()}
 
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
@@ -93,7 +94,7 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if on_surface:
         axes.set_xlabel("updates")
-        axes.set_ylabel("value − lowest value reached")
+        axes.set_ylabel("value − lowest value")
     else:
         axes.set_xlabel("epochs (passes over the training examples)")
         axes.set_ylabel(f"training cost ({result.unit})")

@@ -23,6 +23,12 @@ class Surface(NamedTuple):
         """The global minimum nearest to the start."""
         return self.minima[0] if self.minima else None
 
+    @property
+    def lowest(self) -> float:
+        """The value at the minima; infinite if there are none."""
+        values = (float(self.fn(jnp.asarray(x, jnp.float32))) for x in self.minima)
+        return min(values, default=math.inf)
+
 
 def quadratic(x: jax.Array) -> jax.Array:
     """A long narrow valley: curvature 1 along (0.8, 0.6) and 100 across it.
