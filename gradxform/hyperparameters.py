@@ -259,6 +259,9 @@ def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
         return _is_names, ("a list of names",)
     if get_origin(base) is collections.abc.Callable:
         return callable, (str(notes[0]) if notes else "a function",)
+    if get_origin(base) in (tuple, list):
+        kind = get_origin(base)
+        return lambda value: isinstance(value, kind), (f"a {kind.__name__}",)
     if get_origin(base) is collections.abc.Mapping:
         return lambda value: isinstance(value, collections.abc.Mapping), ("a dictionary",)
     if base is optax.GradientTransformation:

@@ -9,6 +9,7 @@ import optax
 from jax.extend.core import Literal as Constant
 
 from gradxform import tree
+from gradxform.arguments import joined, with_arguments
 from gradxform.hyperparameters import scalar, shown
 from gradxform.info import reported, total
 from gradxform.kernels import max_abs
@@ -61,12 +62,18 @@ def run(
     tx: optax.GradientTransformation,
     has_aux: bool,
     returned: Literal["best", "last"] | None,
+    fixed: Any,
     params: tree.PyTree,
+    arrays: list[Any],
     loop: Loop | None,
     tol: jax.Array,
     max_steps: jax.Array,
 ) -> Solution:
-    """Runs the loop until it has a status other than ``_RUNNING``."""
+    """Runs the loop until it has a status other than ``_RUNNING``.
+
+    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`.
+    """
+    fn = with_arguments(fn, joined(fixed, arrays))
     tx = optax.with_extra_args_support(tx)
     value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
     if loop is None:

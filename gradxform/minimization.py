@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TextIO
 
 import jax
@@ -12,6 +12,7 @@ import optax
 from jax.core import Tracer
 
 from gradxform import leaves, tree
+from gradxform.arguments import split
 from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
 from gradxform.loop import run
@@ -26,10 +27,11 @@ DENSE_LIMIT = 128  #: ``minimize`` takes ``bfgs`` for up to this many parameters
 
 @checked
 def minimize(
-    fn: Callable[[tree.PyTree], Any],
+    fn: Callable[..., Any],
     params: tree.PyTree,
     tx: optax.GradientTransformation | None = None,
     *,
+    args: tuple[Any, ...] | list[Any] | Mapping[str, Any] = (),
     tol: NonNegative = 1e-6,
     max_steps: Int32 = 10_000,
     has_aux: bool = False,
@@ -66,13 +68,18 @@ def minimize(
     arrays are compared at every call. JAX arrays cannot change, so large ones cost nothing.
 
     At most 64 programs are kept, and each is freed together with its ``fn``. A ``lambda`` inside a
-    loop is a new ``fn`` each time, so define ``fn`` before the loop.
+    loop is a new ``fn`` each time, so define ``fn`` before the loop and pass data as ``args``.
 
     Args:
-      fn: the objective: a function of the parameters that returns one real number.
+      fn: the objective: a function of the parameters, and of ``args``, that returns one real
+        number.
       params: the start: a pytree of floating-point arrays or Python floats.
       tx: the method, with its learning rate. ``None`` takes ``bfgs()`` for up to 128 parameters and
         ``lbfgs()`` for more, with ``ravel=False`` if ``params`` are sharded.
+      args: further arguments of ``fn``: a tuple for ``fn(params, *args)``, or a dictionary for
+        ``fn(params, **args)`` and for the data of :func:`gradxform.compose`. Arrays and floats in
+        it are inputs of the compiled loop: new ones of the same shapes and dtypes do not compile
+        again. Other values, such as integers and strings, are compiled in.
       tol: stop when the largest absolute entry of the gradient is at most ``tol`` > 0.
       max_steps: largest number of updates.
       has_aux: if True, ``fn`` returns a pair of its value and anything else. The second part at the
@@ -90,7 +97,8 @@ def minimize(
       (``coordinate_descent``, Optax's line searches).
 
     Raises:
-      TypeError: an argument is of the wrong type, or a parameter is not real floating point.
+      TypeError: an argument is of the wrong type, ``fn`` does not take ``args``, or a parameter is
+        not real floating point.
       ValueError: ``tol`` is not positive, ``max_steps`` is negative, ``fn`` does not return one
         real number, or ``resume`` comes from another method or from parameters of other shapes.
 
@@ -117,13 +125,15 @@ def minimize(
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
     can_find = _is_comparable(jax.tree.structure(params))
     loop_of = program if can_find else functools.partial
-    solve = functools.partial(_solve, loop_of(run, fn, tx, has_aux, returned), params)
+    fixed, arrays = split(args)
+    run_loop = loop_of(run, fn, tx, has_aux, returned, fixed)
+    solve = functools.partial(_solve, run_loop, params, arrays)
 
     loop = None if resume is None else resume.loop
     bound, limit = _number(tol, jax.dtypes.canonicalize_dtype(float)), _number(max_steps, jnp.int32)
     if progress is None:
         return solve(loop, bound, limit)
-    if any(isinstance(x, Tracer) for x in (*jax.tree.leaves(params), bound, limit)):
+    if any(isinstance(x, Tracer) for x in (*jax.tree.leaves(params), *arrays, bound, limit)):
         raise ValueError(
             f"minimize(progress={progress!r}): leave it out under jax.jit and jax.vmap"
         )

@@ -1,0 +1,69 @@
+"""The arguments of an objective beside the parameters: what is traced, and what a program is made for.
+
+Arrays and floats are inputs of the compiled program, so new ones of the same shapes and dtypes do
+not compile again, and no program keeps them alive. Everything else, such as integers, strings and
+functions, may steer Python code in the objective and is compiled in.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradxform.configuration import ABSENT
+from gradxform.hyperparameters import shown
+from gradxform.objective import Composed, bind
+
+
+def split(args: tuple[Any, ...] | list[Any] | Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """``args`` without the arrays, and the arrays."""
+    leaves, structure = jax.tree.flatten(args)
+    arrays = [x for x in leaves if _is_traced(x)]
+    fixed = jax.tree.unflatten(structure, [ABSENT if _is_traced(x) else x for x in leaves])
+    return fixed, arrays
+
+
+def joined(fixed: Any, arrays: list[Any]) -> Any:
+    """What :func:`split` has split."""
+    values = iter(arrays)
+    return jax.tree.map(lambda x: next(values) if x is ABSENT else x, fixed)
+
+
+def with_arguments(fn: Callable[..., Any], args: Any) -> Callable[[Any], Any]:
+    """``fn`` as a function of the parameters alone; an objective of ``gx.compose`` stays one."""
+    if not args:
+        return fn
+    by_name = isinstance(args, Mapping)
+    if isinstance(fn, Composed):
+        if not by_name:
+            raise TypeError(
+                f"minimize(args={shown(args)}): an objective of gx.compose takes its data by name: "
+                "pass a dictionary"
+            )
+        return bind(fn, args)
+    _check_signature(fn, args)
+    if by_name:
+        return lambda params: fn(params, **args)
+    return lambda params: fn(params, *args)
+
+
+def _check_signature(fn: Callable[..., Any], args: Any) -> None:
+    """Raises a TypeError if ``fn`` does not take ``args`` after the parameters."""
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # a callable without a signature
+        return
+    try:
+        signature.bind(None, **args) if isinstance(args, Mapping) else signature.bind(None, *args)
+    except TypeError as error:
+        number = f"the keys {list(args)}" if isinstance(args, Mapping) else f"{len(args)} entries"
+        raise TypeError(
+            f"minimize(args=…): fn{signature} does not take the parameters and {number} of args: "
+            f"{error}"
+        ) from None
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
