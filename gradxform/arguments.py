@@ -1,4 +1,4 @@
-"""The arguments of an objective beside the parameters: what is traced, and what a program is made for.
+"""The arguments of an objective beside the parameters: what is traced and what is compiled in.
 
 Arrays and floats are inputs of the compiled program, so new ones of the same shapes and dtypes do
 not compile again, and no program keeps them alive. Everything else, such as integers, strings and

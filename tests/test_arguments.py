@@ -29,7 +29,7 @@ class Traced:
         self.count += 1
 
 
-@pytest.mark.parametrize("tx", [gx.bfgs(), gx.adam(0.1), gx.trust_region()], ids=["bfgs", "adam", "tr"])
+@pytest.mark.parametrize("tx", [gx.bfgs(), gx.adam(0.1), gx.trust_region()], ids="bat")
 def test_new_data_of_the_same_shape_never_compile_again(tx: Any) -> None:
     traced = Traced()
 
