@@ -413,4 +413,6 @@ def _show(table: Table, folder: Path) -> None:
     if console.width >= 100:
         table.padding = (0, 1, 0, 0)
     console.print(table)
-    print(f"Results are in {on_one_line(folder)}", file=sys.stderr)
+    pictures = ", ".join(sorted(file.name for file in folder.glob("*.png")))
+    also = f"; pictures: {pictures}" if pictures else ""
+    print(f"Results are in {on_one_line(folder)}{also}", file=sys.stderr)

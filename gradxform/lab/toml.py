@@ -60,6 +60,9 @@ def override(table: dict[str, Any], text: str) -> Iterator[Problem]:
         return
     target: Any = table
     for depth, part in enumerate(keys[:-1], start=1):
+        if meant := _other_case(target, part):
+            yield Problem(f"--set {key}", f"there is no {part!r}, did you mean {meant!r}?")
+            return
         target = target.setdefault(part, {}) if isinstance(target, dict) else _item(target, part)
         if not isinstance(target, dict | list):
             where = ".".join(keys[:depth])
@@ -71,6 +74,13 @@ def override(table: dict[str, Any], text: str) -> Iterator[Problem]:
         target[int(keys[-1])] = _value(value)
     else:
         yield Problem(f"--set {key}", f"{'.'.join(keys[:-1])} has no item {keys[-1]!r}")
+
+
+def _other_case(table: Any, key: str) -> str | None:
+    """A key of the table that differs from ``key`` in capitals alone."""
+    if not isinstance(table, dict) or key in table:
+        return None
+    return next((k for k in table if k.casefold() == key.casefold()), None)
 
 
 def write(table: Mapping[str, Any], path: str = "") -> str:
