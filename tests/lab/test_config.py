@@ -377,10 +377,7 @@ def test_overrides_reach_into_optimizers():
         ("training.epochs=many", "training.epochs: should be a valid whole number, found 'many'"),
         ("training.epochs=1\nseed=3", "training.epochs: should be a valid whole number"),
         ("training.epoch=3", "training.epoch: unknown key, did you mean 'epochs'?"),
-        (
-            "optimizers.ADAM.learning_rate=1",
-            "--set optimizers.ADAM.learning_rate: there is no 'ADAM', did you mean 'adam'?",
-        ),
+        ("optimizers.SGD.lr=1", "--set optimizers.SGD.lr: there is no 'SGD', did you mean 'sgd'?"),
         ("name.x=3", "--set name.x: name is not a table in this config"),
         ("name.x.y=3", "--set name.x.y: name is not a table in this config"),
         ("optimizers.sgd.lr=1", "optimizers.sgd.lr: unknown argument of gradxform.sgd"),
