@@ -58,9 +58,8 @@ def _check_signature(fn: Callable[..., Any], args: Any) -> None:
     try:
         signature.bind(None, **args) if isinstance(args, Mapping) else signature.bind(None, *args)
     except TypeError as error:
-        number = f"the keys {list(args)}" if isinstance(args, Mapping) else f"{len(args)} entries"
         raise TypeError(
-            f"minimize(args=…): fn{signature} does not take the parameters and {number} of args: "
+            f"minimize(args={shown(args)}): fn{signature} does not take the parameters and these: "
             f"{error}"
         ) from None
 

@@ -113,9 +113,9 @@ def test_resume_and_progress_take_the_data_again() -> None:
 
 
 def test_what_does_not_fit_is_refused_in_one_line() -> None:
-    with pytest.raises(TypeError, match=r"minimize\(args=…\): fn\(p, t, y\) does not take") as one:
+    with pytest.raises(TypeError, match=r"minimize\(args=\(.*fn\(p, t, y\) does not take") as one:
         gx.minimize(lambda p, t, y: line(p, t, y), START, args=(T,))
-    with pytest.raises(TypeError, match=r"the keys \['t', 'z'\] of args"):
+    with pytest.raises(TypeError, match=r"missing a required argument: 'y'"):
         gx.minimize(lambda p, t, y: line(p, t, y), START, args={"t": T, "z": T})
     assert "\n" not in str(one.value)
     with pytest.raises(TypeError, match=r"minimize\(args="):

@@ -24,7 +24,7 @@ from gradxform.configuration import configuration_key
 from tests.readers import READERS, Holder
 
 LONG = bool(os.environ.get("GRADXFORM_LONG"))
-PAIRS = int(os.environ.get("GRADXFORM_PAIRS", "60"))  # 500 for a long look
+PAIRS = int(os.environ.get("GRADXFORM_PAIRS", "25"))  # 500 for a long look
 STEPS = 3
 
 
