@@ -14,7 +14,7 @@ import numpy as np
 
 from gradxform.configuration import ABSENT
 from gradxform.hyperparameters import shown
-from gradxform.objective import Composed, bind
+from gradxform.objective import Composed, bind, data_of
 
 
 def split(args: tuple[Any, ...] | list[Any] | Mapping[str, Any]) -> tuple[Any, list[Any]]:
@@ -41,6 +41,12 @@ def with_arguments(fn: Callable[..., Any], args: Any) -> Callable[[Any], Any]:
             raise TypeError(
                 f"minimize(args={shown(args)}): an objective of gx.compose takes its data by name: "
                 "pass a dictionary"
+            )
+        known = {**data_of(fn.loss, args), **data_of(fn.model, args)}
+        if unknown := [name for name in args if name not in known]:
+            raise TypeError(
+                f"minimize(args={shown(args)}): neither loss nor model of gx.compose has an "
+                f"argument {unknown[0]}"
             )
         return bind(fn, args)
     _check_signature(fn, args)

@@ -207,10 +207,7 @@ def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, 
     Raises:
       TypeError: the function takes such an argument only by position.
     """
-    try:
-        arguments = list(inspect.signature(function).parameters.values())
-    except ValueError:  # a callable without a signature gets no data
-        return {}
+    arguments = _arguments(function)
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         return {k: v for k, v in data.items() if k not in ("value", "grad", "value_fn")}
     for a in arguments[1:]:
@@ -223,13 +220,17 @@ def data_of(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, 
     return {a.name: data[a.name] for a in arguments[1:] if a.name in data}
 
 
+def _arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The arguments of a function; none are known of a callable without a signature."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return []
+
+
 def _check_complete(part: str, function: Callable[..., Any], data: Mapping[str, Any]) -> None:
     """Raises a TypeError that names the first argument which the data do not have."""
-    try:
-        arguments = list(inspect.signature(function).parameters.values())[1:]
-    except ValueError:  # a callable without a signature
-        return
-    for a in arguments:
+    for a in _arguments(function)[1:]:
         is_named = a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)
         if is_named and a.default is a.empty and a.name not in data:
             raise TypeError(

@@ -64,6 +64,8 @@ def test_composed_objectives_take_data_by_name_and_keep_their_parts() -> None:
     np.testing.assert_allclose(solution.params, [4, 1], atol=1e-2)
     with pytest.raises(TypeError, match=r"takes its data by name: pass a dictionary"):
         gx.minimize(objective, START, tx, args=(T, 4 + T))
+    with pytest.raises(TypeError, match=r"neither loss nor model .* has an argument z"):
+        gx.minimize(objective, START, tx, args={"t": T, "y": T, "z": T})
 
 
 def test_a_batch_of_data_sets_in_one_program() -> None:
