@@ -16,7 +16,7 @@ from gradxform.kernels import max_abs
 from gradxform.objective import Composed, bind
 from gradxform.packed_loop import alternate
 from gradxform.sharding import varying_like
-from gradxform.solution import Solution, Status
+from gradxform.solution import Solution, Status, succeeded
 
 _RUNNING = -1
 _PATIENCE = 100  # the loop ends after this many evaluations in a row without any change
@@ -78,7 +78,7 @@ def run(
     value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
     if loop is None:
         loop = _first(params, tx.init(params))
-    frozen = _frozen(tx, params, loop.state)
+    frozen = frozen_leaves(tx, params, loop.state)
     is_frozen = jax.tree.unflatten(jax.tree.structure(params), frozen)
     penalised = _is_penalised(tx, params, loop.state)
     keep_last = penalised if returned is None else jnp.array(returned == "last")
@@ -162,6 +162,14 @@ def run(
         max_steps,
         loop,
     )
+
+
+def is_stationary(solution: Solution) -> jax.Array:
+    """Whether the gradient of the objective is zero at the solution, up to ``tol``.
+
+    With a penalty in the method, a run that has converged is only at rest.
+    """
+    return succeeded(solution.status) & (solution.loop.at_rest < _PATIENCE)
 
 
 def _first(params: tree.PyTree, state: optax.OptState) -> Loop:
@@ -288,17 +296,18 @@ def _is_penalised(
     return jnp.any(jnp.stack(apart)) if apart else jnp.array(False)
 
 
-def _frozen(
-    tx: optax.GradientTransformationExtraArgs, params: tree.PyTree, state: optax.OptState
+def frozen_leaves(
+    tx: optax.GradientTransformation, params: tree.PyTree, state: optax.OptState
 ) -> list[bool]:
     """For each leaf, whether its update is a constant, as with ``optax.set_to_zero``."""
+    update_all = optax.with_extra_args_support(tx).update
     masks = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.MaskedState))
     if not any(isinstance(x, optax.MaskedState) for x in masks):
         return [False] * len(jax.tree.leaves(params))
     bowl = Composed(lambda p: 0.5 * tree.vdot(p, p), lambda p: p, {})
 
     def update(grads: tree.PyTree, state: optax.OptState, params: tree.PyTree) -> tree.PyTree:
-        return tx.update(grads, state, params, value=bowl(params), grad=grads, value_fn=bowl)[0]
+        return update_all(grads, state, params, value=bowl(params), grad=grads, value_fn=bowl)[0]
 
     jaxpr = jax.make_jaxpr(update)(params, state, params).jaxpr
     moving = set(jaxpr.invars)

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from gradxform import leaves, tree
 from gradxform.arguments import split
 from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
+from gradxform.implicit import with_derivative
 from gradxform.leaves import check_floating
 from gradxform.loop import run
 from gradxform.programs import program
@@ -36,6 +37,7 @@ def minimize(
     max_steps: Int32 = 10_000,
     has_aux: bool = False,
     returned: Literal["best", "last"] | None = None,
+    derivative: Literal["implicit", "implicit_always", "unrolled"] | None = "implicit",
     resume: Solution | None = None,
     progress: Callable[[Solution], None] | None = None,
     progress_every: PositiveInt = 100,
@@ -127,12 +129,17 @@ def minimize(
     loop_of = program if can_find else functools.partial
     fixed, arrays = split(args)
     run_loop = loop_of(run, fn, tx, has_aux, returned, fixed)
-    solve = functools.partial(_solve, run_loop, params, arrays)
+    solve = functools.partial(_solve, run_loop)
+    differentiable = solve
+    if derivative != "unrolled":
+        differentiable = functools.partial(
+            with_derivative, derivative, solve, fn, tx, has_aux, fixed
+        )
 
     loop = None if resume is None else resume.loop
     bound, limit = _number(tol, jax.dtypes.canonicalize_dtype(float)), _number(max_steps, jnp.int32)
     if progress is None:
-        return solve(loop, bound, limit)
+        return differentiable(params, arrays, loop, bound, limit)
     if any(isinstance(x, Tracer) for x in (*jax.tree.leaves(params), *arrays, bound, limit)):
         raise ValueError(
             f"minimize(progress={progress!r}): leave it out under jax.jit and jax.vmap"
@@ -140,7 +147,7 @@ def minimize(
     steps = 0 if loop is None else int(loop.steps)
     while True:
         steps = min(steps + progress_every, int(limit))
-        solution = solve(loop, bound, np.int32(steps))._replace(max_steps=limit)
+        solution = solve(params, arrays, loop, bound, np.int32(steps))._replace(max_steps=limit)
         progress(solution)
         if solution.status != Status.max_steps or solution.steps >= limit:
             return solution

@@ -28,6 +28,11 @@ _IN_WORDS = {
 }
 
 
+def succeeded(status: jax.Array) -> jax.Array:
+    """Whether the run found a point where the gradient is small enough."""
+    return status == Status.converged
+
+
 class Solution(NamedTuple):
     """The result of :func:`minimize`, in arrays. ``print`` shows a report."""
 

@@ -1,0 +1,241 @@
+"""The derivative of the solution of ``minimize`` in the arguments of the objective.
+
+At a minimum x(θ) of f(x, θ) the gradient g(x, θ) in x is zero, also for slightly different
+arguments θ. So the solution moves by (Blondel et al., "Efficient and modular implicit
+differentiation", arXiv 2105.15183)
+
+    H dx = −dg,    H the Hessian of f in x, dg the change of g with θ for constant x,
+
+and its value by the change of f with θ for constant x. The steps that led there do not matter, nor
+does the start. :mod:`gradxform.minres` solves the system from products with H.
+
+JAX differentiates nothing of the solve: all its inputs are constants, and a function that returns
+the solution unchanged has the derivative above. An objective may also close over arrays that are
+differentiated. Under a transformation of JAX they are tracers, and these become arguments.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer, eval_context
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, get_opaque_trace_state, jaxpr_as_fun
+
+from gradxform import tree
+from gradxform.arguments import joined, with_arguments
+from gradxform.loop import frozen_leaves, is_stationary
+from gradxform.minres import least_norm
+from gradxform.programs import program
+from gradxform.solution import Solution
+
+_Rule: TypeAlias = Literal["implicit", "implicit_always"] | None
+# (inputs, params) → value and second part of the objective
+_Evaluate: TypeAlias = Callable[[list[Any], tree.PyTree], tuple[jax.Array, tree.PyTree]]
+
+
+class _Found(NamedTuple):
+    """The parts of a solution that have a derivative."""
+
+    params: tree.PyTree
+    value: jax.Array
+    aux: tree.PyTree
+
+
+class _Known(NamedTuple):
+    """What else the derivative depends on."""
+
+    is_minimum: jax.Array  # whether the gradient is zero, up to ``tol``
+    is_free: tree.PyTree  # whether a leaf of the parameters moves, or each of its entries
+
+
+def with_derivative(
+    rule: _Rule,
+    run: Callable[..., Solution],
+    fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    has_aux: bool,
+    fixed: Any,
+    params: tree.PyTree,
+    arrays: list[Any],
+    *limits: Any,
+) -> Solution:
+    """``run(params, arrays, *limits)``, with the derivative of this module if JAX asks for it.
+
+    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`.
+    """
+    if not is_transformed():
+        return run(params, arrays, *limits)
+    opened, tracers = _opened(run, params, arrays, *limits)
+    solution = opened(*_constant((tracers, params, arrays, *limits)))
+    frozen = frozen_leaves(tx, params, solution.loop.state)
+    known = _Known(
+        is_stationary(solution) | (rule == "implicit_always"),
+        jax.tree.unflatten(jax.tree.structure(params), [jnp.array(not x) for x in frozen]),
+    )
+    inputs, change = arrays, functools.partial(program, _change_of, fn, has_aux, fixed, rule)
+    if tracers:
+        evaluate, tracers = _opened(functools.partial(_evaluate, fn, has_aux, fixed), arrays, params)
+        inputs, count = [*tracers, *arrays], len(tracers)
+        evaluate_all = lambda inputs, params: evaluate(inputs[:count], inputs[count:], params)
+        change = functools.partial(functools.partial, _change, evaluate_all, rule)
+    found = _Found(solution.params, solution.value, solution.aux)
+    return solution._replace(**_attached(rule, change, inputs, known, found)._asdict())
+
+
+def is_transformed() -> bool:
+    """Whether JAX is differentiating, batching or compiling the code that calls this."""
+    with eval_context():
+        plain = get_opaque_trace_state()
+    return get_opaque_trace_state() != plain
+
+
+def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """``function(tracers, *arguments)`` for ``function(*arguments)``, and the tracers it reads."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
+    structure = jax.tree.structure(shapes)
+    tracers = [x for x in closed.consts if isinstance(x, Tracer)]
+    # the result must not keep tracers alive
+    constants = [None if isinstance(x, Tracer) else x for x in closed.consts]
+
+    def opened(tracers: list[Any], *arguments: Any) -> Any:
+        given = iter(tracers)
+        values = [next(given) if x is None else x for x in constants]
+        results = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, values))(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(structure, results)
+
+    return opened, tracers
+
+
+def _constant(values: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x, values
+    )
+
+
+def _evaluate(
+    fn: Callable[..., Any], has_aux: bool, fixed: Any, arrays: list[Any], params: tree.PyTree
+) -> tuple[jax.Array, tree.PyTree]:
+    result = with_arguments(fn, joined(fixed, arrays))(params)
+    value, aux = result if has_aux else (result, None)
+    return jnp.asarray(value), aux
+
+
+def _attached(
+    rule: _Rule,
+    change_for: Callable[[tuple[bool, ...]], Callable[..., Any]],
+    inputs: list[Any],
+    known: _Known,
+    found: _Found,
+) -> _Found:
+    """``found``, with its derivative in ``inputs``."""
+
+    @jax.custom_jvp
+    def attached(inputs: list[Any], known: _Known, found: _Found) -> _Found:
+        return found
+
+    @functools.partial(attached.defjvp, symbolic_zeros=True)
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_Found, _Found]:
+        if rule is None:
+            raise ValueError(
+                "minimize(derivative=None): the solution is being differentiated: leave derivative "
+                "out, or pass the solution through jax.lax.stop_gradient"
+            )
+        inputs, known, _ = primals
+        point = attached(*primals)  # so that second derivatives know how it moves
+        is_moved = tuple(not isinstance(x, SymbolicZero) for x in tangents[0])
+        moves = [x for x, moved in zip(tangents[0], is_moved, strict=True) if moved]
+        d_params, d_value, d_parts = change_for(is_moved)(known, point.params, inputs, moves)
+        given = iter(d_parts)
+        d_aux = jax.tree.map(
+            lambda x: next(given) if _is_real(x) else np.zeros(jnp.shape(x), jax.dtypes.float0),
+            point.aux,
+        )
+        return point, _Found(d_params, d_value.astype(point.value.dtype), d_aux)
+
+    return attached(inputs, known, found)
+
+
+def _change_of(
+    fn: Callable[..., Any],
+    has_aux: bool,
+    fixed: Any,
+    rule: _Rule,
+    is_moved: tuple[bool, ...],
+    *arrays: Any,
+) -> Any:
+    return _change(functools.partial(_evaluate, fn, has_aux, fixed), rule, is_moved, *arrays)
+
+
+def _change(
+    evaluate: _Evaluate,
+    rule: _Rule,
+    is_moved: tuple[bool, ...],
+    known: _Known,
+    params: tree.PyTree,
+    inputs: list[Any],
+    moves: list[Any],
+) -> tuple[tree.PyTree, jax.Array, list[jax.Array]]:
+    """How params, value and the real leaves of aux change when some of ``inputs`` move."""
+
+    def at(params: tree.PyTree, moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
+        given = iter(moved)
+        values = [next(given) if m else x for x, m in zip(inputs, is_moved, strict=True)]
+        return evaluate(values, params)
+
+    def slope(params: tree.PyTree, moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
+        return jax.value_and_grad(lambda params: at(params, moved)[0])(params)
+
+    def parts(params: tree.PyTree, moved: list[Any]) -> list[jax.Array]:
+        return [x for x in jax.tree.leaves(at(params, moved)[1]) if _is_real(x)]
+
+    moved = [x for x, m in zip(inputs, is_moved, strict=True) if m]
+    (_, grad), (d_value, d_grad) = jax.jvp(functools.partial(slope, params), (moved,), (moves,))
+    _, product = jax.linearize(lambda params: slope(params, moved)[1], params)
+    d_params = _unless(known.is_minimum, _movement(product, d_grad, params, known.is_free))
+    if rule == "implicit_always":
+        d_value = d_value + tree.vdot(grad, d_params)
+    d_value = _unless(known.is_minimum, d_value)
+    _, d_parts = jax.jvp(parts, (params, moved), (d_params, moves))
+    return d_params, d_value, d_parts
+
+
+def _movement(
+    product: Callable[[tree.PyTree], tree.PyTree],
+    d_grad: tree.PyTree,
+    params: tree.PyTree,
+    is_free: tree.PyTree,
+) -> tree.PyTree:
+    """The dx of H dx = −dg among the free parameters."""
+
+    def free(x: tree.PyTree) -> tree.PyTree:
+        return jax.tree.map(lambda x, free: jnp.where(free, x, 0), x, is_free)
+
+    def matrix(x: tree.PyTree) -> tree.PyTree:
+        return free(jax.tree.map(tree.promote, product(tree.cast_like(free(x), params))))
+
+    precision = max((float(jnp.finfo(p.dtype).eps) for p in jax.tree.leaves(params)), default=0.0)
+    change = jax.lax.custom_linear_solve(
+        matrix,
+        free(jax.tree.map(tree.promote, d_grad)),
+        lambda matrix, b: least_norm(matrix, b, precision),
+        symmetric=True,
+    )
+    return jax.tree.map(lambda x, p: -x.astype(p.dtype), change, params)
+
+
+def _unless(is_minimum: jax.Array, change: tree.PyTree) -> tree.PyTree:
+    """``change`` if ``is_minimum``, otherwise NaN, in reverse mode too. Zeros stay zeros."""
+
+    def checked(_: Any, change: tree.PyTree) -> tree.PyTree:
+        return jax.tree.map(lambda x: jnp.where(is_minimum | (x == 0), x, jnp.nan), change)
+
+    return jax.lax.custom_linear_solve(lambda x: x, change, checked, symmetric=True)
+
+
+def _is_real(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
