@@ -17,6 +17,7 @@ from gradxform.objective import Composed, bind
 from gradxform.packed_loop import alternate
 from gradxform.sharding import varying_like
 from gradxform.solution import Solution, Status, succeeded
+from gradxform.unrolled import alternate_at_most
 
 _RUNNING = -1
 _PATIENCE = 100  # the loop ends after this many evaluations in a row without any change
@@ -63,6 +64,7 @@ def run(
     has_aux: bool,
     returned: Literal["best", "last"] | None,
     fixed: Any,
+    bound: int | None,
     params: tree.PyTree,
     arrays: list[Any],
     loop: Loop | None,
@@ -71,7 +73,8 @@ def run(
 ) -> Solution:
     """Runs the loop until it has a status other than ``_RUNNING``.
 
-    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`.
+    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`. With a
+    ``bound`` of ``max_steps`` the loop can be differentiated in reverse.
     """
     fn = with_arguments(fn, joined(fixed, arrays))
     tx = optax.with_extra_args_support(tx)
@@ -149,8 +152,11 @@ def run(
 
     status = _first_status(loop, tol, max_steps)
     start = varying_like(loop._replace(status=status.astype(loop.status.dtype)), params)
-    # for a cheap method one more update costs less than a branch in every turn
-    loop = alternate(look, move, is_running, start, branch=_is_costly(loop.state))
+    if bound is None:
+        # for a cheap method one more update costs less than a branch in every turn
+        loop = alternate(look, move, is_running, start, branch=_is_costly(loop.state))
+    else:
+        loop = alternate_at_most(bound + 1, look, move, is_running, start)
     return Solution(
         *loop.best,
         loop.steps,

@@ -128,7 +128,8 @@ def minimize(
     can_find = _is_comparable(jax.tree.structure(params))
     loop_of = program if can_find else functools.partial
     fixed, arrays = split(args)
-    run_loop = loop_of(run, fn, tx, has_aux, returned, fixed)
+    turns = _bound(max_steps) if derivative == "unrolled" else None
+    run_loop = loop_of(run, fn, tx, has_aux, returned, fixed, turns)
     solve = functools.partial(_solve, run_loop)
     differentiable = solve
     if derivative != "unrolled":
@@ -218,6 +219,16 @@ def _strong(param: jax.typing.ArrayLike) -> jax.Array:
 def _number(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Any:
     """A number for a compiled program. A NumPy number is passed faster than a converted one."""
     return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
+
+
+def _bound(max_steps: Any) -> int:
+    """The length of a loop that is differentiated step by step."""
+    if isinstance(max_steps, jax.Array):
+        raise ValueError(
+            f"minimize(max_steps={shown(max_steps)}): with derivative=\"unrolled\" it decides what is "
+            "compiled: pass a Python integer"
+        )
+    return int(max_steps)
 
 
 def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.PyTree) -> None:
