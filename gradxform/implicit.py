@@ -27,15 +27,19 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, get_opaque_trace_state, jaxpr_as_fun
 
 from gradxform import tree
-from gradxform.arguments import joined, with_arguments
-from gradxform.loop import frozen_leaves, is_stationary
+from gradxform.arguments import joined
+from gradxform.loop import Options, objective
 from gradxform.minres import least_norm
 from gradxform.programs import program
 from gradxform.solution import Solution
+from gradxform.stopping import Test
+from gradxform.traits import frozen_leaves, is_penalised
 
 _Rule: TypeAlias = Literal["implicit", "implicit_always"] | None
-# (inputs, params) → value and second part of the objective
-_Evaluate: TypeAlias = Callable[[list[Any], tree.PyTree], tuple[jax.Array, tree.PyTree]]
+# (inputs, running, params) → value and second part of the objective
+_Evaluate: TypeAlias = Callable[
+    [list[Any], tree.PyTree, tree.PyTree], tuple[jax.Array, tree.PyTree]
+]
 
 
 class _Found(NamedTuple):
@@ -49,6 +53,7 @@ class _Found(NamedTuple):
 class _Known(NamedTuple):
     """What else the derivative depends on."""
 
+    running: tree.PyTree  # running statistics that the objective gets; constants
     is_minimum: jax.Array  # whether the gradient is zero, up to ``tol``
     is_free: tree.PyTree  # whether a leaf of the parameters moves, or each of its entries
 
@@ -58,33 +63,46 @@ def with_derivative(
     run: Callable[..., Solution],
     fn: Callable[..., Any],
     tx: optax.GradientTransformation,
-    has_aux: bool,
-    fixed: Any,
+    options: Options,
+    stop: Test | None,
+    args: Any,
     params: tree.PyTree,
+    running: tree.PyTree,
     arrays: list[Any],
     *limits: Any,
 ) -> Solution:
-    """``run(params, arrays, *limits)``, with the derivative of this module if JAX asks for it.
+    """``run(params, running, arrays, *limits)``, with the derivative of this module.
 
-    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`.
+    The arguments after ``run`` are those of :func:`gradxform.loop.run`.
     """
     if not is_transformed():
-        return run(params, arrays, *limits)
-    opened, tracers = _opened(run, params, arrays, *limits)
-    solution = opened(*_constant((tracers, params, arrays, *limits)))
-    frozen = frozen_leaves(tx, params, solution.loop.state)
-    known = _Known(
-        is_stationary(solution) | (rule == "implicit_always"),
-        jax.tree.unflatten(jax.tree.structure(params), [jnp.array(not x) for x in frozen]),
-    )
-    inputs, change = arrays, functools.partial(program, _change_of, fn, has_aux, fixed, rule)
+        return run(params, running, arrays, *limits)
+    opened, tracers = _opened(run, params, running, arrays, *limits)
+    solution = opened(*_constant((tracers, params, running, arrays, *limits)))
+    inputs, statics = arrays, (fn, options, stop, args)
+    change = functools.partial(program, _change_of, *statics, rule)
     if tracers:
-        evaluate, tracers = _opened(functools.partial(_evaluate, fn, has_aux, fixed), arrays, params)
+        evaluate, tracers = _opened(functools.partial(_evaluate, *statics), arrays, running, params)
         inputs, count = [*tracers, *arrays], len(tracers)
-        evaluate_all = lambda inputs, params: evaluate(inputs[:count], inputs[count:], params)
+        evaluate_all = lambda inputs, *at: evaluate(inputs[:count], inputs[count:], *at)
         change = functools.partial(functools.partial, _change, evaluate_all, rule)
+    known = _known(solution, optax.with_extra_args_support(tx), rule)
     found = _Found(solution.params, solution.value, solution.aux)
     return solution._replace(**_attached(rule, change, inputs, known, found)._asdict())
+
+
+def _known(solution: Solution, tx: optax.GradientTransformationExtraArgs, rule: _Rule) -> _Known:
+    params, state = solution.params, solution.loop.state
+    free = [jnp.array(not x) for x in frozen_leaves(tx, params, state)]
+    # with a penalty in the method the gradient of the objective is not zero
+    is_minimum = solution.converged & ~is_penalised(tx, params, state)
+    return _constant(
+        _Known(
+            running=solution.loop.running,
+            is_minimum=jnp.array(True) if rule == "implicit_always" else is_minimum,
+            is_free=jax.tree.unflatten(jax.tree.structure(params), free),
+        )
+    )
 
 
 def is_transformed() -> bool:
@@ -112,17 +130,20 @@ def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[...,
 
 
 def _constant(values: Any) -> Any:
-    return jax.tree.map(
-        lambda x: jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x, values
-    )
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, Tracer) else x, values)
 
 
 def _evaluate(
-    fn: Callable[..., Any], has_aux: bool, fixed: Any, arrays: list[Any], params: tree.PyTree
+    fn: Callable[..., Any],
+    options: Options,
+    stop: Test | None,
+    args: Any,
+    arrays: list[Any],
+    running: tree.PyTree,
+    params: tree.PyTree,
 ) -> tuple[jax.Array, tree.PyTree]:
-    result = with_arguments(fn, joined(fixed, arrays))(params)
-    value, aux = result if has_aux else (result, None)
-    return jnp.asarray(value), aux
+    fn, args, _ = joined((fn, args, stop), arrays)
+    return objective(fn, args, options).evaluate(params, running)
 
 
 def _attached(
@@ -150,25 +171,24 @@ def _attached(
         is_moved = tuple(not isinstance(x, SymbolicZero) for x in tangents[0])
         moves = [x for x, moved in zip(tangents[0], is_moved, strict=True) if moved]
         d_params, d_value, d_parts = change_for(is_moved)(known, point.params, inputs, moves)
-        given = iter(d_parts)
-        d_aux = jax.tree.map(
-            lambda x: next(given) if _is_real(x) else np.zeros(jnp.shape(x), jax.dtypes.float0),
-            point.aux,
-        )
-        return point, _Found(d_params, d_value.astype(point.value.dtype), d_aux)
+        d_aux = jax.tree.unflatten(jax.tree.structure(point.aux), d_parts)
+        change = _Found(d_params, d_value, d_aux)
+        return point, jax.tree.map(_as_change, change, point)
 
     return attached(inputs, known, found)
 
 
 def _change_of(
     fn: Callable[..., Any],
-    has_aux: bool,
-    fixed: Any,
+    options: Options,
+    stop: Test | None,
+    args: Any,
     rule: _Rule,
     is_moved: tuple[bool, ...],
     *arrays: Any,
 ) -> Any:
-    return _change(functools.partial(_evaluate, fn, has_aux, fixed), rule, is_moved, *arrays)
+    evaluate = functools.partial(_evaluate, fn, options, stop, args)
+    return _change(evaluate, rule, is_moved, *arrays)
 
 
 def _change(
@@ -180,18 +200,19 @@ def _change(
     inputs: list[Any],
     moves: list[Any],
 ) -> tuple[tree.PyTree, jax.Array, list[jax.Array]]:
-    """How params, value and the real leaves of aux change when some of ``inputs`` move."""
+    """How params, value and the leaves of aux change when some of ``inputs`` move."""
 
     def at(params: tree.PyTree, moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
         given = iter(moved)
         values = [next(given) if m else x for x, m in zip(inputs, is_moved, strict=True)]
-        return evaluate(values, params)
+        return evaluate(values, known.running, params)
 
     def slope(params: tree.PyTree, moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
         return jax.value_and_grad(lambda params: at(params, moved)[0])(params)
 
     def parts(params: tree.PyTree, moved: list[Any]) -> list[jax.Array]:
-        return [x for x in jax.tree.leaves(at(params, moved)[1]) if _is_real(x)]
+        leaves = map(jnp.asarray, jax.tree.leaves(at(params, moved)[1]))
+        return [x if _is_real(x) else jnp.zeros(x.shape) for x in leaves]
 
     moved = [x for x, m in zip(inputs, is_moved, strict=True) if m]
     (_, grad), (d_value, d_grad) = jax.jvp(functools.partial(slope, params), (moved,), (moves,))
@@ -237,5 +258,10 @@ def _unless(is_minimum: jax.Array, change: tree.PyTree) -> tree.PyTree:
     return jax.lax.custom_linear_solve(lambda x: x, change, checked, symmetric=True)
 
 
-def _is_real(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+def _as_change(change: jax.Array, of: jax.Array) -> Any:
+    """``change`` in the type that JAX expects of the change of a value."""
+    return change.astype(of.dtype) if _is_real(of) else np.zeros(of.shape, jax.dtypes.float0)
+
+
+def _is_real(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)

@@ -5,13 +5,13 @@ Numer. Anal. 12:617, 1975). The Lanczos process makes unit vectors v with
 
     A v_k = β_k v_{k−1} + α_k v_k + β_{k+1} v_{k+1},    v_1 = b / ‖b‖
 
-and plane rotations turn the tridiagonal matrix of α and β into a triangular one. The iterate x_k has
-the smallest residual r = b − A x of all combinations of v_1 … v_k.
+and plane rotations turn the tridiagonal matrix of α and β into a triangular one. The iterate x_k
+has the smallest residual r = b − A x of all combinations of v_1 … v_k.
 
 If A is singular, b may have a part that no A x has. The residual tends to this part, and A maps it
 to 0. Beyond that point the iterates explode by rounding. So MINRES stops where ‖A r‖ is small, and
-the part is found from A y = A r, which has a solution: it is r − y. Without it b has a solution too,
-and MINRES finds the one of least norm.
+the part is found from A y = A r, which has a solution: it is r − y. Without this part b has a
+solution too, and MINRES finds the one of least norm.
 """
 
 from collections.abc import Callable
