@@ -78,7 +78,8 @@ def with_derivative(
     if not is_transformed():
         return run(params, running, arrays, *limits)
     opened, tracers = _opened(run, params, running, arrays, *limits)
-    solution = opened(*_constant((tracers, params, running, arrays, *limits)))
+    constant = _constant((params, running, arrays, *limits))
+    solution = opened(_constant(tracers), *constant) if tracers else run(*constant)
     inputs, statics = arrays, (fn, options, stop, args)
     change = functools.partial(program, _change_of, *statics, rule)
     if tracers:
@@ -115,7 +116,7 @@ def is_transformed() -> bool:
 def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Any]]:
     """``function(tracers, *arguments)`` for ``function(*arguments)``, and the tracers it reads."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
-    structure = jax.tree.structure(shapes)
+    jaxpr, structure = closed.jaxpr, jax.tree.structure(shapes)
     tracers = [x for x in closed.consts if isinstance(x, Tracer)]
     # the result must not keep tracers alive
     constants = [None if isinstance(x, Tracer) else x for x in closed.consts]
@@ -123,7 +124,7 @@ def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[...,
     def opened(tracers: list[Any], *arguments: Any) -> Any:
         given = iter(tracers)
         values = [next(given) if x is None else x for x in constants]
-        results = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, values))(*jax.tree.leaves(arguments))
+        results = jaxpr_as_fun(ClosedJaxpr(jaxpr, values))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(structure, results)
 
     return opened, tracers
