@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradxform import tree
+from gradxform import leaves, tree
 from gradxform.arguments import joined, with_arguments
 from gradxform.endings import RUNNING, Extent, Limits, is_at_precision
 from gradxform.history import Recorder, in_order, new_recorder
@@ -144,6 +144,10 @@ def _first(
     none, infinite = scalar(0), scalar(jnp.inf)
     evaluate, has_aux = problem.objective.evaluate, options.has_aux
     aux = jax.eval_shape(evaluate, params, running)[1] if has_aux else ()
+    if options.has_running and (difference := leaves.difference(running, aux)) is not None:
+        raise ValueError(
+            f"minimize(aux=…): fn must return statistics like those that it gets: {difference}"
+        )
     return Loop(
         params=params,
         state=state,
@@ -186,7 +190,7 @@ def _reason(loop: Loop) -> jax.Array:
         loop.best.value,
         loop.best.grad_norm,
         loop.first_grad_norm,
-        loop.extent,
+        scalar(tree.max_abs(loop.best.params)),
     )
     is_success = (loop.status == Status.stalled) & is_hidden
     return jnp.where(is_success, jnp.int32(Status.at_precision), loop.status)

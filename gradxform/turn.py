@@ -133,7 +133,8 @@ def move(problem: Problem, loop: Loop, seen: Seen) -> Loop:
     is_waiting = tree.max_abs(updates) == 0
     accepts = _accepts(loop.state, state)
     stalled = (loop.status == RUNNING) & (total(state, "stalled") > 0)
-    running = tree.select(accepts, seen.aux, loop.running) if loop.running != () else ()
+    has_running = bool(jax.tree.leaves(loop.running))
+    running = tree.select(accepts, seen.aux, loop.running) if has_running else ()
     recorder = loop.recorder
     return loop._replace(
         params=params,
