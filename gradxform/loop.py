@@ -10,6 +10,7 @@ from jax.extend.core import Literal as Constant
 
 from gradxform import tree
 from gradxform.arguments import joined, with_arguments
+from gradxform.complex_leaves import has_parts, of_real, to_complex
 from gradxform.hyperparameters import scalar, shown
 from gradxform.info import reported, total
 from gradxform.kernels import max_abs
@@ -71,9 +72,11 @@ def run(
 ) -> Solution:
     """Runs the loop until it has a status other than ``_RUNNING``.
 
-    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`.
+    ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`. Complex
+    parameters arrive as real ones, see :mod:`gradxform.complex_leaves`.
     """
     fn = with_arguments(fn, joined(fixed, arrays))
+    fn = of_real(fn) if has_parts(params) else fn
     tx = optax.with_extra_args_support(tx)
     value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
     if loop is None:
@@ -152,7 +155,7 @@ def run(
     # for a cheap method one more update costs less than a branch in every turn
     loop = alternate(look, move, is_running, start, branch=_is_costly(loop.state))
     return Solution(
-        *loop.best,
+        *loop.best._replace(params=to_complex(loop.best.params)),
         loop.steps,
         loop.evaluations + total(loop.state, "evaluations"),
         total(loop.state, "curvature_products"),
