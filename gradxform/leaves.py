@@ -18,7 +18,7 @@ def check_floating(params: PyTree, place: str = "params") -> bool:
     """Whether a leaf is complex.
 
     Raises:
-      TypeError: a leaf, which the error names, is not an array of floating-point or complex numbers.
+      TypeError: a leaf is not an array of floating-point or complex numbers; the error names it.
     """
     if all(isinstance(p, jax.Array) and p.dtype in _USUAL for p in jax.tree.leaves(params)):
         return False

@@ -1,6 +1,7 @@
 """Complex parameters: as in Optax for the methods without curvature, as two real ones elsewhere."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import chex
@@ -13,9 +14,11 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gradxform as gx
+from gradxform import tree
 from gradxform.complex_leaves import Parts
 from tests.methods import METHODS
 
+LONG = bool(os.environ.get("GRADXFORM_LONG"))
 DTYPES = ["complex64", "complex128"]
 
 
@@ -113,6 +116,7 @@ def test_adadelta_follows_its_formula_with_the_absolute_square() -> None:
     state, mean_g, mean_step = tx.init(jnp.zeros((), complex)), 0.0, 0.0
     for g in (3 + 4j, 1 - 2j, -1j):
         step, state = tx.update(jnp.asarray(g), state)
+        assert isinstance(step, jax.Array)
         mean_g = rho * mean_g + (1 - rho) * abs(g) ** 2
         expected = np.sqrt(mean_step + eps) / np.sqrt(mean_g + eps) * g
         mean_step = rho * mean_step + (1 - rho) * abs(expected) ** 2
@@ -137,15 +141,21 @@ ALL: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "newton with a search": lambda: gx.with_line_search(gx.scale_by_newton()),
     "newton_cg, diagonal": lambda: gx.newton_cg(preconditioner=gx.hutchinson_diagonal()),
     "newton_cg, nystrom": lambda: gx.newton_cg(0.5, 9.0, preconditioner=gx.nystrom(2)),
-    "accumulate": lambda: gx.accumulate(gx.bfgs(), 2),
-    "average of a search": lambda: gx.polyak_average(gx.bfgs()),
+    "average of an accumulated search": lambda: gx.polyak_average(gx.accumulate(gx.bfgs(), 2)),
     "inject_hyperparams": lambda: gx.inject_hyperparams(gx.rprop)(0.02),
 }
 SCALED = ("adagrad", "rmsprop", "adam", "adadelta")  # by the size of the complex gradient
-WHOLE = ("sgd", "momentum", "nesterov", "polyak", "average", "accumulate")  # have complex states
+WHOLE = ("sgd", "momentum", "nesterov", "polyak", "average")  # have complex states
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if not name.startswith(SCALED)])
+AS_TWO = [name for name in ALL if not name.startswith(SCALED)]
+THINNED = (
+    *("sgd", "coordinate_descent_random", "bfgs", "newton_cg", "newton_cg, diagonal", "newton"),
+    "trust_region_steihaug",
+)
+
+
+@pytest.mark.parametrize("name", [name for name in AS_TWO if LONG or name not in THINNED])
 @pytest.mark.usefixtures("x64")
 def test_a_complex_leaf_is_two_real_ones(name: str) -> None:
     tx = ALL[name]()
@@ -175,7 +185,7 @@ def test_mean_squares_are_real(name: str) -> None:
                 assert leaf.dtype == (jnp.float32 if is_square else jnp.complex64)
 
 
-@pytest.mark.parametrize("name", ["adam", "lbfgs"])
+@pytest.mark.parametrize("name", ["adam", "rprop"])
 def test_vmap_masks_and_devices(name: str) -> None:
     """Lanes and sharded entries equal the plain run, and a masked part equals its own problem."""
     tx = METHODS[name].build()
@@ -192,7 +202,7 @@ def test_vmap_masks_and_devices(name: str) -> None:
     np.testing.assert_allclose(sharded["z"], plain["z"], rtol=1e-4)
     assert sharded["z"].sharding.spec == PartitionSpec("data")
 
-    parts = {"on": tx, "off": optax.set_to_zero()}
+    parts: Mapping[Hashable, Any] = {"on": tx, "off": optax.set_to_zero()}
     frozen = gx.partition(parts, {"z": "on", "w": "off"})
     both, _ = descent(frozen, lambda p: f(p) + size(p["w"]), {"z": z, "w": jnp.asarray(1j)}, 4)
     np.testing.assert_allclose(both["z"], plain["z"], rtol=1e-4)
@@ -203,8 +213,8 @@ def test_vmap_masks_and_devices(name: str) -> None:
 
 
 def signal(params: Any, t: jax.Array) -> jax.Array:
-    """A complex oscillation whose amplitude is z and whose decay and frequency are real."""
-    return params["z"][0] * jnp.exp((1j * params["z"][1] - params["r"]) * t)
+    """A damped oscillation around r."""
+    return params["r"] + params["z"][0] * jnp.exp(params["z"][1] * t)
 
 
 def misfit(outputs: jax.Array, y: jax.Array) -> jax.Array:
@@ -213,7 +223,7 @@ def misfit(outputs: jax.Array, y: jax.Array) -> jax.Array:
 
 def fit(model: Callable[..., Any] = signal, **options: Any) -> Any:
     t = jnp.linspace(0.0, 1.0, 12)
-    truth = {"z": jnp.asarray([1 - 2j, 2.0]), "r": jnp.asarray(0.5)}
+    truth = {"z": jnp.asarray([1 - 2j, 2j - 0.5]), "r": jnp.asarray(0.5)}
     return gx.compose(misfit, model, t=t, y=signal(truth, t), **options)
 
 
@@ -237,14 +247,12 @@ def test_curvature_of_a_complex_model(chunks: int) -> None:
     def products() -> Any:
         jacobian, direction = jax.jacfwd(residuals)(flat), ravel_pytree(v)[0]
         hessian = jax.hessian(lambda x: real(unravel(x)))(flat)
-        expected = (
-            unravel(2 / 12 * jacobian.T @ (jacobian @ direction)),
-            unravel(hessian @ direction),
-        )
+        matrices = 2 / 12 * jacobian.T @ jacobian, hessian
+        expected = [unravel(matrix @ direction) for matrix in matrices]
         curvatures = gx.gauss_newton(), gx.hessian()
         of_real = [curvature(real, params)(v) for curvature in curvatures]
         of_complex = [split(curvature(whole, join(params))(join(v))) for curvature in curvatures]
-        return list(expected), of_real, of_complex
+        return expected, of_real, of_complex
 
     expected, of_real, of_complex = products()
     chex.assert_trees_all_close(of_real, expected, rtol=1e-10)
@@ -252,27 +260,19 @@ def test_curvature_of_a_complex_model(chunks: int) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gx.hessian_free(),
-        gx.newton_cg(1.0, 0.1, curvature=gx.gauss_newton()),
-        gx.trust_region(curvature=gx.gauss_newton()),
-    ],
-    ids=["hessian_free", "newton_cg", "trust_region"],
-)
-def test_gauss_newton_methods_fit_a_complex_signal(tx: optax.GradientTransformation) -> None:
-    params, state = descent(tx, fit(), start(), 6)
+def test_hessian_free_fits_a_complex_signal() -> None:
+    tx = gx.hessian_free()
+    params, _ = descent(tx, fit(), start(), 6)
     real_params, _ = descent(tx, fit(split_signal), split(start()), 6)
     chex.assert_trees_all_close(split(params), real_params, rtol=1e-8, atol=1e-10)
-    assert fit()(gx.eval_params(state, params)) < 0.1 * fit()(start())
+    assert fit()(params) < 0.1 * fit()(start())
 
 
 # -- minimize
 
 SOLVERS = {
     "default": None,
-    "trust_region": gx.trust_region(),
+    "gauss_newton": gx.trust_region(curvature=gx.gauss_newton()),
     "optax": optax.adam(0.1),
     "a penalty": optax.chain(optax.add_decayed_weights(0.1), gx.sgd(0.05)),
 }
@@ -281,14 +281,17 @@ SOLVERS = {
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.usefixtures("x64")
 def test_minimize_takes_the_steps_of_the_real_problem(name: str) -> None:
-    solution = gx.minimize(wave, start(), SOLVERS[name], max_steps=40)
-    real = gx.minimize(split_wave, split(start()), SOLVERS[name], max_steps=40)
+    tx, f, split_f = SOLVERS[name], wave, split_wave
+    if name == "gauss_newton":
+        f, split_f = fit(), fit(split_signal)
+    solution = gx.minimize(f, start(), tx, max_steps=40)
+    real = gx.minimize(split_f, split(start()), tx, max_steps=40)
     assert {key: x.dtype for key, x in solution.params.items()} == {"z": complex, "r": float}
     chex.assert_trees_all_close(split(solution.params), real.params, rtol=1e-10, atol=1e-12)
     assert (solution.steps, solution.evaluations) == (real.steps, real.evaluations)
     assert solution.steps > 5
     # of the real and imaginary parts of the gradient
-    largest = gx.tree.max_abs(split(jax.grad(wave)(solution.params)))
+    largest = tree.max_abs(split(jax.grad(f)(solution.params)))
     np.testing.assert_allclose(solution.grad_norm, largest, rtol=1e-6, atol=1e-12)
 
 
@@ -313,12 +316,10 @@ def test_minimize_with_its_options() -> None:
     chex.assert_trees_all_close(resumed.params, solution.params)
     lanes = jax.jit(jax.vmap(solve))(jnp.stack([1j * target, target]))
     np.testing.assert_allclose(lanes.params["z"][1], solution.params["z"], rtol=1e-6)
-    composed = gx.minimize(fit(), start(), gx.hessian_free(), tol=1e-8)
-    np.testing.assert_allclose(composed.params["z"], [1 - 2j, 2.0], rtol=1e-6)
 
 
 def test_minimize_takes_a_python_number() -> None:
-    solution = gx.minimize(lambda z: jnp.abs(z - 2j) ** 2, 1 + 1j)
+    solution = gx.minimize(lambda z: jnp.abs(z - 2j) ** 2, 1 + 1j, gx.sgd(0.5))
     np.testing.assert_allclose(solution.params, 2j, atol=1e-5)
     assert solution.params.dtype == jnp.complex64
 
@@ -340,15 +341,7 @@ def test_an_objective_must_return_a_real_number() -> None:
 
 
 # the states of the other methods do not say whether the parameters were complex
-TOLD_APART = [
-    "momentum",
-    "adam",
-    "rprop",
-    "coordinate_descent",
-    "lbfgs",
-    "newton",
-    "polyak_average",
-]
+TOLD_APART = ["momentum", "adam", "rprop", "coordinate_descent", "lbfgs", "newton"]
 
 
 @pytest.mark.parametrize("name", TOLD_APART)
@@ -363,6 +356,6 @@ def test_real_gradients_of_complex_parameters_are_refused(name: str) -> None:
 
 def test_the_state_holds_parts_and_eval_params_joins_them() -> None:
     z = {"z": jnp.asarray([1 + 2j])}
-    state = gx.trust_region().init(z)
+    state: Any = gx.trust_region().init(z)
     assert isinstance(state.params["z"], Parts)
     chex.assert_trees_all_close(gx.eval_params(state, z), z)
