@@ -30,7 +30,7 @@ def _is_parts(node: Any) -> bool:
 def to_real(params: PyTree) -> PyTree:
     """``params`` with :class:`Parts` for each complex leaf; other leaves stay as they are.
 
-    >>> to_real({"z": jnp.asarray(1 + 2j), "n": 3})
+    >>> to_real({"z": jnp.complex64(1 + 2j), "n": 3})
     {'n': 3, 'z': Parts(real=Array(1., dtype=float32), imag=Array(2., dtype=float32))}
     """
     split = lambda x: Parts(jnp.real(x), jnp.imag(x)) if is_complex(x) else x
@@ -40,7 +40,7 @@ def to_real(params: PyTree) -> PyTree:
 def to_complex(params: PyTree) -> PyTree:
     """The tree that :func:`to_real` got.
 
-    >>> to_complex(Parts(jnp.asarray(1.0), jnp.asarray(2.0)))
+    >>> to_complex(Parts(jnp.float32(1), jnp.float32(2)))
     Array(1.+2.j, dtype=complex64)
     """
     join = lambda x: jax.lax.complex(*x) if _is_parts(x) else x

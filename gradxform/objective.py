@@ -302,7 +302,7 @@ def check_value(name: str, value: jax.typing.ArrayLike) -> jax.Array:
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         mend = "reduce it, for instance by jnp.mean"
         if tree.is_complex(value):
-            mend = "take its real part, or jnp.abs(…) ** 2 of its complex terms"
+            mend = "take its real part, or |z|² = z.real**2 + z.imag**2 of its terms"
         raise ValueError(
             f"{name} must return one real number, got {value.dtype} of shape {value.shape}; {mend}"
         )

@@ -81,7 +81,8 @@ def adadelta(
         x ← x + Δx
 
     The paper's ``learning_rate`` is 1; another one multiplies Δx in the last line only. It equals
-    ``optax.adadelta(1.0, rho, eps)``. (Without a learning rate, Optax's goes uphill.)
+    ``optax.adadelta(1.0, rho, eps)``. (Without a learning rate, Optax's goes uphill.) For complex
+    parameters g² is ``|g|²`` and Δx² is ``|Δx|²``, which Optax's does not have.
 
     Args:
       learning_rate: factor of the step: a number, an array or a schedule of the update count.

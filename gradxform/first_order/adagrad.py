@@ -63,7 +63,7 @@ def adagrad(
         r ← r + g²
         θ ← θ − ε g / (δ + √r)
 
-    ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule.
+    For complex parameters g² is ``|g|²``. ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule.
     The two agree only if both constants are 0.
 
     Args:

@@ -74,7 +74,7 @@ def rmsprop(
         r ← ρ r + (1 − ρ) g²
         θ ← θ − ε g / √(δ + r)
 
-    With momentum the second line becomes::
+    For complex parameters g² is ``|g|²``. With momentum the second line becomes::
 
         v ← α v − ε g / √(δ + r)
         θ ← θ + v
