@@ -31,7 +31,8 @@ def hessian() -> Curvature:
     Returns:
       The curvature: a function of ``(value_fn, params)`` that returns a linear map. The map takes
       and returns pytrees like ``params`` in at least float32. ``value_fn`` must support
-      forward-mode differentiation, so it cannot use ``jax.custom_vjp``.
+      forward-mode differentiation, so it cannot use ``jax.custom_vjp``. A complex parameter counts
+      as two real ones.
 
     References:
       Lecture 7, "Newton's Method". Pearlmutter, "Fast exact multiplication by the Hessian", Neural

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from gradxform import leaves, tree
 from gradxform.arguments import split
-from gradxform.complex_leaves import to_real
+from gradxform.complex_leaves import to_complex, to_real
 from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
 from gradxform.loop import run
@@ -196,6 +196,7 @@ def _solve(run: Callable[..., Solution], params: tree.PyTree, *numbers: Any) -> 
     try:
         return run(params, *numbers)
     except TypeError as error:
+        params = to_complex(params)
         is_list = isinstance(params, list | tuple)
         if is_list and all(jnp.ndim(p) == 0 for p in jax.tree.leaves(params)):
             raise TypeError(

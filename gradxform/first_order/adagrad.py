@@ -63,8 +63,8 @@ def adagrad(
         r ← r + g²
         θ ← θ − ε g / (δ + √r)
 
-    For complex parameters g² is ``|g|²``. ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule.
-    The two agree only if both constants are 0.
+    For complex parameters g² is ``|g|²``. ``optax.adagrad`` puts δ inside the root and starts r at
+    0.1, so it cannot express this rule. The two agree only if both constants are 0.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.

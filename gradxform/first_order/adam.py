@@ -99,11 +99,11 @@ def adam(
         r ← ρ₂ r + (1 − ρ₂) g²         r̂ = r / (1 − ρ₂^t)
         θ ← θ − ε ŝ / (√(r̂ + δ_root) + δ)
 
-    For complex parameters g² is ``|g|²``. By default δ is outside the root, as in the paper. The lecture's slide has it inside the root:
-    ``adam(eps=0, eps_root=1e-8)``. Both equal ``optax.adam`` with the same arguments, with three
-    exceptions: the moments of bfloat16 and float16 gradients are float32; a gradient whose square
-    overflows does not stop its parameter for ever; a zero gradient gives a zero update instead of
-    NaN, also when differentiated through.
+    For complex parameters g² is ``|g|²``. By default δ is outside the root, as in the paper. The
+    lecture's slide has it inside the root: ``adam(eps=0, eps_root=1e-8)``. Both equal
+    ``optax.adam`` with the same arguments, with three exceptions: the moments of bfloat16 and
+    float16 gradients are float32; a gradient whose square overflows does not stop its parameter for
+    ever; a zero gradient gives a zero update instead of NaN, also when differentiated through.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.
