@@ -63,7 +63,7 @@ ELEMENTWISE = {
     "delta_bar_delta": gx.delta_bar_delta(1e-3, 1e-5),
     "polyak_average": gx.polyak_average(gx.adam(1e-1), decay=0.9),
 }
-TARGETS = {"bowl": jnp.asarray([1, -1, 1]) * (1 + 1j), "valley": jnp.asarray([1 + 1j, 2j])}
+TARGETS = {"bowl": jnp.asarray([1 + 1j, -1 - 1j, 1 + 1j]), "valley": jnp.asarray([1 + 1j, 2j])}
 
 
 def bowl_and_valley(params: Any) -> jax.Array:
