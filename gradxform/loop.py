@@ -9,6 +9,7 @@ import optax
 
 from gradxform import leaves, tree
 from gradxform.arguments import joined, with_arguments
+from gradxform.complex_leaves import has_parts, of_real, to_complex
 from gradxform.endings import RUNNING, Extent, Limits, is_at_precision
 from gradxform.history import Recorder, in_order, new_recorder
 from gradxform.hyperparameters import scalar, shown
@@ -47,9 +48,11 @@ def run(
 ) -> Solution:
     """Runs the loop until it has a status other than ``RUNNING``.
 
-    ``arrays`` are those of ``fn``, ``args`` and ``stop``, see :mod:`gradxform.arguments`.
+    ``arrays`` are those of ``fn``, ``args`` and ``stop``, see :mod:`gradxform.arguments`. Complex
+    parameters arrive as real ones, see :mod:`gradxform.complex_leaves`.
     """
     fn, args, stop = joined((fn, args, stop), arrays)
+    fn = of_real(fn) if has_parts(params) else fn
     tx = optax.with_extra_args_support(tx)
     state = tx.init(params) if loop is None else loop.state
     penalised = is_penalised(tx, params, state)
@@ -82,7 +85,7 @@ def run(
 
 def _solution(loop: Loop, limits: Limits) -> Solution:
     return Solution(
-        params=loop.best.params,
+        params=to_complex(loop.best.params),
         value=loop.best.value,
         grad_norm=loop.best.grad_norm,
         steps=loop.steps,

@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from gradxform import leaves, tree
 from gradxform.arguments import split
+from gradxform.complex_leaves import to_complex, to_real
 from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
@@ -69,6 +70,12 @@ def minimize(
     update than ``steps`` says. It is stored in ``loop`` for ``resume``; leaving it out would cost a
     branch in every step.
 
+    **Complex parameters.** A complex parameter x + iy counts as two real ones, x and y, whatever
+    the method. ``fn`` gets it as a complex number and returns a real one. ``Solution.params`` is
+    complex like the start. ``minimize`` computes the gradient itself, so there is nothing to
+    conjugate. Adam and its relatives scale x and y separately here; in your own loop they scale
+    both by the size of the complex gradient, as in Optax.
+
     **Compilation.** Called from Python, the loop is compiled once for each ``fn``, method and shape
     of ``params``. A new ``tx`` with the same numbers does not compile again. A change in what
     ``fn`` or ``tx`` reads does: a global name, a closure variable, an attribute, the content of a
@@ -86,7 +93,7 @@ def minimize(
     Args:
       fn: the objective: a function of the parameters, and of ``args``, that returns one real
         number.
-      params: the start: a pytree of floating-point arrays or Python floats.
+      params: the start: a pytree of floating-point or complex arrays or Python numbers.
       tx: the method, with its learning rate. ``None`` takes ``bfgs()`` for up to 128 parameters and
         ``lbfgs()`` for more, with ``ravel=False`` if ``params`` are sharded.
       args: further arguments of ``fn``: a tuple for ``fn(params, *args)``, or a dictionary for
@@ -123,7 +130,7 @@ def minimize(
 
     Raises:
       TypeError: an argument is of the wrong type, ``fn`` does not take ``args``, a stop rule does
-        not return one boolean, or a parameter is not real floating point.
+        not return one boolean, or a parameter is neither floating-point nor complex.
       ValueError: ``tol`` is not positive or is given together with ``stop``, ``max_steps`` is
         negative, ``fn`` does not return one real number, or ``resume`` comes from another method or
         from parameters of other shapes.
@@ -141,8 +148,10 @@ def minimize(
         raise ValueError(f"minimize(max_steps={max_steps!r}): max_steps must be an integer")
     if aux is not None and not has_aux:
         raise ValueError(f"minimize(aux={shown(aux)}): pass has_aux=True too")
-    check_floating(params, "minimize: params")
+    is_complex = check_floating(params, "minimize: params")
     params = jax.tree.map(_strong, params)
+    if is_complex:
+        params = to_real(params)
     if tx is None:
         sharded = any(is_sharded(p) for p in jax.tree.leaves(params))
         tx = _default_method(tree.count(params) <= DENSE_LIMIT, not sharded)
@@ -250,6 +259,7 @@ def _solve(run: Callable[..., Solution], params: tree.PyTree, *numbers: Any) -> 
     try:
         return run(params, *numbers)
     except TypeError as error:
+        params = to_complex(params)
         is_list = isinstance(params, list | tuple)
         if is_list and all(jnp.ndim(p) == 0 for p in jax.tree.leaves(params)):
             raise TypeError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.complex_leaves import to_complex
 from gradxform.endings import PATIENCE, RUNNING, Extent, Limits, extent_after, is_low, is_unbounded
 from gradxform.evaluation import eval_params
 from gradxform.history import Recorder, moved_on, written
@@ -221,7 +222,7 @@ def _verdict(
     end = ends(
         problem.stop,
         Progress(
-            params=loop.params,
+            params=to_complex(loop.params),
             value=loop.value,
             grad_norm=loop.grad_norm,
             first_value=loop.first_value,
