@@ -28,6 +28,7 @@ from jax.extend.core import ClosedJaxpr, get_opaque_trace_state, jaxpr_as_fun
 
 from gradxform import tree
 from gradxform.arguments import joined
+from gradxform.complex_leaves import has_parts, of_real, to_complex, to_real
 from gradxform.loop import Options, objective
 from gradxform.minres import least_norm
 from gradxform.programs import program
@@ -73,7 +74,8 @@ def with_derivative(
 ) -> Solution:
     """``run(params, running, arrays, *limits)``, with the derivative of this module.
 
-    The arguments after ``run`` are those of :func:`gradxform.loop.run`.
+    The arguments after ``run`` are those of :func:`gradxform.loop.run`, where complex parameters
+    are real ones.
     """
     if not is_transformed():
         return run(params, running, arrays, *limits)
@@ -86,14 +88,14 @@ def with_derivative(
         evaluate, tracers = _opened(functools.partial(_evaluate, *statics), arrays, running, params)
         inputs, count = [*tracers, *arrays], len(tracers)
         evaluate_all = lambda inputs, *at: evaluate(inputs[:count], inputs[count:], *at)
-        change = functools.partial(functools.partial, _change, evaluate_all, rule)
+        change = lambda is_moved: jax.jit(functools.partial(_change, evaluate_all, rule, is_moved))
     known = _known(solution, optax.with_extra_args_support(tx), rule)
     found = _Found(solution.params, solution.value, solution.aux)
     return solution._replace(**_attached(rule, change, inputs, known, found)._asdict())
 
 
 def _known(solution: Solution, tx: optax.GradientTransformationExtraArgs, rule: _Rule) -> _Known:
-    params, state = solution.params, solution.loop.state
+    params, state = to_real(solution.params), solution.loop.state
     free = [jnp.array(not x) for x in frozen_leaves(tx, params, state)]
     # with a penalty in the method the gradient of the objective is not zero
     is_minimum = solution.converged & ~is_penalised(tx, params, state)
@@ -144,6 +146,7 @@ def _evaluate(
     params: tree.PyTree,
 ) -> tuple[jax.Array, tree.PyTree]:
     fn, args, _ = joined((fn, args, stop), arrays)
+    fn = of_real(fn) if has_parts(params) else fn
     return objective(fn, args, options).evaluate(params, running)
 
 
@@ -164,16 +167,17 @@ def _attached(
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_Found, _Found]:
         if rule is None:
             raise ValueError(
-                "minimize(derivative=None): the solution is being differentiated: leave derivative "
-                "out, or pass the solution through jax.lax.stop_gradient"
+                "minimize(derivative=None): what fn reads is being differentiated: leave "
+                "derivative out, or pass that through jax.lax.stop_gradient first"
             )
         inputs, known, _ = primals
         point = attached(*primals)  # so that second derivatives know how it moves
         is_moved = tuple(not isinstance(x, SymbolicZero) for x in tangents[0])
         moves = [x for x, moved in zip(tangents[0], is_moved, strict=True) if moved]
-        d_params, d_value, d_parts = change_for(is_moved)(known, point.params, inputs, moves)
+        params = to_real(point.params)
+        d_params, d_value, d_parts = change_for(is_moved)(known, params, inputs, moves)
         d_aux = jax.tree.unflatten(jax.tree.structure(point.aux), d_parts)
-        change = _Found(d_params, d_value, d_aux)
+        change = _Found(to_complex(d_params), d_value, d_aux)
         return point, jax.tree.map(_as_change, change, point)
 
     return attached(inputs, known, found)

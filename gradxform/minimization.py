@@ -161,7 +161,7 @@ def minimize(
         _check_resume(resume, tx, params)
     limits = _limits(tol, stop, max_steps)
     fixed_fn, arrays_of_fn = split(fn, floats=False)
-    (fixed_stop, fixed_args), arrays = split((stop, args))
+    (fixed_args, fixed_stop), arrays = split((args, stop))
     arrays = [*arrays_of_fn, *arrays]
     running = () if aux is None else jax.tree.map(_strong, aux)
     is_traced = any(
