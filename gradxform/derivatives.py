@@ -26,8 +26,8 @@ def forward_only(method: str, values: PyTree) -> PyTree:
 def _refuse(cotangent: Any, _: Any, *, method: str) -> Any:
     raise NotImplementedError(
         f"{method} contains a loop whose length depends on data, and JAX cannot reverse such a "
-        "loop: use forward mode through its updates (jax.jvp, jax.jacfwd), or the implicit "
-        "function theorem at the solution"
+        "loop: use forward mode through its updates (jax.jvp, jax.jacfwd), or minimize with its "
+        'default, derivative="implicit"'
     )
 
 

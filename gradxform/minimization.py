@@ -72,6 +72,18 @@ def minimize(
     update than ``steps`` says. It is stored in ``loop`` for ``resume``; leaving it out would cost a
     branch in every step.
 
+    **Derivatives.** ``params``, ``value`` and ``aux`` of the solution can be differentiated in
+    ``args`` and in arrays that ``fn`` closes over, in forward and reverse mode, and twice. With
+    ``derivative="implicit"`` the solution moves as the implicit function theorem says::
+
+        H dx = −dg,    H the Hessian at the solution, dg the change of the gradient there
+
+    The start and ``tx`` have no influence, and all else in the solution is a constant. MINRES
+    solves the system from products with H, so ``fn`` cannot use ``jax.custom_vjp``. If H is
+    singular, dx is the solution of least norm; eigenvalues below rounding count as zero. If H is
+    indefinite, as at a saddle, the formula holds as it is. The derivative is NaN if the run has not
+    converged, if ``tx`` contains a penalty, or if the linear system cannot be solved.
+
     **Complex parameters.** A complex parameter x + iy counts as two real ones, x and y, whatever
     the method. ``fn`` gets it as a complex number and returns a real one. ``Solution.params`` is
     complex like the start. ``minimize`` computes the gradient itself, so there is nothing to
@@ -117,6 +129,9 @@ def minimize(
       history: number of accepted points of which value, gradient and evaluations are returned, the
         last ones; 0 for none. They are recorded on the device.
       returned: ``"best"`` or ``"last"``, the point to return; ``None`` chooses as described above.
+      derivative: ``"implicit"`` as described above; ``"implicit_always"`` for the same formula also
+        where the run has not converged; ``"unrolled"`` for the derivative of the steps, which are
+        then at most ``max_steps``, a Python integer; ``None`` to forbid derivatives.
       resume: the solution of an earlier call with the same ``fn`` and ``tx``. The run continues
         where that call stopped. Only the structure, shapes and dtypes of ``params`` are used, not
         the values. ``max_steps`` counts from the first start.
@@ -134,8 +149,9 @@ def minimize(
       TypeError: an argument is of the wrong type, ``fn`` does not take ``args``, a stop rule does
         not return one boolean, or a parameter is neither floating-point nor complex.
       ValueError: ``tol`` is not positive or is given together with ``stop``, ``max_steps`` is
-        negative, ``fn`` does not return one real number, or ``resume`` comes from another method or
-        from parameters of other shapes.
+        negative (or an array, with ``derivative="unrolled"``), ``fn`` does not return one real
+        number, ``resume`` comes from another method or from parameters of other shapes, or a
+        solution is differentiated that has ``derivative=None``.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> bowl = lambda x: (x["a"] - 3) ** 2 + 10 * (x["b"] + 1) ** 2
