@@ -207,7 +207,7 @@ def test_without_derivative_one_line_says_so() -> None:
 
 def test_the_start_and_the_method_have_no_influence_and_frozen_leaves_do_not_move() -> None:
     def f(start: jax.Array, rate: jax.Array, a: jax.Array) -> jax.Array:
-        methods = {"moves": gx.momentum(rate), "stays": optax.set_to_zero()}
+        methods: dict[Any, Any] = {"moves": gx.momentum(rate), "stays": optax.set_to_zero()}
         tx = gx.partition(methods, {"x": "moves", "z": "stays"})
         bowl = lambda p: (p["x"] - a * p["z"]) ** 2 + 3 * (p["z"] - a) ** 2
         params = gx.minimize(bowl, {"x": start, "z": 2.0}, tx, tol=1e-5).params
@@ -311,6 +311,7 @@ def test_a_million_parameters_take_twenty_vectors() -> None:
 
     vector = jax.ShapeDtypeStruct((10**6,), jnp.float32)
     memory = jax.jit(jax.grad(loss)).lower(vector, vector).compile().memory_analysis()
+    assert memory is not None
     assert 0 < memory.temp_size_in_bytes <= 20 * 4 * 10**6
 
 
