@@ -31,31 +31,34 @@ def joined(fixed: Any, arrays: list[Any]) -> Any:
     return jax.tree.map(lambda x: next(values) if x is ABSENT else x, fixed)
 
 
-def with_arguments(fn: Callable[..., Any], args: Any) -> Callable[[Any], Any]:
-    """``fn`` as a function of the parameters alone; an objective of ``gx.compose`` stays one."""
+def with_arguments(fn: Callable[..., Any], args: Any, caller: str) -> Callable[[Any], Any]:
+    """``fn`` as a function of the parameters alone; an objective of ``gx.compose`` stays one.
+
+    Errors name ``caller``, the function that the user called.
+    """
     if not args:
         return fn
     by_name = isinstance(args, Mapping)
     if isinstance(fn, Composed):
         if not by_name:
             raise TypeError(
-                f"minimize(args={shown(args)}): an objective of gx.compose takes its data by name: "
+                f"{caller}(args={shown(args)}): an objective of gx.compose takes its data by name: "
                 "pass a dictionary"
             )
         known = {**data_of(fn.loss, args), **data_of(fn.model, args)}
         if unknown := [name for name in args if name not in known]:
             raise TypeError(
-                f"minimize(args={shown(args)}): neither loss nor model of gx.compose has an "
+                f"{caller}(args={shown(args)}): neither loss nor model of gx.compose has an "
                 f"argument {unknown[0]}"
             )
         return bind(fn, args)
-    _check_signature(fn, args)
+    _check_signature(fn, args, caller)
     if by_name:
         return lambda params: fn(params, **args)
     return lambda params: fn(params, *args)
 
 
-def _check_signature(fn: Callable[..., Any], args: Any) -> None:
+def _check_signature(fn: Callable[..., Any], args: Any, caller: str) -> None:
     """Raises a TypeError if ``fn`` does not take ``args`` after the parameters."""
     try:
         signature = inspect.signature(fn)
@@ -65,7 +68,7 @@ def _check_signature(fn: Callable[..., Any], args: Any) -> None:
         signature.bind(None, **args) if isinstance(args, Mapping) else signature.bind(None, *args)
     except TypeError as error:
         raise TypeError(
-            f"minimize(args={shown(args)}): fn{signature} does not take the parameters and these: "
+            f"{caller}(args={shown(args)}): fn{signature} does not take the parameters and these: "
             f"{error}"
         ) from None
 

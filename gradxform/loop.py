@@ -73,7 +73,7 @@ def run(
 
     ``fixed`` and ``arrays`` are the arguments of ``fn``, see :mod:`gradxform.arguments`.
     """
-    fn = with_arguments(fn, joined(fixed, arrays))
+    fn = with_arguments(fn, joined(fixed, arrays), "minimize")
     tx = optax.with_extra_args_support(tx)
     value_fn = bind(_value_alone(fn) if has_aux else fn, {}, "minimize: fn")
     if loop is None:

@@ -16,7 +16,7 @@ from gradxform.arguments import split
 from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
 from gradxform.loop import run
-from gradxform.programs import program
+from gradxform.programs import is_comparable, program
 from gradxform.second_order.bfgs import bfgs
 from gradxform.second_order.lbfgs import lbfgs
 from gradxform.sharding import is_sharded
@@ -123,7 +123,7 @@ def minimize(
     if resume is not None:
         _check_resume(resume, tx, params)
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
-    can_find = _is_comparable(jax.tree.structure(params))
+    can_find = is_comparable(jax.tree.structure(params))
     loop_of = program if can_find else functools.partial
     fixed, arrays = split(args)
     run_loop = loop_of(run, fn, tx, has_aux, returned, fixed)
@@ -233,13 +233,3 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
                 f"{difference}; pass the tx of that call, and params of the same structure, shapes "
                 "and dtypes"
             )
-
-
-def _is_comparable(structure: Any) -> bool:
-    """Whether this tree structure has an ``==``; it has none if a node holds arrays as metadata."""
-    data = structure.node_data()
-    try:
-        equal = data is None or bool(data[1] == data[1])
-    except Exception:  # a node class may raise anything
-        return False
-    return equal and all(_is_comparable(child) for child in structure.children())
