@@ -199,7 +199,9 @@ def test_derivatives_are_those_of_finite_differences(form: str) -> None:
     def number(x: jax.Array) -> jax.Array:
         r = lambda p: x[0] * exp(-p[0] * t) + x[1] * p[1] * t - y + x[2] * p[1] ** 2 * t**3
         fn = r if form == "residuals" else lambda p: jnp.sum(jnp.cosh(r(p))) + 9 * p @ p
-        return jnp.sum(gx.covariance(fn, jnp.asarray([0.4, 0.6])) * jnp.asarray([[1, 2], [2, 7]]))
+        return jnp.sum(
+            gx.covariance(fn, jnp.asarray([0.4, 0.6])) * jnp.asarray([[1.0, 2.0], [2.0, 7.0]])
+        )
 
     x, along = jnp.asarray([1.2, 0.8, 0.3]), jnp.asarray([0.3, 0.9, -0.5])
     expected = finite_difference(jax.jit(number), x, 1e-4)
@@ -254,7 +256,7 @@ def test_what_is_no_likelihood_and_no_residuals_is_refused_in_one_line() -> None
     for fn, message in (
         (lambda p: (jnp.sum(p), p), r"fn returns a pair .* has_aux"),
         (lambda p: jnp.ones(3, int), r"real residuals, got \['int32\[3\]'\]"),
-        (lambda p: p + 1j, r"real residuals, got .*complex"),
+        (lambda p: jnp.full(3, 1j), r"real residuals, got .*complex"),
         (lambda p: None, "must return one real number or real residuals"),
         (lambda p: p, "2 residuals for 2 parameters"),
     ):
