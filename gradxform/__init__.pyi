@@ -39,8 +39,14 @@ from gradxform.second_order.newton_cg import scale_by_newton_cg as scale_by_newt
 from gradxform.second_order.nonlinear_cg import nonlinear_cg as nonlinear_cg
 from gradxform.second_order.nonlinear_cg import scale_by_nonlinear_cg as scale_by_nonlinear_cg
 from gradxform.second_order.trust_region import trust_region as trust_region
+from gradxform.solution import History as History
 from gradxform.solution import Solution as Solution
 from gradxform.solution import Status as Status
+from gradxform.stopping import Progress as Progress
+from gradxform.stopping import max_evaluations as max_evaluations
+from gradxform.stopping import reached as reached
+from gradxform.stopping import small_change as small_change
+from gradxform.stopping import small_gradient as small_gradient
 from gradxform.wrappers.accumulation import accumulate as accumulate
 from gradxform.wrappers.flax import nnx_value_fn as nnx_value_fn
 from gradxform.wrappers.hyperparameters import inject_hyperparams as inject_hyperparams

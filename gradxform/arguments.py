@@ -1,7 +1,8 @@
 """The arguments of an objective beside the parameters: what is traced and what is compiled in.
 
-Arrays and floats are inputs of the compiled program, so new ones of the same shapes and dtypes do
-not compile again, and no program keeps them alive. Everything else, such as integers, strings and
+Arrays are inputs of the compiled program, so new ones of the same shapes and dtypes do not compile
+again, and no program keeps them alive. This also holds for arrays in an objective that is a pytree
+itself, and for floats among the arguments. Everything else, such as integers, strings and
 functions, may steer Python code in the objective and is compiled in.
 """
 
@@ -16,62 +17,77 @@ from gradxform.configuration import ABSENT
 from gradxform.hyperparameters import shown
 from gradxform.objective import Composed, bind, data_of
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
 
-def split(args: tuple[Any, ...] | list[Any] | Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """``args`` without the arrays, and the arrays."""
-    leaves, structure = jax.tree.flatten(args)
-    arrays = [x for x in leaves if _is_traced(x)]
-    fixed = jax.tree.unflatten(structure, [ABSENT if _is_traced(x) else x for x in leaves])
-    return fixed, arrays
+
+def split(values: Any, *, floats: bool = True) -> tuple[Any, list[Any]]:
+    """A pytree without its arrays, and the arrays; without ``floats`` Python floats stay in it."""
+    leaves, structure = jax.tree.flatten(values)
+    kinds = (*_ARRAYS, float, complex) if floats else _ARRAYS
+    arrays = [x for x in leaves if isinstance(x, kinds)]
+    if not arrays:
+        return values, []
+    rest = [ABSENT if isinstance(x, kinds) else x for x in leaves]
+    return jax.tree.unflatten(structure, rest), arrays
 
 
 def joined(fixed: Any, arrays: list[Any]) -> Any:
     """What :func:`split` has split."""
+    if not arrays:
+        return fixed
     values = iter(arrays)
     return jax.tree.map(lambda x: next(values) if x is ABSENT else x, fixed)
 
 
-def with_arguments(fn: Callable[..., Any], args: Any, caller: str) -> Callable[[Any], Any]:
+def with_arguments(
+    caller: str, fn: Callable[..., Any], args: Any, before: tuple[Any, ...] = ()
+) -> Callable[[Any], Any]:
     """``fn`` as a function of the parameters alone; an objective of ``gx.compose`` stays one.
 
-    Errors name ``caller``, the function that the user called.
+    ``before`` are positional arguments between the parameters and ``args``. Errors name ``caller``,
+    the function that the user called.
     """
-    if not args:
-        return fn
     by_name = isinstance(args, Mapping)
     if isinstance(fn, Composed):
-        if not by_name:
-            raise TypeError(
-                f"{caller}(args={shown(args)}): an objective of gx.compose takes its data by name: "
-                "pass a dictionary"
-            )
-        known = {**data_of(fn.loss, args), **data_of(fn.model, args)}
-        if unknown := [name for name in args if name not in known]:
-            raise TypeError(
-                f"{caller}(args={shown(args)}): neither loss nor model of gx.compose has an "
-                f"argument {unknown[0]}"
-            )
-        return bind(fn, args)
-    _check_signature(fn, args, caller)
+        return _with_data(caller, fn, args) if args else fn
+    if not args and not before:
+        return fn
+    _check_signature(caller, fn, args, before)
     if by_name:
-        return lambda params: fn(params, **args)
-    return lambda params: fn(params, *args)
+        return lambda params: fn(params, *before, **args)
+    return lambda params: fn(params, *before, *args)
 
 
-def _check_signature(fn: Callable[..., Any], args: Any, caller: str) -> None:
+def _with_data(caller: str, fn: Composed, data: Any) -> Callable[[Any], Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"{caller}(args={shown(data)}): an objective of gx.compose takes its data by name: "
+            "pass a dictionary"
+        )
+    known = {**data_of(fn.loss, data), **data_of(fn.model, data)}
+    if unknown := [name for name in data if name not in known]:
+        raise TypeError(
+            f"{caller}(args={shown(data)}): neither loss nor model of gx.compose has an "
+            f"argument {unknown[0]}"
+        )
+    return bind(fn, data)
+
+
+def _check_signature(
+    caller: str, fn: Callable[..., Any], args: Any, before: tuple[Any, ...]
+) -> None:
     """Raises a TypeError if ``fn`` does not take ``args`` after the parameters."""
     try:
         signature = inspect.signature(fn)
     except ValueError:  # a callable without a signature
         return
     try:
-        signature.bind(None, **args) if isinstance(args, Mapping) else signature.bind(None, *args)
+        if isinstance(args, Mapping):
+            signature.bind(None, *before, **args)
+        else:
+            signature.bind(None, *before, *args)
     except TypeError as error:
         raise TypeError(
             f"{caller}(args={shown(args)}): fn{signature} does not take the parameters and these: "
             f"{error}"
         ) from None
-
-
-def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)

@@ -99,19 +99,22 @@ def covariance(
     """
     check_floating(params, "covariance: params")
     params = jax.tree.map(tree.promote, params)
+    fixed_fn, arrays_of_fn = split(fn, floats=False)
     fixed, arrays = split(args)
     program_of = program if is_comparable(jax.tree.structure(params)) else functools.partial
-    return program_of(_covariance, fn, curvature, fixed)(params, arrays)
+    run = program_of(_covariance, fixed_fn, curvature, fixed)
+    return run(params, [*arrays_of_fn, *arrays])
 
 
 def _covariance(
     fn: Callable[..., Any],
     curvature: Curvature | None,
-    fixed: Any,
+    args: Any,
     params: tree.PyTree,
     arrays: list[Any],
 ) -> jax.Array:
-    fn = with_arguments(fn, joined(fixed, arrays), "covariance")
+    fn, args = joined((fn, args), arrays)
+    fn = with_arguments("covariance", fn, args)
     if not _is_of_residuals(jax.eval_shape(fn, params)):
         value_fn = bind(fn, {}, "covariance: fn")
         return _inverse(dense((curvature or hessian())(value_fn, params), params))

@@ -62,6 +62,7 @@ Count: TypeAlias = AtLeastOne
 Seed: TypeAlias = Annotated[Scalar, Interval(0, 4294967296)]  # of 32 bits
 Int32: TypeAlias = Annotated[Scalar, Interval(0, 2147483648)]
 PositiveInt: TypeAlias = Annotated[int, Interval(1)]
+Length: TypeAlias = Annotated[int, Interval(0)]
 Size: TypeAlias = Annotated[
     int,
     Interval(1),

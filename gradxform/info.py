@@ -18,6 +18,7 @@ Booleans and floating-point numbers describe the last update. These names have o
 ``fallbacks``            updates along the gradient instead of the method's direction
 ``value``                the objective at the accepted point, if the loop holds a trial point
 ``grad_norm``            the largest absolute gradient entry at the accepted point
+``expected``             the decrease of the objective that the method expects of its step
 ``stalled``              whether the method can make no further progress on a fixed objective
 =======================  ==========================================================================
 

@@ -24,11 +24,11 @@ import optax
 from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked, scalar
+from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
 from gradxform.info import carry_totals, diagnostics
 from gradxform.kernels import in_one_kernel, maxima
 from gradxform.leaves import has_holes, map_unmasked
 from gradxform.objective import check_value
-from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.protocol import require, require_params, transformation
 from gradxform.section import (
     Rules,
@@ -59,6 +59,7 @@ class LineSearchInfo(NamedTuple):
     step_length: jax.Array  #: t of the last accepted step
     value: jax.Array  #: f at the accepted point
     grad_norm: jax.Array  #: largest absolute gradient entry at the accepted point
+    expected: jax.Array  #: decrease of f expected of the first trial of the search
     stalled: jax.Array  #: whether no further progress is possible, even along −∇f
 
 
@@ -78,7 +79,7 @@ class LineSearchState(NamedTuple):
     size: jax.Array  #: largest absolute entry of d
     moved: jax.Array  #: largest absolute entry of the last accepted step; 0 before the first one
     section: Section  #: the known points of φ(t) = f(x + t d), and the t in the loop
-    progress: Progress  #: progress over the accepted points
+    improvement: Improvement  #: the best over the accepted points
     take_next: jax.Array  #: whether the next point is accepted without a test
     steepest: jax.Array  #: whether d is −∇f instead of the method's direction
     restart: jax.Array  #: whether the method gets a new state at its next call
@@ -200,9 +201,6 @@ def search(
         def number() -> jax.Array:
             return jnp.array(scalar(0), copy=True)
 
-        def count() -> jax.Array:
-            return jnp.array(0, jnp.int32)
-
         def flag(value: bool = False) -> jax.Array:
             return jnp.array(value)
 
@@ -214,12 +212,12 @@ def search(
             size=number(),
             moved=number(),
             section=no_section(),
-            progress=no_progress(),
+            improvement=no_improvement(),
             take_next=flag(True),
             steepest=flag(),
             restart=flag(),
             inner_state=inner.init(flatten(params)),
-            info=LineSearchInfo(count(), count(), count(), number(), number(), number(), flag()),
+            info=_no_info(),
         )
 
     def ask(
@@ -264,11 +262,11 @@ def search(
         seen = _look(state, point, rules, float(jnp.finfo(value.dtype).eps))
         verdict, accepted = seen.verdict, seen.accepted
         grad_norm = scalar(tree.max_abs(point.grad))
-        progress = progress_after(state.progress, verdict.accept, point.value, grad_norm)
+        improvement = improvement_after(state.improvement, verdict.accept, point.value, grad_norm)
 
         # ask the method for the next direction, and take −g if that does not descend
         d, inner_state = ask(state, accepted, verdict.accept, {**extra_args, "value": value})
-        is_usable = _descends(d, accepted.grad) & (progress.idle != PATIENCE)
+        is_usable = _descends(d, accepted.grad) & (improvement.idle != PATIENCE)
         steepest = verdict.reset | (verdict.accept & ~is_usable)
 
         # begin a search, at an accepted point or after a failure
@@ -282,12 +280,12 @@ def search(
             size=size,
             moved=seen.moved,
             section=section,
-            progress=progress,
+            improvement=improvement,
             take_next=verdict.wait | verdict.retreat | verdict.stalled,
             steepest=jnp.where(verdict.begins, steepest, state.steepest),
             restart=steepest | (state.restart & ~is_asked),
             inner_state=inner_state,
-            info=_reported(state.info, seen, grad_norm, is_reset, progress),
+            info=_reported(state.info, seen, grad_norm, is_reset, improvement, section),
         )
         updates = tree.map(
             lambda x, d, p: (x + section.t * d) - p, accepted.params, d, point.params
@@ -295,6 +293,12 @@ def search(
         return tree.cast_like(tree.unflatten(updates, grads), grads), new_state
 
     return transformation(init, update)
+
+
+def _no_info() -> LineSearchInfo:
+    counts = (jnp.array(0, jnp.int32) for _ in range(3))
+    numbers = (jnp.array(scalar(0), copy=True) for _ in range(4))
+    return LineSearchInfo(*counts, *numbers, stalled=jnp.array(False))
 
 
 @eval_params.register
@@ -384,9 +388,11 @@ def _reported(
     seen: _Seen,
     grad_norm: jax.Array,
     is_reset: jax.Array,
-    progress: Progress,
+    improvement: Improvement,
+    section: Section,
 ) -> LineSearchInfo:
     accept = seen.verdict.accept
+    expected = -0.5 * section.t * section.origin.slope
     return LineSearchInfo(
         accepted=tree.add_count(info.accepted, accept.astype(jnp.int32)),
         resets=tree.add_count(info.resets, is_reset.astype(jnp.int32)),
@@ -394,5 +400,6 @@ def _reported(
         step_length=jnp.where(accept, seen.trial.t, info.step_length),
         value=jnp.where(accept, seen.trial.value, info.value),
         grad_norm=jnp.where(accept, grad_norm, info.grad_norm),
-        stalled=seen.verdict.stalled | (progress.idle >= 2 * PATIENCE),
+        expected=jnp.where(seen.verdict.begins, expected, info.expected),
+        stalled=seen.verdict.stalled | (improvement.idle >= 2 * PATIENCE),
     )

@@ -13,14 +13,17 @@ from jax.core import Tracer
 
 from gradxform import leaves, tree
 from gradxform.arguments import split
-from gradxform.hyperparameters import Int32, NonNegative, PositiveInt, checked, shown
+from gradxform.endings import Limits
+from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
-from gradxform.loop import run
+from gradxform.loop import Options, run
 from gradxform.programs import is_comparable, program
+from gradxform.reporting import Reporter
 from gradxform.second_order.bfgs import bfgs
 from gradxform.second_order.lbfgs import lbfgs
 from gradxform.sharding import is_sharded
 from gradxform.solution import Solution, Status
+from gradxform.stopping import Progress
 
 DENSE_LIMIT = 128  #: ``minimize`` takes ``bfgs`` for up to this many parameters, then ``lbfgs``
 
@@ -32,12 +35,15 @@ def minimize(
     tx: optax.GradientTransformation | None = None,
     *,
     args: tuple[Any, ...] | list[Any] | Mapping[str, Any] = (),
-    tol: NonNegative = 1e-6,
+    tol: NonNegative | None = None,
+    stop: Callable[[Progress], Any] | None = None,
     max_steps: Int32 = 10_000,
     has_aux: bool = False,
+    aux: Any = None,
+    history: Length = 0,
     returned: Literal["best", "last"] | None = None,
     resume: Solution | None = None,
-    progress: Callable[[Solution], None] | None = None,
+    progress: Callable[[Solution], Any] | None = None,
     progress_every: PositiveInt = 100,
 ) -> Solution:
     """Minimises ``fn``, starting from ``params``, with the method ``tx``.
@@ -113,8 +119,8 @@ def minimize(
     """
     if isinstance(max_steps, float) and max_steps != int(max_steps):
         raise ValueError(f"minimize(max_steps={max_steps!r}): max_steps must be an integer")
-    if isinstance(tol, float | int) and tol == 0:
-        raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
+    if aux is not None and not has_aux:
+        raise ValueError(f"minimize(aux={shown(aux)}): pass has_aux=True too")
     check_floating(params, "minimize: params")
     params = jax.tree.map(_strong, params)
     if tx is None:
@@ -122,28 +128,60 @@ def minimize(
         tx = _default_method(tree.count(params) <= DENSE_LIMIT, not sharded)
     if resume is not None:
         _check_resume(resume, tx, params)
+    limits = _limits(tol, stop, max_steps)
+    fixed_fn, arrays_of_fn = split(fn, floats=False)
+    (fixed_stop, fixed_args), arrays = split((stop, args))
+    arrays = [*arrays_of_fn, *arrays]
+    running = () if aux is None else jax.tree.map(_strong, aux)
+    is_traced = any(
+        isinstance(x, Tracer) for x in jax.tree.leaves((params, running, arrays, limits))
+    )
+    reporter = Reporter(progress, progress_every) if progress and is_traced else None
+    options = _options(has_aux, aux is not None, returned, history, reporter)
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
-    can_find = is_comparable(jax.tree.structure(params))
+    can_find = is_comparable(jax.tree.structure(params)) and reporter is None
     loop_of = program if can_find else functools.partial
-    fixed, arrays = split(args)
-    run_loop = loop_of(run, fn, tx, has_aux, returned, fixed)
-    solve = functools.partial(_solve, run_loop, params, arrays)
+    run_loop = loop_of(run, fixed_fn, tx, options, fixed_stop, fixed_args)
+    solve = functools.partial(_solve, run_loop, params, running, arrays)
 
     loop = None if resume is None else resume.loop
-    bound, limit = _number(tol, jax.dtypes.canonicalize_dtype(float)), _number(max_steps, jnp.int32)
-    if progress is None:
-        return solve(loop, bound, limit)
-    if any(isinstance(x, Tracer) for x in (*jax.tree.leaves(params), *arrays, bound, limit)):
+    if progress is None or reporter is not None:
+        return solve(loop, limits)
+    return _in_parts(solve, loop, limits, Reporter(progress, progress_every))
+
+
+def _limits(tol: Any, stop: Any, max_steps: Any) -> Limits:
+    """The numbers that end a run. Without ``tol`` it follows the scale of the problem."""
+    if tol is not None and stop is not None:
         raise ValueError(
-            f"minimize(progress={progress!r}): leave it out under jax.jit and jax.vmap"
+            f"minimize(tol={shown(tol)}): a stop rule takes the place of tol; pass "
+            "stop=gx.small_gradient(tol) | …"
         )
+    if isinstance(tol, float | int) and tol == 0:
+        raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
+    largest = tree.largest(np.float32)
+    atol, rtol = (1e-6, 1e-6) if tol is None else (tol, largest)
+    if stop is not None:
+        atol = rtol = largest
+    real = jax.dtypes.canonicalize_dtype(float)
+    return Limits(_number(atol, real), _number(rtol, real), _number(max_steps, np.int32))
+
+
+def _in_parts(
+    solve: Callable[[Any, Limits], Solution], loop: Any, limits: Limits, reporter: Reporter
+) -> Solution:
+    """The run in parts of equal length, between which the user is told of the progress."""
     steps = 0 if loop is None else int(loop.steps)
+    last = int(limits.max_steps)
     while True:
-        steps = min(steps + progress_every, int(limit))
-        solution = solve(loop, bound, np.int32(steps))._replace(max_steps=limit)
-        progress(solution)
-        if solution.status != Status.max_steps or solution.steps >= limit:
+        steps = min(steps + reporter.every, last)
+        part = solve(loop, limits._replace(max_steps=np.int32(steps)))
+        solution = part._replace(max_steps=limits.max_steps)
+        said_stop = reporter.progress(solution) is True
+        if solution.status != Status.max_steps or solution.steps >= last:
             return solution
+        if said_stop:
+            return solution._replace(status=jnp.int32(Status.stopped))
         loop = solution.loop
 
 
@@ -151,7 +189,8 @@ def minimize(
 def progress_bar(width: PositiveInt = 30, file: TextIO | None = None) -> Callable[[Solution], None]:
     """A progress bar for :func:`minimize`: pass it as ``progress``.
 
-    It shows the steps made, the value and the largest gradient entry in one line.
+    It shows the steps made, the value and the largest gradient entry in one line. Under
+    ``jax.vmap`` it counts the solves that have ended.
 
     Args:
       width: width of the bar, in characters.
@@ -169,15 +208,19 @@ def progress_bar(width: PositiveInt = 30, file: TextIO | None = None) -> Callabl
 
     def show(solution: Solution) -> None:
         out = sys.stderr if file is None else file
-        steps, most = int(solution.steps), int(solution.max_steps)
-        status = Status(int(solution.status))
-        ended = status != Status.max_steps or steps >= most
-        filled = width if ended else width * steps // most
-        out.write(
-            f"\r{'█' * filled:·<{width}} {steps}/{most} steps, value {float(solution.value):.3g}, "
-            f"gradient {float(solution.grad_norm):.1e}"
-        )
-        out.write(f", {status.name}\n" if ended else "")
+        status, most = np.asarray(solution.status), int(np.max(solution.max_steps))
+        steps = int(np.max(solution.steps))
+        is_over = (status != Status.max_steps) | (np.asarray(solution.steps) >= most)
+        filled = width if is_over.all() else width * steps // most
+        out.write(f"\r{'█' * filled:·<{width}} {steps}/{most} steps, ")
+        if status.ndim:
+            out.write(f"{is_over.sum()} of {is_over.size} solves ended")
+        else:
+            out.write(
+                f"value {float(solution.value):.3g}, gradient {float(solution.grad_norm):.1e}"
+            )
+            out.write(f", {Status(int(status)).name}" if is_over else "")
+        out.write("\n" if is_over.all() else "")
         out.flush()
 
     return show
@@ -194,6 +237,18 @@ def _solve(run: Callable[..., Solution], params: tree.PyTree, *numbers: Any) -> 
                 f"{len(params)} numbers: pass jnp.asarray(params) if it expects a vector"
             ) from error
         raise
+
+
+@functools.cache
+def _options(
+    has_aux: bool,
+    has_running: bool,
+    returned: Literal["best", "last"] | None,
+    history: int,
+    reporter: Reporter | None,
+) -> Options:
+    """The same object for the same values, by which a program is found at a glance."""
+    return Options(has_aux, has_running, returned, history, reporter)
 
 
 @functools.cache

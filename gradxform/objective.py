@@ -78,9 +78,10 @@ def compose(
     return Composed(loss, model, data, chunks, recompute)
 
 
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Composed:
-    """An objective from :func:`compose`."""
+    """An objective from :func:`compose`: a pytree whose leaves are its data."""
 
     loss: Callable[..., jax.typing.ArrayLike]  #: L, a function of the outputs and of data
     model: Callable[..., tree.PyTree]  #: f, a function of the parameters and of data
@@ -119,6 +120,14 @@ class Composed:
             return jax.lax.map(lambda chunk: self.model(inputs(), **chunk), self._cut(model_data))
 
         return loss, model
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        rest = (self.loss, self.model, self.chunks, self.recompute)
+        return ((jax.tree_util.GetAttrKey("data"), dict(self.data)),), rest
+
+    @classmethod
+    def tree_unflatten(cls, rest: tuple[Any, ...], children: tuple[Any, ...]) -> "Composed":
+        return cls(*rest[:2], *children, *rest[2:])
 
     @property
     def examples(self) -> int:

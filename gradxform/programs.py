@@ -1,6 +1,7 @@
 """A cache of compiled programs: a program is used again if nothing that it read has changed.
 
-A program is owned by its objective (for a bound method, by the object it is bound to). Its key is
+A program is owned by its objective (for a bound method, by the object it is bound to; for a pytree,
+by its function or class). Its key is
 the :func:`~gradxform.configuration.configuration_key` of everything that objective and method read.
 Without a key a program serves one call. A program holds no reference to objective or method; they
 are passed for the duration of a call. So when the caller drops an objective, its programs and data
@@ -20,6 +21,7 @@ import jax
 
 from gradxform.configuration import configuration_key
 from gradxform.glance import glance
+from gradxform.objective import Composed
 
 #: number of programs kept, of 1 to 9 MB each; then the least recently used one is dropped
 MOST_PROGRAMS = 64
@@ -57,7 +59,7 @@ def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..
       fn: the objective, which owns the program.
       statics: the other arguments that are not arrays.
     """
-    owner = fn.__self__ if isinstance(fn, types.MethodType) else fn
+    owner = _owner(fn)
     own: dict[Hashable | None, Callable[..., Any]] = {}  # also for programs that cannot be cached
 
     def solve(*arrays: Any) -> Any:
@@ -80,6 +82,19 @@ def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..
         return result
 
     return solve
+
+
+def _owner(fn: Any) -> Any:
+    """The object whose life a program of ``fn`` shares."""
+    if isinstance(fn, types.MethodType):
+        return fn.__self__
+    if isinstance(fn, jax.tree_util.Partial):
+        return _owner(fn.func)
+    if isinstance(fn, Composed):
+        return _owner(fn.model)
+    # other pytrees, such as modules, are made anew for new arrays
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
+    return fn if is_leaf else type(fn)
 
 
 def is_comparable(structure: Any) -> bool:

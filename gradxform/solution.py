@@ -14,11 +14,13 @@ from gradxform.inverse import inverse_hessian
 class Status(enum.IntEnum):
     """Why :func:`minimize` stopped."""
 
-    converged = 0  #: the gradient is small enough; with a penalty, the parameters stopped moving
+    converged = 0  #: the gradient is small enough, or a stop rule says so
     max_steps = 1  #: ``max_steps`` updates were made
     stalled = 2  #: a search failed, or the updates no longer move the parameters
     non_finite = 3  #: the value or the gradient is NaN or infinite, and the method cannot recover
     unbounded = 4  #: the value falls without bound
+    at_precision = 5  #: a success: rounding of the value hides any further decrease
+    stopped = 6  #: a target or budget was reached, your own rule holds, or ``progress`` said so
 
 
 _IN_WORDS = {
@@ -27,7 +29,21 @@ _IN_WORDS = {
     Status.stalled: "stalled: no step lowers the value any further",
     Status.non_finite: "stopped at a value or gradient that is NaN or infinite",
     Status.unbounded: "unbounded: the value falls without bound",
+    Status.at_precision: "at the precision of {dtype}: rounding hides any further decrease",
+    Status.stopped: "stopped by a rule, a budget or progress",
 }
+
+
+class History(NamedTuple):
+    """The last accepted points of a run, oldest first; see ``history`` of :func:`minimize`.
+
+    If there are fewer points than asked for, the entries from ``count`` on repeat the last one.
+    """
+
+    value: jax.Array  #: the objective
+    grad_norm: jax.Array  #: largest absolute gradient entry, without frozen leaves
+    evaluations: jax.Array  #: evaluations of value and gradient made so far
+    count: jax.Array  #: number of points
 
 
 class Solution(NamedTuple):
@@ -41,9 +57,15 @@ class Solution(NamedTuple):
     curvature_products: jax.Array  #: number of Hessian-vector products
     status: jax.Array  #: why the run stopped, a :class:`Status`
     aux: tree.PyTree  #: with ``has_aux``: the second part of the objective's result at ``params``
-    tol: jax.Array  #: ``tol`` of the call
+    tol: jax.Array  #: the bound on the gradient; the largest number with a rule of your own
     max_steps: jax.Array  #: ``max_steps`` of the call
+    history: History | None  #: the last accepted points, if ``history`` asks for them
     loop: Any  #: the state of the loop, for ``resume``
+
+    @property
+    def converged(self) -> jax.Array:
+        """Whether the run succeeded: its status is ``converged`` or ``at_precision``."""
+        return (self.status == Status.converged) | (self.status == Status.at_precision)
 
     def inverse_hessian(self, vector: tree.PyTree) -> tree.PyTree:
         """H v, where H is the inverse Hessian that the method has learnt along its path.
@@ -84,14 +106,15 @@ class Solution(NamedTuple):
         if lanes.ndim:
             counts = (f"{np.sum(lanes == s)} {s.name}" for s in Status if np.any(lanes == s))
             return f"{lanes.size} solves: {', '.join(counts)}"
+        bound = f"{float(self.tol):.2e}" if self.tol < tree.largest(np.float32) else ""
         rows = (
             ("value", f"{float(self.value):.6g}", ""),
-            ("gradient, largest entry", f"{float(self.grad_norm):.2e}", f"{float(self.tol):.2e}"),
+            ("gradient, largest entry", f"{float(self.grad_norm):.2e}", bound),
             ("steps", f"{int(self.steps)}", f"{int(self.max_steps)}"),
             ("evaluations", f"{int(self.evaluations)}", ""),
             ("curvature products", f"{int(self.curvature_products)}", ""),
         )
-        lines = [_IN_WORDS[Status(int(lanes))]]
+        lines = [_IN_WORDS[Status(int(lanes))].format(dtype=self.value.dtype)]
         lines += [
             f"  {name:24}{value:>14}" + (f"   (at most {bound})" if bound else "")
             for name, value, bound in rows

@@ -31,10 +31,10 @@ from gradxform.hyperparameters import (
     checked,
     scalar,
 )
+from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
 from gradxform.info import diagnostics
 from gradxform.objective import Composed, bind, check_value
 from gradxform.preconditioners import Preconditioner, checked_inverse
-from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.second_order.martens import Candidate, choose_iterate, minimise_model, shorten
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # limits of ρ, and the factor that λ changes by
@@ -56,6 +56,7 @@ class HessianFreeInfo(NamedTuple):
     ratio: jax.Array  #: ρ in the last update: actual over predicted reduction
     iterations: jax.Array  #: CG iterations in the last update
     step_length: jax.Array  #: α in the last update; 0 if θ stayed
+    expected: jax.Array  #: reduction of f predicted in the last update
     stalled: jax.Array  #: whether ten points in a row brought no progress on a fixed objective
 
 
@@ -65,7 +66,7 @@ class HessianFreeState(NamedTuple):
     count: jax.Array  #: updates made so far
     damping: jax.Array  #: λ; 0 until it is estimated
     direction: tree.PyTree  #: the last solution of CG, in at least float32
-    progress: Progress  #: progress over the points that an update moved from
+    improvement: Improvement  #: the best over the points that an update moved from
     info: HessianFreeInfo
 
 
@@ -161,7 +162,7 @@ def hessian_free(
             count=jnp.array(0, jnp.int32),
             damping=_number(first),
             direction=tree.zeros_like(params),
-            progress=no_progress(),
+            improvement=no_improvement(),
             info=_no_info(first),
         )
 
@@ -210,18 +211,19 @@ def hessian_free(
         accept = origin.moves & low
         ratio = _ratio(origin, chosen)
         next_lam = jnp.where(origin.moves, _next_damping(lam, ratio), lam)
-        points = progress_after(state.progress, accept, origin.value, origin.size)
+        improvement = improvement_after(state.improvement, accept, origin.value, origin.size)
         work = _Work(products + made + path.products, evaluations + more, share)
         info = _reported(state.info, origin, work, accept)._replace(
             damping=next_lam,
             ratio=jnp.where(origin.moves, ratio, state.info.ratio),
             iterations=path.iterations,
             step_length=jnp.where(accept, alpha, 0),
-            stalled=points.idle >= PATIENCE,
+            expected=_predicted(origin, chosen),
+            stalled=improvement.idle >= PATIENCE,
         )
         direction = tree.select(accept, tree.scale(origin.size, path.at.x), state.direction)
         count = tree.add_count(state.count, 1)
-        new_state = HessianFreeState(count, next_lam, direction, points, info)
+        new_state = HessianFreeState(count, next_lam, direction, improvement, info)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
         p = tree.scale(jnp.where(accept, alpha * origin.size, 0), chosen.p)
         return tree.cast_like(p, grads), new_state
@@ -249,6 +251,7 @@ def _no_info(damping: Scalar) -> HessianFreeInfo:
         ratio=_number(),
         iterations=count(),
         step_length=_number(),
+        expected=_number(),
         stalled=jnp.array(False),
     )
 
@@ -342,10 +345,14 @@ def _range(x: jax.Array) -> tuple[float, float]:
 
 def _ratio(origin: _Origin, chosen: Candidate) -> jax.Array:
     """ρ, or 0.5 (λ stays) if rounding hides the change of the value."""
-    predicted = -origin.size * (origin.size * chosen.q)
+    predicted = _predicted(origin, chosen)
     gained = origin.value - chosen.f
     hidden = (jnp.abs(gained) <= origin.noise) & (predicted <= origin.noise) & (chosen.q < 0)
     return jnp.where(hidden, 0.5, tree.divide(gained, predicted))
+
+
+def _predicted(origin: _Origin, chosen: Candidate) -> jax.Array:
+    return -origin.size * (origin.size * chosen.q)
 
 
 def _next_damping(lam: jax.Array, ratio: jax.Array) -> jax.Array:

@@ -32,11 +32,11 @@ from gradxform.hyperparameters import (
     checked,
     scalar,
 )
+from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
 from gradxform.info import diagnostics
 from gradxform.kernels import in_one_kernel, quotients, vdots
 from gradxform.leaves import map_unmasked
 from gradxform.objective import bind, check_value
-from gradxform.progress import PATIENCE, Progress, no_progress, progress_after
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, rough_radius
 from gradxform.second_order.subproblems.exact import Scaling, exact
 from gradxform.second_order.subproblems.steihaug import steihaug
@@ -62,6 +62,7 @@ class TrustRegionInfo(NamedTuple):
     grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
+    expected: jax.Array  #: reduction of f predicted for the trial point in the loop
     stalled: jax.Array  #: whether Δ is too small to move θ, or ten points brought no progress
 
 
@@ -76,7 +77,7 @@ class TrustRegionState(NamedTuple):
     radius: jax.Array  #: Δ
     rough_radius: jax.Array  #: a fallback for the first Δ, from the size of the first parameters
     begin: jax.Array  #: whether the next point is accepted without a test
-    progress: Progress  #: progress over the accepted points
+    improvement: Improvement  #: the best over the accepted points
     model: Any  #: data of the solver: an ``EigenModel`` ("exact") or ``Sizes`` ("steihaug")
     info: TrustRegionInfo
 
@@ -197,7 +198,7 @@ def trust_region(
             radius=_number(),
             rough_radius=jnp.array(rough_radius(params), copy=True),
             begin=jnp.array(True),
-            progress=no_progress(),
+            improvement=no_improvement(),
             model=subproblem(tree.count(params)).init(params),
             info=_no_info(),
         )
@@ -226,7 +227,7 @@ def trust_region(
         x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
         g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
-        progress = progress_after(state.progress, accept, fx, trial.largest)
+        improvement = improvement_after(state.improvement, accept, fx, trial.largest)
 
         # the model at the accepted point, and its radius
         linearise = functools.partial(curvature or hessian(), value_fn, tree.cast_like(x, params))
@@ -258,10 +259,10 @@ def trust_region(
             radius=step.radius,
             rough_radius=state.rough_radius,
             begin=waiting | stuck,
-            progress=progress,
+            improvement=improvement,
             model=prepared.model,
             info=_reported(state.info, trial, verdict, prepared, step)._replace(
-                radius=step.radius, stalled=stuck | (progress.idle >= PATIENCE)
+                radius=step.radius, stalled=stuck | (improvement.idle >= PATIENCE)
             ),
         )
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
@@ -281,7 +282,7 @@ def _number() -> jax.Array:
 
 def _no_info() -> TrustRegionInfo:
     counts = (jnp.array(0, jnp.int32) for _ in range(5))
-    return TrustRegionInfo(*counts, *(_number() for _ in range(4)), stalled=jnp.array(False))
+    return TrustRegionInfo(*counts, *(_number() for _ in range(5)), stalled=jnp.array(False))
 
 
 # -- the trial point and the radius
@@ -358,5 +359,6 @@ def _reported(
         grad_norm=jnp.where(accept, trial.largest, info.grad_norm),
         radius=info.radius,
         ratio=verdict.ratio,
+        expected=step.predicted,
         stalled=info.stalled,
     )
