@@ -91,7 +91,7 @@ class Solution(NamedTuple):
         >>> import jax.numpy as jnp, gradxform as gx
         >>> bowl = lambda x: x[0] ** 2 + 5 * x[1] ** 2  # the Hessian has 2 and 10 on its diagonal
         >>> solution = gx.minimize(bowl, jnp.ones(2), gx.bfgs())
-        >>> solution.inverse_hessian(jnp.ones(2)).round(3)
+        >>> solution.inverse_hessian(jnp.ones(2)).round(2)
         Array([0.5, 0.1], dtype=float32)
         """
         if jnp.ndim(self.status):
