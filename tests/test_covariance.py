@@ -273,3 +273,24 @@ def test_what_is_no_likelihood_and_no_residuals_is_refused_in_one_line() -> None
         gx.covariance(lambda p: p["n"], {"n": 3})
     with pytest.raises(ValueError, match=r"gauss_newton needs .*gx\.compose"):
         gx.covariance(lambda p: jnp.sum(p**2), p, curvature=gx.gauss_newton())
+
+
+def test_arrays_in_a_callable_pytree_are_inputs_of_the_program() -> None:
+    traces = []
+
+    def residuals(y: jax.Array, p: jax.Array) -> jax.Array:
+        traces.append(None)
+        return p[0] + p[1] * steps() - y
+
+    counts = []
+    for k in range(3):
+        y = jnp.cos(steps()) + k
+        fn = jax.tree_util.Partial(residuals, y)
+        found = gx.covariance(fn, jnp.ones(2))
+        counts.append(len(traces))
+        np.testing.assert_allclose(
+            found, gx.covariance(lambda p, y=y: residuals(y, p), jnp.ones(2)), rtol=1e-4
+        )
+        traces.clear()
+    assert counts[0] > 0
+    assert counts[2] == 0
