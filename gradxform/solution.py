@@ -89,10 +89,10 @@ class Solution(NamedTuple):
           ValueError: the method learns no inverse Hessian, or ``vector`` is not like ``params``.
 
         >>> import jax.numpy as jnp, gradxform as gx
-        >>> bowl = lambda x: x[0] ** 2 + 5 * x[1] ** 2  # the Hessian has 2 and 10 on its diagonal
+        >>> bowl = lambda x: x[0] ** 2 + 2 * x[1] ** 2  # the Hessian has 2 and 4 on its diagonal
         >>> solution = gx.minimize(bowl, jnp.ones(2), gx.bfgs())
         >>> solution.inverse_hessian(jnp.ones(2)).round(2)
-        Array([0.5, 0.1], dtype=float32)
+        Array([0.5 , 0.25], dtype=float32)
         """
         if jnp.ndim(self.status):
             raise ValueError(
