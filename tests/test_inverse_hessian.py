@@ -123,19 +123,21 @@ def in_parts(p: Any) -> jax.Array:
     return jnp.sum(p["a"] ** 2) + jnp.sum((p["b"] - 1) ** 2) + 5 * p["c"] ** 2
 
 
-@pytest.mark.parametrize("inner", [gx.lbfgs(), gx.bfgs(ravel=False)], ids="lb")
-def test_it_is_zero_for_what_a_mask_hides(inner: Any) -> None:
-    tx = gx.partition({True: inner, False: optax.set_to_zero()}, MASK)
+def test_it_is_zero_for_what_a_mask_hides() -> None:
+    tx = gx.partition({True: gx.lbfgs(), False: optax.set_to_zero()}, MASK)
     product = gx.minimize(in_parts, START, tx, tol=1e-4).inverse_hessian(START)
     np.testing.assert_array_equal(product["b"], [0, 0])
     np.testing.assert_allclose(product["c"], 0.3, rtol=0.05)
+    for inner in (gx.bfgs(), gx.bfgs(ravel=False), gx.scale_by_lbfgs(ravel=False)):
+        product = inverse_hessian(gx.masked(inner, MASK).init(START), START, START)
+        expected = {**START, "b": jnp.zeros(2)}
+        jax.tree.map(np.testing.assert_array_equal, product, expected)
 
 
 def test_two_methods_of_two_parts_are_two_blocks() -> None:
     tx = gx.partition({True: gx.lbfgs(), False: gx.bfgs()}, MASK)
-    product = gx.minimize(in_parts, START, tx, max_steps=30).inverse_hessian(START)
-    assert all((x > 0).all() for x in jax.tree.leaves(product))
-    assert jax.tree.structure(product) == jax.tree.structure(START)
+    product = inverse_hessian(tx.init(START), START, START)
+    jax.tree.map(np.testing.assert_array_equal, product, START)
 
 
 def test_a_state_of_ones_own_joins_in() -> None:
@@ -149,8 +151,8 @@ def test_a_state_of_ones_own_joins_in() -> None:
     init = lambda params: DiagonalState(jax.tree.map(lambda p: 0 * p + 0.5, params))
     tx = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
     for chain in (optax.chain(tx, gx.sgd(0.1)), gx.with_line_search(tx, ravel=True)):
-        solution = gx.minimize(in_parts, START, chain, max_steps=3)
-        np.testing.assert_allclose(solution.inverse_hessian(START)["b"], [0.5, 1])
+        product = inverse_hessian(chain.init(START), START, START)
+        np.testing.assert_allclose(product["b"], [0.5, 1])
 
 
 def test_what_has_none_is_refused_in_one_line() -> None:
@@ -171,4 +173,3 @@ def test_what_has_none_is_refused_in_one_line() -> None:
     for name, tx in (("bfgs", gx.scale_by_bfgs()), ("lbfgs", gx.scale_by_lbfgs())):
         with pytest.raises(ValueError, match=rf"build scale_by_{name} with ravel=False"):
             product(gx.masked(tx, MASK))
-    assert product(gx.masked(gx.scale_by_bfgs(ravel=False), MASK))["b"].sum() == 0
