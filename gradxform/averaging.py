@@ -90,7 +90,7 @@ def polyak_average(
         average = tree.map(lambda a, p: a + weight * (p - a), state.average, theta)
         return updates, PolyakAverageState(count, average, inner_state)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 @eval_params.register

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 import jax
 
 from gradxform import tree
+from gradxform.complex_leaves import of_real, to_complex, to_real
 from gradxform.hyperparameters import checked
 from gradxform.objective import Composed, ValueFn
 from gradxform.sharding import sharded_like, varying_like
@@ -30,7 +31,8 @@ def hessian() -> Curvature:
     Returns:
       The curvature: a function of ``(value_fn, params)`` that returns a linear map. The map takes
       and returns pytrees like ``params`` in at least float32. ``value_fn`` must support
-      forward-mode differentiation, so it cannot use ``jax.custom_vjp``.
+      forward-mode differentiation, so it cannot use ``jax.custom_vjp``. A complex parameter counts
+      as two real ones.
 
     References:
       Lecture 7, "Newton's Method". Pearlmutter, "Fast exact multiplication by the Hessian", Neural
@@ -109,6 +111,9 @@ def gauss_newton_of(method: str) -> Curvature:
 
 def _curvature(linearise: Curvature, value_fn: ValueFn, params: tree.PyTree) -> Product:
     """The product in at least float32, chunk by chunk if ``value_fn`` recomputes its chunks."""
+    if any(map(tree.is_complex, jax.tree.leaves(params))):
+        of_parts = _curvature(linearise, of_real(value_fn), to_real(params))
+        return lambda v: to_complex(of_parts(to_real(v)))
     params = jax.tree.map(tree.promote, params)
     if isinstance(value_fn, Composed) and value_fn.chunks > 1 and value_fn.recompute:
         product = lambda v: value_fn.mean_over_chunks(lambda chunk: linearise(chunk, params)(v))

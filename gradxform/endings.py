@@ -11,7 +11,10 @@ from gradxform.info import reported
 
 RUNNING = -1  #: the status of a run that is not over
 PATIENCE = 100  #: a run ends after this many evaluations in a row without any change
-_DIGITS = 100  # a decrease of so many units of rounding is hidden by rounding
+# a decrease of so many units of rounding is hidden by rounding
+_DIGITS = 100
+# a change of the value by this part, for parameters changed by their own size, is little
+_PART = 0.1
 
 
 class Limits(NamedTuple):
@@ -81,23 +84,25 @@ def is_at_precision(
     value: jax.Array,
     grad_norm: jax.Array,
     first_grad_norm: jax.Array,
-    extent: Extent,
+    size: jax.Array,
 ) -> jax.Array:
     """Whether rounding is the cause that a run makes no progress any more.
 
-    It is if it would hide the decrease that the method expects of its step, and if the gradient is
-    small on the scale of the problem. At a kink, or where the gradient is wrong, it is not.
+    It is if it would hide the decrease that the method expects of its step, and if the gradient has
+    become small: both compared with the start, and so small that changing the parameters by their
+    own size would change the value by little. At a kink, on a far plateau, or where the gradient is
+    wrong, it is not.
 
     Args:
       state: the state of the method.
       spacing: relative spacing of the floating-point numbers of value and parameters.
-      value: the lowest value.
+      value: the value of the point to return.
       grad_norm: largest absolute gradient entry at that point.
       first_grad_norm: the same at the start.
-      extent: the scale of the problem.
+      size: largest absolute parameter at that point.
     """
-    scale = jnp.maximum(first_grad_norm, tree.divide(jnp.abs(value), extent.params))
-    is_hidden = grad_norm <= spacing**0.25 * scale
+    scale = jnp.maximum(first_grad_norm, tree.divide(jnp.abs(value), size))
+    is_small = (grad_norm <= spacing**0.25 * scale) & (grad_norm * size <= _PART * jnp.abs(value))
     for expected in reported(state, "expected"):
-        is_hidden &= expected <= _DIGITS * spacing * jnp.abs(value)
-    return is_hidden
+        is_small &= expected <= _DIGITS * spacing * jnp.abs(value)
+    return is_small

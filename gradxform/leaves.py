@@ -14,10 +14,14 @@ from gradxform.tree import Array, PyTree
 _USUAL = {jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
-def check_floating(params: PyTree, place: str = "params") -> None:
-    """Raises a TypeError that names the first leaf that is not a real floating-point array."""
+def check_floating(params: PyTree, place: str = "params") -> bool:
+    """Whether a leaf is complex.
+
+    Raises:
+      TypeError: a leaf is not an array of floating-point or complex numbers; the error names it.
+    """
     if all(isinstance(p, jax.Array) and p.dtype in _USUAL for p in jax.tree.leaves(params)):
-        return
+        return False
     for path, p in jax.tree_util.tree_leaves_with_path(params):
         try:
             dtype = jnp.result_type(p)
@@ -26,10 +30,11 @@ def check_floating(params: PyTree, place: str = "params") -> None:
                 f"{place}{jax.tree_util.keystr(path)} is {shown(p)}, which is no array: pass only "
                 "the arrays, for instance eqx.filter(model, eqx.is_inexact_array)"
             ) from None
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises real "
-                "floating-point parameters: convert the leaf, or exclude it with gx.masked"
+                f"{place}{jax.tree_util.keystr(path)} has dtype {dtype}; gradxform optimises "
+                "floating-point or complex parameters: convert the leaf, or exclude it with "
+                "gx.masked"
             )
         if jnp.finfo(dtype).bits < 16:
             raise TypeError(
@@ -37,10 +42,13 @@ def check_floating(params: PyTree, place: str = "params") -> None:
                 "with: keep the parameters in float32 or bfloat16, and convert them to "
                 f"{dtype} in the model"
             )
+    return any(map(tree.is_complex, jax.tree.leaves(params)))
 
 
 def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None:
     """The first difference of two trees in the paths, shapes and dtypes of their leaves, or None.
+
+    With ``dtypes=False`` only real and complex leaves differ in dtype.
 
     Leaves are compared instead of tree structures, because a node of a class without ``==`` does
     not equal its own copy.
@@ -54,6 +62,8 @@ def difference(one: PyTree, other: PyTree, *, dtypes: bool = True) -> str | None
         where = f" at {path}" if path else ""
         if jnp.shape(x) != jnp.shape(y):
             return f"shape {jnp.shape(x)} against {jnp.shape(y)}{where}"
+        if tree.is_complex(x) != tree.is_complex(y):
+            return f"dtype {jnp.result_type(x)} against {jnp.result_type(y)}{where}"
         if dtypes and jnp.result_type(x) != jnp.result_type(y):
             return f"dtype {jnp.result_type(x)} against {jnp.result_type(y)}{where}"
     return None

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.complex_leaves import evaluated_as_real
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked, scalar
 from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
@@ -302,6 +303,7 @@ def _no_info() -> LineSearchInfo:
 
 
 @eval_params.register
+@evaluated_as_real
 def _(state: LineSearchState, params: tree.PyTree) -> tree.PyTree:
     return map_unmasked(lambda _, x: x, params, tree.unflatten(state.accepted.params, params))
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradxform import tree
+from gradxform import leaves, tree
 from gradxform.arguments import joined, with_arguments
+from gradxform.complex_leaves import has_parts, of_real, to_complex
 from gradxform.endings import RUNNING, Extent, Limits, is_at_precision
 from gradxform.history import Recorder, in_order, new_recorder
 from gradxform.hyperparameters import scalar, shown
@@ -47,9 +48,11 @@ def run(
 ) -> Solution:
     """Runs the loop until it has a status other than ``RUNNING``.
 
-    ``arrays`` are those of ``fn``, ``args`` and ``stop``, see :mod:`gradxform.arguments`.
+    ``arrays`` are those of ``fn``, ``args`` and ``stop``, see :mod:`gradxform.arguments`. Complex
+    parameters arrive as real ones, see :mod:`gradxform.complex_leaves`.
     """
     fn, args, stop = joined((fn, args, stop), arrays)
+    fn = of_real(fn) if has_parts(params) else fn
     tx = optax.with_extra_args_support(tx)
     state = tx.init(params) if loop is None else loop.state
     penalised = is_penalised(tx, params, state)
@@ -82,7 +85,7 @@ def run(
 
 def _solution(loop: Loop, limits: Limits) -> Solution:
     return Solution(
-        params=loop.best.params,
+        params=to_complex(loop.best.params),
         value=loop.best.value,
         grad_norm=loop.best.grad_norm,
         steps=loop.steps,
@@ -144,6 +147,10 @@ def _first(
     none, infinite = scalar(0), scalar(jnp.inf)
     evaluate, has_aux = problem.objective.evaluate, options.has_aux
     aux = jax.eval_shape(evaluate, params, running)[1] if has_aux else ()
+    if options.has_running and (difference := leaves.difference(running, aux)) is not None:
+        raise ValueError(
+            f"minimize(aux=…): fn must return statistics like those that it gets: {difference}"
+        )
     return Loop(
         params=params,
         state=state,
@@ -186,7 +193,7 @@ def _reason(loop: Loop) -> jax.Array:
         loop.best.value,
         loop.best.grad_norm,
         loop.first_grad_norm,
-        loop.extent,
+        scalar(tree.max_abs(loop.best.params)),
     )
     is_success = (loop.status == Status.stalled) & is_hidden
     return jnp.where(is_success, jnp.int32(Status.at_precision), loop.status)

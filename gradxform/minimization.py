@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from gradxform import leaves, tree
 from gradxform.arguments import split
+from gradxform.complex_leaves import to_complex, to_real
 from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
@@ -59,11 +60,21 @@ def minimize(
     the last point, and it stops when the parameters no longer change. It does not check methods
     that compare values (line searches, trust regions); put the penalty into ``fn`` for them.
 
+    **Success.** ``solution.converged`` is True for two statuses. ``converged`` means that the
+    gradient is small enough, or that the stop rule says so. ``at_precision`` means that rounding
+    hides any further decrease, as often in float32 before the gradient falls below ``tol``.
+
     **Frozen and waiting parameters.** Leaves that the method never moves (``optax.set_to_zero`` in
     a partition) do not count in the size of the gradient. While a method waits (``accumulate``, or
     a learning rate of 0), the run continues. A method that evaluates nothing itself makes one more
     update than ``steps`` says. It is stored in ``loop`` for ``resume``; leaving it out would cost a
     branch in every step.
+
+    **Complex parameters.** A complex parameter x + iy counts as two real ones, x and y, whatever
+    the method. ``fn`` gets it as a complex number and returns a real one. ``Solution.params`` is
+    complex like the start. ``minimize`` computes the gradient itself, so there is nothing to
+    conjugate. Adam and its relatives scale x and y separately here; in your own loop they scale
+    both by the size of the complex gradient, as in Optax.
 
     **Compilation.** Called from Python, the loop is compiled once for each ``fn``, method and shape
     of ``params``. A new ``tx`` with the same numbers does not compile again. A change in what
@@ -74,28 +85,43 @@ def minimize(
     arrays are compared at every call. JAX arrays cannot change, so large ones cost nothing.
 
     At most 64 programs are kept, and each is freed together with its ``fn``. A ``lambda`` inside a
-    loop is a new ``fn`` each time, so define ``fn`` before the loop and pass data as ``args``.
+    loop is a new ``fn`` each time, so define ``fn`` before the loop and pass data as ``args``. If
+    ``fn`` is a pytree, such as a ``jax.tree_util.Partial``, an Equinox module or the result of
+    :func:`gradxform.compose`, its arrays are data too: other arrays of the same shapes do not
+    compile again.
 
     Args:
       fn: the objective: a function of the parameters, and of ``args``, that returns one real
         number.
-      params: the start: a pytree of floating-point arrays or Python floats.
+      params: the start: a pytree of floating-point or complex arrays or Python numbers.
       tx: the method, with its learning rate. ``None`` takes ``bfgs()`` for up to 128 parameters and
         ``lbfgs()`` for more, with ``ravel=False`` if ``params`` are sharded.
       args: further arguments of ``fn``: a tuple for ``fn(params, *args)``, or a dictionary for
         ``fn(params, **args)`` and for the data of :func:`gradxform.compose`. Arrays and floats in
         it are inputs of the compiled loop: new ones of the same shapes and dtypes do not compile
         again. Other values, such as integers and strings, are compiled in.
-      tol: stop when the largest absolute entry of the gradient is at most ``tol`` > 0.
+      tol: stop when the largest absolute entry of the gradient is at most ``tol`` > 0. ``None``
+        takes 1e-6, and less if value and gradient at the start are both below 1: then 1e-6 times
+        the larger one.
+      stop: a stop rule in place of ``tol``, such as ``gx.small_change(1e-8)`` or
+        ``gx.small_gradient(rtol=1e-4) | gx.max_evaluations(500)``, or a function of the
+        :class:`gradxform.Progress` that returns one boolean.
       max_steps: largest number of updates.
-      has_aux: if True, ``fn`` returns a pair of its value and anything else. The second part at the
-        best point is returned as ``aux``.
+      has_aux: if True, ``fn`` returns a pair of its value and arrays. The second part at the best
+        point is returned as ``aux``.
+      aux: with ``has_aux``, the start of running statistics, such as those of batch normalisation.
+        ``fn`` is then called as ``fn(params, aux, *args)``, with the second part that it returned
+        at the last accepted point.
+      history: number of accepted points of which value, gradient and evaluations are returned, the
+        last ones; 0 for none. They are recorded on the device.
       returned: ``"best"`` or ``"last"``, the point to return; ``None`` chooses as described above.
       resume: the solution of an earlier call with the same ``fn`` and ``tx``. The run continues
         where that call stopped. Only the structure, shapes and dtypes of ``params`` are used, not
         the values. ``max_steps`` counts from the first start.
-      progress: a function of the solution so far, called every ``progress_every`` steps outside
-        the compiled loop; for instance ``print`` or ``gx.progress_bar()``.
+      progress: a function of the solution so far, called every ``progress_every`` steps and at the
+        end; for instance ``print`` or ``gx.progress_bar()``. If it returns True the run stops, and
+        the solution so far is returned, with status ``stopped``. Under ``jax.jit`` and ``jax.vmap``
+        it is called from inside the loop, once for all lanes, with arrays over the lanes.
       progress_every: steps between calls of ``progress``.
 
     Returns:
@@ -103,10 +129,11 @@ def minimize(
       (``coordinate_descent``, Optax's line searches).
 
     Raises:
-      TypeError: an argument is of the wrong type, ``fn`` does not take ``args``, or a parameter is
-        not real floating point.
-      ValueError: ``tol`` is not positive, ``max_steps`` is negative, ``fn`` does not return one
-        real number, or ``resume`` comes from another method or from parameters of other shapes.
+      TypeError: an argument is of the wrong type, ``fn`` does not take ``args``, a stop rule does
+        not return one boolean, or a parameter is neither floating-point nor complex.
+      ValueError: ``tol`` is not positive or is given together with ``stop``, ``max_steps`` is
+        negative, ``fn`` does not return one real number, or ``resume`` comes from another method or
+        from parameters of other shapes.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> bowl = lambda x: (x["a"] - 3) ** 2 + 10 * (x["b"] + 1) ** 2
@@ -121,8 +148,10 @@ def minimize(
         raise ValueError(f"minimize(max_steps={max_steps!r}): max_steps must be an integer")
     if aux is not None and not has_aux:
         raise ValueError(f"minimize(aux={shown(aux)}): pass has_aux=True too")
-    check_floating(params, "minimize: params")
+    is_complex = check_floating(params, "minimize: params")
     params = jax.tree.map(_strong, params)
+    if is_complex:
+        params = to_real(params)
     if tx is None:
         sharded = any(is_sharded(p) for p in jax.tree.leaves(params))
         tx = _default_method(tree.count(params) <= DENSE_LIMIT, not sharded)
@@ -230,6 +259,7 @@ def _solve(run: Callable[..., Solution], params: tree.PyTree, *numbers: Any) -> 
     try:
         return run(params, *numbers)
     except TypeError as error:
+        params = to_complex(params)
         is_list = isinstance(params, list | tuple)
         if is_list and all(jnp.ndim(p) == 0 for p in jax.tree.leaves(params)):
             raise TypeError(

@@ -49,7 +49,7 @@ def compose(
     Args:
       loss: a function of the outputs, and of data, that returns one real number.
       model: a function of the parameters, and of data, that returns the outputs: any pytree of
-        floating-point arrays.
+        floating-point or complex arrays.
       chunks: m ≥ 1, a divisor of the leading axis of the data.
       recompute: True computes each chunk again for a gradient or product. This takes the memory of
         one chunk, and one more pass through the model. False stores the intermediate results of
@@ -279,6 +279,27 @@ def bind(
     return lambda params: check_value(name, value_fn(params, **data))
 
 
+def substituted(
+    value_fn: Callable[..., Any], change: Callable[[tree.PyTree], tree.PyTree]
+) -> Callable[..., Any]:
+    """``value_fn(change(params))`` as a function of ``params``; a :class:`Composed` stays one.
+
+    Raises:
+      TypeError: ``value_fn`` is not a function.
+    """
+    if not callable(value_fn):
+        raise TypeError(f"value_fn={shown(value_fn)}: expected a function of the parameters")
+    if isinstance(value_fn, Composed):
+        return dataclasses.replace(value_fn, model=substituted(value_fn.model, change))
+
+    # keeps the signature of value_fn, which says what data it takes
+    @functools.wraps(value_fn, updated=())
+    def changed(params: tree.PyTree, *args: Any, **data: Any) -> Any:
+        return value_fn(change(params), *args, **data)
+
+    return changed
+
+
 def check_value(name: str, value: jax.typing.ArrayLike) -> jax.Array:
     """``value`` as an array, or a ValueError if it is not one real floating-point number."""
     try:
@@ -288,8 +309,10 @@ def check_value(name: str, value: jax.typing.ArrayLike) -> jax.Array:
             f"{name} must return one real number, got {type(value).__name__}"
         ) from None
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        mend = "reduce it, for instance by jnp.mean"
+        if tree.is_complex(value):
+            mend = "take its real part, or |z|² = z.real**2 + z.imag**2 of its terms"
         raise ValueError(
-            f"{name} must return one real number, got {value.dtype} of shape {value.shape}; "
-            "reduce it, for instance by jnp.mean"
+            f"{name} must return one real number, got {value.dtype} of shape {value.shape}; {mend}"
         )
     return value

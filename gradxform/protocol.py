@@ -8,6 +8,7 @@ import jax
 import optax
 
 from gradxform import leaves
+from gradxform.complex_leaves import to_real, update_of_real
 from gradxform.sharding import varying_like
 from gradxform.tree import PyTree
 
@@ -15,22 +16,31 @@ T = TypeVar("T")
 
 
 def transformation(
-    init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
+    init: Callable[..., Any],
+    update: Callable[..., tuple[PyTree, Any]],
+    *,
+    takes_complex: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """A method from its two functions. It accepts only real floating-point arrays."""
+    """A method from its two functions. It accepts floating-point and complex arrays.
+
+    Unless it ``takes_complex`` arrays itself, its functions get each complex leaf as two real ones,
+    and its state holds these.
+    """
 
     @functools.wraps(init)
     def checked_init(params: PyTree) -> Any:
-        leaves.check_floating(params, "init: params")
+        if leaves.check_floating(params, "init: params") and not takes_complex:
+            params = to_real(params)
         return varying_like(init(params), params)
 
     @functools.wraps(update)
     def checked_update(
         grads: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, Any]:
-        leaves.check_floating(grads, "update: grads")
+        is_split = leaves.check_floating(grads, "update: grads") and not takes_complex
         grads = varying_like(grads, state)  # gradients of empty leaves may be constants
-        updates, new_state = update(grads, state, params, **extra_args)
+        of_leaves = update_of_real(update) if is_split else update
+        updates, new_state = of_leaves(grads, state, params, **extra_args)
         return updates, varying_like(new_state, state)
 
     return wrapper(checked_init, checked_update)

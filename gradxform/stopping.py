@@ -195,11 +195,12 @@ def ends(rule: Test, progress: Progress) -> Ends:
         stops = a.stops & b.stops if rule.test is _both else a.stops | b.stops
         return Ends(stops, stops & (a.succeeds | b.succeeds))
     holds = rule(progress)
-    dtype, shape = jnp.result_type(holds), jnp.shape(holds)
-    if dtype != jnp.bool or shape != ():
+    is_array = isinstance(holds, jax.Array | np.ndarray | np.generic)
+    if not (is_array and holds.dtype == bool and holds.shape == ()) and type(holds) is not bool:
+        got = f"{holds.dtype} of shape {holds.shape}" if is_array else shown(holds)
         raise TypeError(
-            f"minimize(stop={shown(rule)}): a stop rule must return one boolean, got {dtype} of "
-            f"shape {shape}; compare, for instance progress.value < 0.1"
+            f"minimize(stop={shown(rule)}): a stop rule must return one boolean, got {got}; "
+            "compare, for instance progress.value < 0.1"
         )
     means_success = isinstance(rule, StopRule) and rule.means_success
     return Ends(jnp.asarray(holds), jnp.asarray(holds) & means_success)

@@ -2,7 +2,7 @@
 
 Optimiser states and updates are computed in at least float32. Moments of bfloat16 or float16
 gradients would lose their small terms, and ``b2 = 0.999`` is 1 in bfloat16. float64 stays float64.
-An update is returned in the dtype of its gradient.
+An update is returned in the dtype of its gradient. complex64 and complex128 stay as they are.
 """
 
 import math
@@ -20,14 +20,19 @@ Array: TypeAlias = jax.Array
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """``dtype``, or float32 if it is narrower or not a floating-point type.
+    """``dtype``, or float32 if it is narrower, or neither floating-point nor complex.
 
     >>> wide(jnp.bfloat16)
     dtype('float32')
     """
     # jnp.promote_types refuses two dtypes under jax_numpy_dtype_promotion="strict"
-    is_wide = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 4
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.dtype(dtype).itemsize >= 4
     return jnp.dtype(dtype if is_wide else jnp.float32)
+
+
+def is_complex(x: Any) -> bool:
+    """Whether ``x``, a leaf of any kind, is a complex number or array."""
+    return isinstance(x, complex) or getattr(getattr(x, "dtype", None), "kind", None) == "c"
 
 
 def promote(x: Array) -> Array:
@@ -44,7 +49,7 @@ def map(f: Callable[..., Array], tree: PyTree, *rest: PyTree) -> PyTree:
     dtype('float32')
     """
     return jax.tree.map(
-        lambda x, *xs: f(promote(x), *(promote(y) for y in xs)).astype(jnp.asarray(x).dtype),
+        lambda x, *xs: _cast(f(promote(x), *(promote(y) for y in xs)), jnp.asarray(x).dtype),
         tree,
         *rest,
     )
@@ -52,7 +57,17 @@ def map(f: Callable[..., Array], tree: PyTree, *rest: PyTree) -> PyTree:
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """``tree`` in the dtypes of ``like``."""
-    return jax.tree.map(lambda x, y: x.astype(jnp.asarray(y).dtype), tree, like)
+    return jax.tree.map(lambda x, y: _cast(x, jnp.asarray(y).dtype), tree, like)
+
+
+def _cast(x: Array, dtype: jnp.dtype) -> Array:
+    """``x`` in ``dtype``, unless that would drop imaginary parts."""
+    if is_complex(x) and dtype.kind != "c":
+        raise TypeError(
+            "update: some gradients are complex where init got real parameters, or real where it "
+            "got complex ones: pass gradients of the same dtypes as the parameters"
+        )
+    return x.astype(dtype)
 
 
 def cast_floating_like(tree: PyTree, like: PyTree) -> PyTree:
@@ -63,7 +78,8 @@ def cast_floating_like(tree: PyTree, like: PyTree) -> PyTree:
 
     def cast(old: jax.typing.ArrayLike, new: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
         dtype = jnp.result_type(old)
-        return jnp.asarray(new, dtype=dtype) if jnp.issubdtype(dtype, jnp.floating) else new
+        is_kept = not jnp.issubdtype(dtype, jnp.inexact) or (is_complex(new) and dtype.kind != "c")
+        return new if is_kept else jnp.asarray(new, dtype=dtype)
 
     return jax.tree.map(cast, like, tree)
 
@@ -99,7 +115,16 @@ def count_int32(params: PyTree) -> int:
 
 def zeros_like(params: PyTree) -> PyTree:
     """Zeros with the shapes and sharding of ``params``, in at least float32."""
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide(jnp.result_type(p))), params)
+    return _zeros(wide, params)
+
+
+def squares_like(params: PyTree) -> PyTree:
+    """Zeros like ``params`` for their squares ``|p|²``, which are real for complex ``p`` too."""
+    return _zeros(lambda dtype: jnp.finfo(wide(dtype)).dtype, params)
+
+
+def _zeros(dtype_of: Callable[[jnp.dtype], jnp.dtype], params: PyTree) -> PyTree:
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype_of(jnp.result_type(p))), params)
     return sharded_like(zeros, params)
 
 
@@ -109,7 +134,7 @@ def copy(params: PyTree) -> PyTree:
 
 
 def magnitudes(x: Array) -> Array:
-    """Absolute values, with infinity for NaN.
+    """Absolute values, with infinity for NaN; of a complex number, that of its larger part.
 
     On a CPU, XLA may lose a NaN (but not an infinity) in the maxima of a batch of vectors; seen up
     to jax 0.12.
@@ -117,6 +142,8 @@ def magnitudes(x: Array) -> Array:
     >>> magnitudes(jnp.asarray([-2.0, jnp.nan]))
     Array([ 2., inf], dtype=float32)
     """
+    if is_complex(x):
+        return jnp.maximum(magnitudes(jnp.real(x)), magnitudes(jnp.imag(x)))
     return jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))
 
 
@@ -140,7 +167,9 @@ def sqrt(x: Array) -> Array:
 
 
 def divide(x: Array, y: Array) -> Array:
-    """``x / y``, and 0 if ``y = 0``: a parameter that never had a gradient does not move."""
+    """``x / y`` for a real y, and 0 if ``y = 0``: a parameter without a gradient does not move."""
+    if is_complex(x):  # real divisions are faster and more accurate than a complex one
+        return jax.lax.complex(divide(jnp.real(x), y), divide(jnp.imag(x), y))
     zero = y == 0
     # the division comes last, because XLA repeats cheaper operations in every kernel that uses them
     return jnp.where(zero, 0, x) / jnp.where(zero, 1, y)
@@ -156,6 +185,8 @@ def square_bounded(grads: PyTree) -> PyTree:
     """
 
     def bounded(g: Array) -> Array:
+        if is_complex(g):
+            return jax.lax.complex(bounded(jnp.real(g)), bounded(jnp.imag(g)))
         bound = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 11)
         return jnp.where(jnp.isfinite(g), jnp.clip(g, -bound, bound), g)
 
@@ -178,9 +209,18 @@ def largest(dtype: jax.typing.DTypeLike = float) -> float:
     return float(jnp.finfo(jnp.result_type(dtype)).max)
 
 
+def product(x: Array, y: Array) -> Array:
+    """``x y``, entry by entry; for complex arrays Re(x ȳ), the product of two vectors (Re, Im).
+
+    >>> float(product(jnp.asarray(3 + 4j), jnp.asarray(3 + 4j)))
+    25.0
+    """
+    return jnp.real(x * jnp.conj(y)) if is_complex(x) else x * y
+
+
 def vdot(a: PyTree, b: PyTree) -> Array:
     """The inner product Σ aᵢ bᵢ, accumulated in at least float32."""
-    terms = jax.tree.map(lambda x, y: jnp.sum(promote(x) * promote(y)), a, b)
+    terms = jax.tree.map(lambda x, y: jnp.sum(product(promote(x), promote(y))), a, b)
     return sum(jax.tree.leaves(terms), start=jnp.zeros((), jnp.result_type(float)))
 
 

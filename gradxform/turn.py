@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.complex_leaves import to_complex
 from gradxform.endings import PATIENCE, RUNNING, Extent, Limits, extent_after, is_low, is_unbounded
 from gradxform.evaluation import eval_params
 from gradxform.history import Recorder, moved_on, written
@@ -133,7 +134,8 @@ def move(problem: Problem, loop: Loop, seen: Seen) -> Loop:
     is_waiting = tree.max_abs(updates) == 0
     accepts = _accepts(loop.state, state)
     stalled = (loop.status == RUNNING) & (total(state, "stalled") > 0)
-    running = tree.select(accepts, seen.aux, loop.running) if loop.running != () else ()
+    has_running = bool(jax.tree.leaves(loop.running))
+    running = tree.select(accepts, seen.aux, loop.running) if has_running else ()
     recorder = loop.recorder
     return loop._replace(
         params=params,
@@ -220,7 +222,7 @@ def _verdict(
     end = ends(
         problem.stop,
         Progress(
-            params=loop.params,
+            params=to_complex(loop.params),
             value=loop.value,
             grad_norm=loop.grad_norm,
             first_value=loop.first_value,

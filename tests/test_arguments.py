@@ -4,6 +4,7 @@ import gc
 import weakref
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,4 +122,62 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         gx.minimize(lambda p, t, y: line(p, t, y), START, args={"t": T, "z": T})
     assert "\n" not in str(one.value)
     with pytest.raises(TypeError, match=r"minimize\(args="):
-        gx.minimize(line, START, args=T)
+        gx.minimize(line, START, args=T)  # pyright: ignore
+
+
+# -- objectives that are pytrees themselves
+
+TRACES: list[None] = []
+
+
+def model(p: jax.Array, t: jax.Array) -> jax.Array:
+    TRACES.append(None)
+    return p[0] + p[1] * t
+
+
+def squares(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.mean((outputs - y) ** 2)
+
+
+def misfit(p: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    return squares(model(p, t), y)
+
+
+class Misfit(eqx.Module):
+    """An objective with data of its own."""
+
+    t: jax.Array
+    y: jax.Array
+    power: int = 2
+
+    def __call__(self, p: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.abs(model(p, self.t) - self.y) ** self.power)
+
+
+BUILDS = {
+    "Partial": lambda y: jax.tree_util.Partial(misfit, t=T, y=y),
+    "compose": lambda y: gx.compose(squares, model, t=T, y=y),
+    "Equinox": lambda y: Misfit(T, y),
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_arrays_of_a_callable_pytree_are_traced_and_freed(name: str) -> None:
+    traces, found = [], []
+    for k in range(4):
+        y = k + 2.0 * T
+        fn = BUILDS[name](y)
+        solution = gx.minimize(fn, START, tol=1e-3)
+        traces.append(len(TRACES))
+        found.append(np.asarray(solution.params))
+        kept = weakref.ref(y)
+        del fn, y, solution
+        gc.collect()
+        assert kept() is None
+    assert traces[0] == traces[3]
+    np.testing.assert_allclose(np.stack(found), [[k, 2] for k in range(4)], atol=0.05)
+
+
+def test_what_is_no_array_in_a_callable_pytree_is_compiled_in() -> None:
+    squared, quartic = (gx.minimize(Misfit(T, 1 + T**2, n), START, tol=1e-3) for n in (2, 4))
+    assert np.abs(squared.params - quartic.params).max() > 1e-3

@@ -192,7 +192,7 @@ def test_a_leaf_that_is_no_real_array_is_refused_by_its_path(tx: Any) -> None:
     tx.init({"w": 1.0, "b": np.ones(2, np.float32)})  # Python floats and NumPy arrays are right
 
 
-@pytest.mark.parametrize("bad", [jax.nn.relu, "a", jnp.zeros(2, jnp.float8_e5m2), 1j, 3])
+@pytest.mark.parametrize("bad", [jax.nn.relu, "a", jnp.zeros(2, jnp.float8_e5m2), True, 3])
 def test_minimize_refuses_such_a_leaf_too(bad: Any) -> None:
     with pytest.raises(TypeError, match=r"^minimize: params\['f'\] "):
         gx.minimize(objective, {"w": jnp.ones(2), "f": bad})
@@ -211,9 +211,9 @@ def update(tx: Any, grads: Any, state: Any, params: Any, value_fn: Any = VALUE_F
 
 
 @pytest.mark.parametrize("name", EVERY_METHOD)
-def test_update_refuses_gradients_that_are_not_real(name: str) -> None:
+def test_update_refuses_gradients_that_are_not_floating_point(name: str) -> None:
     tx = EVERY_METHOD[name]
-    for bad in (jnp.ones(2, int), jnp.ones(2, complex), "x"):
+    for bad in (jnp.ones(2, int), jnp.ones(2, bool), "x"):
         with pytest.raises(TypeError, match=r"^update: grads\['a'\] (is|has)"):
             update(tx, {**PARAMS, "a": bad}, tx.init(PARAMS), PARAMS)
 

@@ -289,8 +289,6 @@ def test_progress_is_called_between_blocks() -> None:
     assert np.all(np.diff([float(s.value) for s in seen]) < 0)
     plain = gx.minimize(bowl, jnp.zeros(2), tx, max_steps=25)
     np.testing.assert_array_equal(solution.params, plain.params)
-    with pytest.raises(ValueError, match=r"leave it out under jax\.jit"):
-        jax.jit(lambda x: gx.minimize(bowl, x, tx, progress=print))(jnp.zeros(2))
 
 
 def test_aux_of_the_best_point() -> None:

@@ -39,7 +39,7 @@ def scale_by_adadelta(
     """
 
     def init(params: tree.PyTree) -> ScaleByAdadeltaState:
-        return ScaleByAdadeltaState(tree.zeros_like(params), tree.zeros_like(params))
+        return ScaleByAdadeltaState(tree.squares_like(params), tree.squares_like(params))
 
     def update(
         grads: tree.PyTree,
@@ -52,19 +52,19 @@ def scale_by_adadelta(
         decay, delta = scalar(rho), scalar(eps)
 
         def mean_square(mean: jax.Array, x: jax.Array) -> jax.Array:
-            return decay * mean + (1 - decay) * x * x
+            return decay * mean + tree.product((1 - decay) * x, x)
 
         g2 = tree.map(mean_square, state.mean_square_grad, grads)  # Zeiler 2012, eq. 10
         step = tree.map(  # eq. 14, in the precision of the state
-            lambda x2, g2, g: tree.divide(tree.sqrt(x2 + delta), tree.sqrt(g2 + delta)) * g,
+            lambda g, x2, g2: tree.divide(tree.sqrt(x2 + delta), tree.sqrt(g2 + delta)) * g,
+            jax.tree.map(tree.promote, grads),
             state.mean_square_step,
             g2,
-            grads,
         )
         x2 = tree.map(mean_square, state.mean_square_step, step)
         return tree.cast_like(step, grads), ScaleByAdadeltaState(g2, x2)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 @checked
@@ -81,7 +81,8 @@ def adadelta(
         x ← x + Δx
 
     The paper's ``learning_rate`` is 1; another one multiplies Δx in the last line only. It equals
-    ``optax.adadelta(1.0, rho, eps)``. (Without a learning rate, Optax's goes uphill.)
+    ``optax.adadelta(1.0, rho, eps)``. (Without a learning rate, Optax's goes uphill.) For complex
+    parameters g² is ``|g|²`` and Δx² is ``|Δx|²``, which Optax's does not have.
 
     Args:
       learning_rate: factor of the step: a number, an array or a schedule of the update count.

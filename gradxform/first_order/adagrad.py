@@ -13,7 +13,7 @@ from gradxform.protocol import transformation
 class ScaleByAdagradState(NamedTuple):
     """State of :func:`scale_by_adagrad`."""
 
-    sum_of_squares: tree.PyTree  #: r, the sum of the squared gradients, in at least float32
+    sum_of_squares: tree.PyTree  #: r, the sum of the squares |g|², in at least float32
 
 
 @checked
@@ -34,7 +34,7 @@ def scale_by_adagrad(eps: NonNegative = 1e-7) -> optax.GradientTransformationExt
     """
 
     def init(params: tree.PyTree) -> ScaleByAdagradState:
-        return ScaleByAdagradState(tree.zeros_like(params))
+        return ScaleByAdagradState(tree.squares_like(params))
 
     def update(
         grads: tree.PyTree,
@@ -45,11 +45,11 @@ def scale_by_adagrad(eps: NonNegative = 1e-7) -> optax.GradientTransformationExt
         del params, extra_args
         grads = tree.square_bounded(grads)
         delta = scalar(eps)
-        r = tree.map(lambda r, g: r + g * g, state.sum_of_squares, grads)
+        r = tree.map(lambda r, g: r + tree.product(g, g), state.sum_of_squares, grads)
         direction = tree.map(lambda g, r: tree.divide(g, delta + tree.sqrt(r)), grads, r)
         return direction, ScaleByAdagradState(r)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 @checked
@@ -63,8 +63,8 @@ def adagrad(
         r ← r + g²
         θ ← θ − ε g / (δ + √r)
 
-    ``optax.adagrad`` puts δ inside the root and starts r at 0.1, so it cannot express this rule.
-    The two agree only if both constants are 0.
+    For complex parameters g² is ``|g|²``. ``optax.adagrad`` puts δ inside the root and starts r at
+    0.1, so it cannot express this rule. The two agree only if both constants are 0.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.

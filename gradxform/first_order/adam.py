@@ -24,7 +24,7 @@ class ScaleByAdamState(NamedTuple):
 
     count: jax.Array  #: t, updates made so far
     first_moment: tree.PyTree  #: s, the decaying mean of the gradients
-    second_moment: tree.PyTree  #: r, the decaying mean of the squared gradients
+    second_moment: tree.PyTree  #: r, the decaying mean of the squares |g|²
 
 
 @checked
@@ -53,8 +53,8 @@ def scale_by_adam(
     """
 
     def init(params: tree.PyTree) -> ScaleByAdamState:
-        zeros = tree.zeros_like
-        return ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+        count = jnp.zeros((), jnp.int32)
+        return ScaleByAdamState(count, tree.zeros_like(params), tree.squares_like(params))
 
     def update(
         grads: tree.PyTree,
@@ -69,7 +69,9 @@ def scale_by_adam(
         count = tree.add_count(state.count, 1)
         t = scalar(count)
         s = tree.map(lambda s, g: rho1 * s + (1 - rho1) * g, state.first_moment, grads)
-        r = tree.map(lambda r, g: rho2 * r + (1 - rho2) * g * g, state.second_moment, grads)
+        r = tree.map(
+            lambda r, g: rho2 * r + tree.product((1 - rho2) * g, g), state.second_moment, grads
+        )
 
         def direction(_: jax.Array, s: jax.Array, r: jax.Array) -> jax.Array:
             s_hat = s / (1 - rho1**t)
@@ -78,7 +80,7 @@ def scale_by_adam(
 
         return tree.map(direction, grads, s, r), ScaleByAdamState(count, s, r)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 @checked
@@ -97,11 +99,11 @@ def adam(
         r ← ρ₂ r + (1 − ρ₂) g²         r̂ = r / (1 − ρ₂^t)
         θ ← θ − ε ŝ / (√(r̂ + δ_root) + δ)
 
-    By default δ is outside the root, as in the paper. The lecture's slide has it inside the root:
-    ``adam(eps=0, eps_root=1e-8)``. Both equal ``optax.adam`` with the same arguments, with three
-    exceptions: the moments of bfloat16 and float16 gradients are float32; a gradient whose square
-    overflows does not stop its parameter for ever; a zero gradient gives a zero update instead of
-    NaN, also when differentiated through.
+    For complex parameters g² is ``|g|²``. By default δ is outside the root, as in the paper. The
+    lecture's slide has it inside the root: ``adam(eps=0, eps_root=1e-8)``. Both equal
+    ``optax.adam`` with the same arguments, with three exceptions: the moments of bfloat16 and
+    float16 gradients are float32; a gradient whose square overflows does not stop its parameter for
+    ever; a zero gradient gives a zero update instead of NaN, also when differentiated through.
 
     Args:
       learning_rate: ε, a number, an array or a schedule of the update count.

@@ -74,4 +74,4 @@ def momentum(
         updates = tree.cast_like(velocity, grads)
         return updates, MomentumState(tree.add_count(state.count, 1), velocity)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)

@@ -87,7 +87,7 @@ def nesterov(
         )
         return updates, NesterovState(tree.add_count(state.count, 1), alpha, velocity)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 @eval_params.register

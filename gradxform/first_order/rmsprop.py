@@ -15,7 +15,7 @@ from gradxform.protocol import transformation
 class ScaleByRmspropState(NamedTuple):
     """State of :func:`scale_by_rmsprop`."""
 
-    mean_square: tree.PyTree  #: r, the decaying mean of the squared gradients, at least float32
+    mean_square: tree.PyTree  #: r, the decaying mean of the squares |g|², in at least float32
 
 
 @checked
@@ -39,7 +39,7 @@ def scale_by_rmsprop(
     """
 
     def init(params: tree.PyTree) -> ScaleByRmspropState:
-        return ScaleByRmspropState(tree.zeros_like(params))
+        return ScaleByRmspropState(tree.squares_like(params))
 
     def update(
         grads: tree.PyTree,
@@ -50,11 +50,13 @@ def scale_by_rmsprop(
         del params, extra_args
         grads = tree.square_bounded(grads)
         rho, delta = scalar(decay), scalar(eps)
-        r = tree.map(lambda r, g: rho * r + (1 - rho) * g * g, state.mean_square, grads)
+        r = tree.map(
+            lambda r, g: rho * r + tree.product((1 - rho) * g, g), state.mean_square, grads
+        )
         direction = tree.map(lambda g, r: tree.divide(g, tree.sqrt(delta + r)), grads, r)
         return direction, ScaleByRmspropState(r)
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 @checked
@@ -72,7 +74,7 @@ def rmsprop(
         r ← ρ r + (1 − ρ) g²
         θ ← θ − ε g / √(δ + r)
 
-    With momentum the second line becomes::
+    For complex parameters g² is ``|g|²``. With momentum the second line becomes::
 
         v ← α v − ε g / √(δ + r)
         θ ← θ + v

@@ -55,4 +55,4 @@ def sgd(learning_rate: LearningRate) -> optax.GradientTransformationExtraArgs:
         updates = tree.map(lambda g: -eps * g, grads)
         return updates, SgdState(tree.add_count(state.count, 1))
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)

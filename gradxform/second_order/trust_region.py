@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import protocol, tree
+from gradxform.complex_leaves import evaluated_as_real
 from gradxform.curvature import Curvature, hessian
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import (
@@ -272,6 +273,7 @@ def trust_region(
 
 
 @eval_params.register
+@evaluated_as_real
 def _(state: TrustRegionState, params: tree.PyTree) -> tree.PyTree:
     return map_unmasked(lambda _, x: x, params, state.params)
 

@@ -159,7 +159,7 @@ def accumulate(
             skip_state=skip_state,
         )
 
-    return transformation(init, update)
+    return transformation(init, update, takes_complex=True)
 
 
 def _check_every_k(k: Any) -> None:

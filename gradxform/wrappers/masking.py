@@ -1,6 +1,5 @@
 """A method for a part of the parameters, or one for each part."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import check_argument, checked, shown
-from gradxform.objective import Composed
+from gradxform.objective import substituted
 from gradxform.protocol import FilledNode, check_unmasked, wrapper
 
 
@@ -237,16 +236,10 @@ def _part(
     value_fn: Callable[..., Any], mask: tree.PyTree, params: tree.PyTree
 ) -> Callable[..., Any]:
     """``value_fn`` as a function of the masked part, with the rest from ``params``."""
-    if not callable(value_fn):
-        raise TypeError(f"value_fn={shown(value_fn)}: expected a function of the parameters")
-    if isinstance(value_fn, Composed):
-        return dataclasses.replace(value_fn, model=_part(value_fn.model, mask, params))
 
-    # keeps the signature of value_fn, which says what data it takes
-    @functools.wraps(value_fn, updated=())
-    def of_part(part: tree.PyTree, *args: Any, **data: Any) -> Any:
+    def filled(part: tree.PyTree) -> tree.PyTree:
         full = _fill(mask, part, params)
         check_unmasked("the method in gx.masked", full)
-        return value_fn(full, *args, **data)
+        return full
 
-    return of_part
+    return substituted(value_fn, filled)
