@@ -26,6 +26,7 @@ from jax.scipy.linalg import solve_triangular
 
 from gradxform import tree
 from gradxform.arguments import joined, split, with_arguments
+from gradxform.complex_leaves import has_parts, of_real, to_real
 from gradxform.curvature import Curvature, hessian
 from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import checked, shown
@@ -58,6 +59,9 @@ def covariance(
       likelihood is a sum over the data; with a mean over m data the result is m times too large.
       With a log prior added it is the Laplace approximation of the posterior's covariance.
 
+    A complex residual or parameter counts as two real ones. In the matrix the real parts of a leaf
+    come before its imaginary parts.
+
     ``params`` must be the minimum, because the formulas hold nowhere else. Standard errors are the
     roots of the diagonal. The rows and columns are in the order of ``ravel_pytree(params)``.
 
@@ -69,7 +73,7 @@ def covariance(
       fn: the residuals or the negative log likelihood, a function of the parameters and of
         ``args``. It must support forward-mode differentiation, so it cannot use
         ``jax.custom_vjp``.
-      params: the estimate: a pytree of floating-point arrays with n entries.
+      params: the estimate: a pytree of floating-point or complex arrays with n entries.
       args: further arguments of ``fn``, as in :func:`gradxform.minimize`.
       curvature: the curvature H of a negative log likelihood; ``None`` for
         :func:`gradxform.hessian`. :func:`gradxform.gauss_newton` gives the Fisher information for
@@ -81,8 +85,8 @@ def covariance(
 
     Raises:
       TypeError: an argument is of the wrong type, ``fn`` does not take ``args``, or a parameter is
-        not real floating point.
-      ValueError: ``fn`` returns no real numbers, or no more residuals than there are parameters, or
+        neither floating-point nor complex.
+      ValueError: ``fn`` returns no such numbers, or no more residuals than there are parameters, or
         ``curvature`` is given with residuals.
 
     References:
@@ -97,8 +101,8 @@ def covariance(
     >>> jnp.sqrt(jnp.diag(gx.covariance(residuals, fit, args=(t, y)))).round(4)
     Array([0.1058, 0.0566], dtype=float32)
     """
-    check_floating(params, "covariance: params")
-    params = jax.tree.map(tree.promote, params)
+    is_complex = check_floating(params, "covariance: params")
+    params = jax.tree.map(tree.promote, to_real(params) if is_complex else params)
     fixed_fn, arrays_of_fn = split(fn, floats=False)
     fixed, arrays = split(args)
     program_of = program if is_comparable(jax.tree.structure(params)) else functools.partial
@@ -115,6 +119,7 @@ def _covariance(
 ) -> jax.Array:
     fn, args = joined((fn, args), arrays)
     fn = with_arguments("covariance", fn, args)
+    fn = of_real(fn) if has_parts(params) else fn
     if not _is_of_residuals(jax.eval_shape(fn, params)):
         value_fn = bind(fn, {}, "covariance: fn")
         return _inverse(dense((curvature or hessian())(value_fn, params), params))
@@ -139,9 +144,9 @@ def _is_of_residuals(outputs: tree.PyTree) -> bool:
             "covariance: fn returns a pair of one number and something else, as with has_aux=True: "
             "pass a function that returns the number alone"
         )
-    if not found or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in found):
+    if not found or not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in found):
         raise ValueError(
-            "covariance: fn must return one real number or real residuals, got "
+            "covariance: fn must return one real number or residuals, got "
             f"{shown([f'{x.dtype}{list(x.shape)}' for x in found])}"
         )
     return jax.tree.structure(outputs) != jax.tree.structure(0) or found[0].shape != ()
@@ -153,7 +158,7 @@ def _of_residuals(
     """s² (JᵀJ)⁻¹."""
 
     def flat(params: tree.PyTree) -> jax.Array:
-        return tree.ravel(jax.tree.map(tree.promote, residuals(params)))[0]
+        return tree.ravel(jax.tree.map(tree.promote, to_real(residuals(params))))[0]
 
     r, push = jax.linearize(flat, params)
     m, n = r.size, tree.count(params)

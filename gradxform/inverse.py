@@ -10,6 +10,7 @@ import optax
 from jax.tree_util import default_registry
 
 from gradxform import leaves, tree
+from gradxform.complex_leaves import to_complex, to_real
 from gradxform.line_search import LineSearchState
 
 
@@ -17,9 +18,9 @@ from gradxform.line_search import LineSearchState
 def inverse_product(state: optax.OptState, vector: tree.PyTree, /) -> tree.PyTree | None:
     """H v with the estimate H of the inverse Hessian in ``state``, or None if it has no estimate.
 
-    ``vector`` is like the parameters, in at least float32, and so is the result. Leaves that a mask
-    hides from the method become ``optax.MaskedNode()``. The state may be nested like that of
-    :func:`gradxform.eval_params`.
+    ``vector`` is like the parameters, real and in at least float32, and so is the result. Leaves
+    that a mask hides from the method become ``optax.MaskedNode()``. The state may be nested like
+    that of :func:`gradxform.eval_params`.
 
     To support your own state, write ``@inverse_product.register`` above a function
     ``(state: MyState, vector) -> product``.
@@ -45,7 +46,11 @@ def inverse_hessian(state: optax.OptState, params: tree.PyTree, vector: tree.PyT
             f"inverse_hessian(vector=…): vector must be like the parameters: {difference}; pass a "
             "pytree with the structure and shapes of solution.params"
         )
-    wide = jax.tree.map(lambda p, v: jnp.asarray(v, tree.wide(jnp.result_type(p))), params, vector)
+    wide = jax.tree.map(
+        lambda p, v: jnp.asarray(v, tree.wide(jnp.result_type(p))),
+        to_real(params),
+        to_real(vector),
+    )
     product = inverse_product(state, wide)
     if product is None:
         raise ValueError(
@@ -56,7 +61,7 @@ def inverse_hessian(state: optax.OptState, params: tree.PyTree, vector: tree.PyT
     filled = jax.tree.map(
         lambda v, h: jnp.zeros_like(v) if _is_hole(h) else h, wide, product, is_leaf=_is_hole
     )
-    return tree.cast_like(filled, wide)
+    return to_complex(tree.cast_like(filled, wide))
 
 
 def in_layout_of(

@@ -255,9 +255,9 @@ def test_what_is_no_likelihood_and_no_residuals_is_refused_in_one_line() -> None
     p = jnp.ones(2)
     for fn, message in (
         (lambda p: (jnp.sum(p), p), r"fn returns a pair .* has_aux"),
-        (lambda p: jnp.ones(3, int), r"real residuals, got \['int32\[3\]'\]"),
-        (lambda p: jnp.full(3, 1j), r"real residuals, got .*complex"),
-        (lambda p: None, "must return one real number or real residuals"),
+        (lambda p: jnp.ones(3, int), r"or residuals, got \['int32\[3\]'\]"),
+        (lambda p: jnp.asarray(1j), r"fn must return one real number, got complex"),
+        (lambda p: None, "must return one real number or residuals"),
         (lambda p: p, "2 residuals for 2 parameters"),
     ):
         with pytest.raises(ValueError, match=rf"^covariance: .*{message}") as caught:
@@ -294,3 +294,20 @@ def test_arrays_in_a_callable_pytree_are_inputs_of_the_program() -> None:
         traces.clear()
     assert counts[0] > 0
     assert counts[2] == 0
+
+
+@pytest.mark.usefixtures("x64")
+def test_complex_parameters_and_residuals_count_as_two_real_ones() -> None:
+    t, y = data()
+    turned = lambda z, t, y: z * jnp.exp(1j * t) + jnp.conj(z) * t - y * (1 + 0.5j)
+    found = gx.covariance(turned, jnp.asarray(0.7 - 0.2j), args=(t, y))
+
+    def parts(p: jax.Array) -> list[jax.Array]:
+        r = turned(p[0] + 1j * p[1], t, y)
+        return [r.real, r.imag]
+
+    np.testing.assert_allclose(found, gx.covariance(parts, jnp.asarray([0.7, -0.2])), rtol=1e-9)
+    misfit = lambda p: jnp.sum(jnp.abs(turned(p["z"], t, y)) ** 2)
+    best = {"z": 0.7 - 0.2j}
+    scatter = 2 * misfit(best) / (2 * t.size - 2)
+    np.testing.assert_allclose(found, scatter * gx.covariance(misfit, best), rtol=1e-9)

@@ -103,6 +103,17 @@ def test_dtypes_jit_and_the_start(dtype: Any, tx: Any) -> None:
     np.testing.assert_array_equal(at_start["a"], 1)
 
 
+def test_complex_parameters_have_a_complex_product() -> None:
+    bowl = lambda p: jnp.real(p["z"]) ** 2 + 4 * jnp.imag(p["z"]) ** 2 + p["x"] ** 2
+    start = {"z": jnp.asarray(1 + 1j), "x": jnp.asarray(1.0)}
+    solution = gx.minimize(bowl, start, gx.bfgs(), tol=1e-5)
+    product = solution.inverse_hessian({"z": 1 + 1j, "x": 1.0})
+    np.testing.assert_allclose(product["z"], 1 / 2 + 1j / 8, rtol=0.02)
+    assert (product["z"].dtype, product["x"].dtype) == (jnp.complex64, jnp.float32)
+    with pytest.raises(ValueError, match=r"^inverse_hessian\(vector=…\): .*dtype"):
+        solution.inverse_hessian({"z": 1.0, "x": 1.0})
+
+
 def test_a_batch_is_that_of_its_lanes() -> None:
     solve = lambda c: gx.minimize(lambda x: jnp.sum((x - c) ** 2 * (1 + c * x)), jnp.ones(3))
     centres, vectors = jnp.asarray([0.5, 0.9]), jnp.arange(6.0).reshape(2, 3)
