@@ -186,10 +186,9 @@ def _first_status(problem: Problem, loop: Loop) -> jax.Array:
 
 def _reason(loop: Loop) -> jax.Array:
     """Why the run ended. What only the end needs to know is not computed in every turn."""
-    dtypes = [loop.value.dtype, *(jnp.asarray(p).dtype for p in jax.tree.leaves(loop.params))]
     is_hidden = is_at_precision(
         loop.state,
-        max(float(jnp.finfo(dtype).eps) for dtype in dtypes),
+        max(tree.spacings((loop.value, loop.params))),
         loop.best.value,
         loop.best.grad_norm,
         loop.first_grad_norm,

@@ -19,7 +19,7 @@ from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, c
 from gradxform.leaves import check_floating
 from gradxform.loop import Options, run
 from gradxform.programs import is_comparable, program
-from gradxform.reporting import Reporter
+from gradxform.reporting import Reporter, says_stop
 from gradxform.second_order.bfgs import bfgs
 from gradxform.second_order.lbfgs import lbfgs
 from gradxform.sharding import is_sharded
@@ -206,7 +206,7 @@ def _in_parts(
         steps = min(steps + reporter.every, last)
         part = solve(loop, limits._replace(max_steps=np.int32(steps)))
         solution = part._replace(max_steps=limits.max_steps)
-        said_stop = reporter.progress(solution) is True
+        said_stop = says_stop(reporter, solution)
         if solution.status != Status.max_steps or solution.steps >= last:
             return solution
         if said_stop:

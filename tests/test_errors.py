@@ -39,6 +39,7 @@ REQUIRED = {
     **dict.fromkeys(("tx", "direction", "inner", "opt"), gx.sgd(0.1)),
     **dict.fromkeys(("learning_rate", "init_value", "end_value", "decay"), 0.1),
     **{"transition_steps": 3, "every_k_schedule": 2, "mask": True, "param_labels": "a"},
+    **{"rtol": 0.1, "value": 1.0, "number": 5},
     **{"transforms": {"a": gx.sgd(0.1)}, "inner_factory": gx.sgd, "fn": objective},
     **{"params": jnp.zeros(2), "loss": jnp.sum, "model": jnp.tanh, "state": optax.EmptyState()},
 }
@@ -52,6 +53,7 @@ UNCHECKED = {
     "file",
     "wrt",
     "params",
+    "aux",
     "resume",
 } | {"hyperparam_dtype"}
 BAD = [
