@@ -1,6 +1,7 @@
 """The list of public names. ``__init__.py`` reads it too."""
 
 from gradxform.averaging import polyak_average as polyak_average
+from gradxform.covariances import covariance as covariance
 from gradxform.curvature import gauss_newton as gauss_newton
 from gradxform.curvature import hessian as hessian
 from gradxform.evaluation import eval_params as eval_params

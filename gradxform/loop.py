@@ -121,12 +121,12 @@ def _reported(
 
 def _objective(fn: Callable[..., Any], args: Any, options: Options) -> Objective:
     if not options.has_aux:
-        value_fn = bind(with_arguments(fn, args), {}, "minimize: fn")
+        value_fn = bind(with_arguments("minimize", fn, args), {}, "minimize: fn")
         return Objective(lambda params, running: (value_fn(params), ()), lambda running: value_fn)
 
     def evaluate(params: tree.PyTree, running: tree.PyTree) -> tuple[jax.Array, tree.PyTree]:
         before = (running,) if options.has_running else ()
-        result = with_arguments(fn, args, before)(params)
+        result = with_arguments("minimize", fn, args, before)(params)
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise ValueError(
                 "minimize(has_aux=True): fn must return a pair of its value and anything else, got "

@@ -18,7 +18,7 @@ from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.leaves import check_floating
 from gradxform.loop import Options, run
-from gradxform.programs import program
+from gradxform.programs import is_comparable, program
 from gradxform.reporting import Reporter, says_stop
 from gradxform.second_order.bfgs import bfgs
 from gradxform.second_order.lbfgs import lbfgs
@@ -168,7 +168,7 @@ def minimize(
     reporter = Reporter(progress, progress_every) if progress and is_traced else None
     options = _options(has_aux, aux is not None, returned, history, reporter)
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
-    can_find = _is_comparable(jax.tree.structure(params)) and reporter is None
+    can_find = is_comparable(jax.tree.structure(params)) and reporter is None
     loop_of = program if can_find else functools.partial
     run_loop = loop_of(run, fixed_fn, tx, options, fixed_stop, fixed_args)
     solve = functools.partial(_solve, run_loop, params, running, arrays)
@@ -318,13 +318,3 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
                 f"{difference}; pass the tx of that call, and params of the same structure, shapes "
                 "and dtypes"
             )
-
-
-def _is_comparable(structure: Any) -> bool:
-    """Whether this tree structure has an ``==``; it has none if a node holds arrays as metadata."""
-    data = structure.node_data()
-    try:
-        equal = data is None or bool(data[1] == data[1])
-    except Exception:  # a node class may raise anything
-        return False
-    return equal and all(_is_comparable(child) for child in structure.children())
