@@ -23,6 +23,8 @@ from gradxform.stopping import Test
 from gradxform.traits import frozen_leaves, is_costly, is_penalised
 from gradxform.turn import Loop, Objective, Point, Problem, Seen, Step, look, move
 
+LANES = 512  #: largest number of lanes of a batch that run together on a single CPU
+
 
 class Options(NamedTuple):
     """What is compiled into the loop."""
@@ -78,6 +80,7 @@ def run(
         lambda loop: loop.status == RUNNING,
         start,
         branch=is_costly(loop.state),
+        chunk=None if options.reporter else LANES,
     )
     solution = _solution(loop, limits)
     if options.reporter is not None:
