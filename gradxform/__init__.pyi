@@ -18,6 +18,7 @@ from gradxform.first_order.rmsprop import rmsprop as rmsprop
 from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
 from gradxform.first_order.rprop import rprop as rprop
 from gradxform.first_order.sgd import sgd as sgd
+from gradxform.forward import forward_mode as forward_mode
 from gradxform.line_search import with_line_search as with_line_search
 from gradxform.minimization import minimize as minimize
 from gradxform.minimization import progress_bar as progress_bar
