@@ -92,6 +92,26 @@ def test_a_loop_that_reverse_mode_refuses(x64: None) -> None:
     close(jax.jit(jax.hessian(fn))(p, times, y), expected)
 
 
+def test_a_rule_that_cannot_be_transposed(x64: None) -> None:
+    """x² by a rule that finds the tangent 2 x t in a loop."""
+
+    @jax.custom_jvp
+    def square(x: jax.Array) -> jax.Array:
+        return x**2
+
+    @square.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (x,), (t,) = primals, tangents
+        twice = jax.lax.while_loop(
+            lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1] + x * t), (0, 0 * t)
+        )
+        return square(x), twice[1]
+
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.grad(square)(3.0)
+    close(jax.grad(gx.forward_mode(square))(3.0), 6.0)
+
+
 METHODS = {
     "bfgs": gx.bfgs,
     "lbfgs": gx.lbfgs,

@@ -32,8 +32,8 @@ def test_both_calls_lead_to_the_same_minimum(peer: str, x64: None) -> None:
         (text, counts), (page_text, page_counts) = map(cells, (one, other))
         assert text == page_text
         # other processors round differently, which may cost or save a step; the peers' own tests
-        # for the end are closer to rounding
-        np.testing.assert_allclose(counts[0], page_counts[0], rtol=0.5, atol=10, err_msg=text[0])
+        # for the end are so close to rounding that it can double their number
+        np.testing.assert_allclose(counts[0], page_counts[0], rtol=1.5, atol=10, err_msg=text[0])
         np.testing.assert_allclose(counts[1], page_counts[1], rtol=0.2, atol=3, err_msg=text[0])
 
 
