@@ -91,7 +91,7 @@ def _by_jacobians(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
         moving = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
-        directions = [tangents[i] for i in moving]
+        directions = [part for i in moving for part in _real_parts(tangents[i])]
         pair = _by_jacobians(functools.partial(_value_and_jacobians, f, tuple(moving)))
         values, jacobians = pair(*primals)
         rows = iter(jacobians)
@@ -109,16 +109,27 @@ def _by_jacobians(f: Callable[..., Any]) -> Callable[..., Any]:
 def _value_and_jacobians(
     f: Callable[..., Any], moving: tuple[int, ...], *arrays: jax.Array
 ) -> tuple[Any, list[tuple[jax.Array, ...]]]:
-    """``f(*arrays)``, and for each floating-point output its Jacobians in the ``moving`` arrays."""
+    """``f(*arrays)``, and for each floating-point output its Jacobians in the ``moving`` arrays.
 
-    def of_moving(*moved: jax.Array) -> tuple[list[jax.Array], Any]:
-        filled = dict(enumerate(arrays)) | dict(zip(moving, moved, strict=True))
+    A complex array counts as two, its real and its imaginary part.
+    """
+
+    def of_parts(*parts: jax.Array) -> tuple[list[jax.Array], Any]:
+        filled, rest = dict(enumerate(arrays)), iter(parts)
+        for i in moving:
+            real = next(rest)
+            filled[i] = jax.lax.complex(real, next(rest)) if jnp.iscomplexobj(arrays[i]) else real
         values = f(*filled.values())
         return [y for y in jax.tree.leaves(values) if _is_smooth(y)], values
 
-    differentiated = jax.jacfwd(of_moving, argnums=tuple(range(len(moving))), has_aux=True)
-    jacobians, values = differentiated(*(arrays[i] for i in moving))
+    parts = [part for i in moving for part in _real_parts(arrays[i])]
+    differentiated = jax.jacfwd(of_parts, argnums=tuple(range(len(parts))), has_aux=True)
+    jacobians, values = differentiated(*parts)
     return values, jacobians
+
+
+def _real_parts(x: jax.Array) -> list[jax.Array]:
+    return [jnp.real(x), jnp.imag(x)] if jnp.iscomplexobj(x) else [x]
 
 
 def _is_smooth(x: Any) -> bool:

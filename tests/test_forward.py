@@ -81,6 +81,19 @@ def test_derivatives_are_those_of_reverse_mode(derivative: Any, x64: None) -> No
     close(jax.jit(derivative(gx.forward_mode(smooth)))(p, x), jax.jit(derivative(smooth))(p, x))
 
 
+def test_complex_arguments_and_results(x64: None) -> None:
+    def fn(z: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        phase = jnp.exp(1j * c) * z**3
+        return jnp.sum(jnp.abs(phase - (1 + 2j)) ** 2 * c), phase
+
+    z, c = jnp.asarray([0.5 + 1j, -1.0 + 0.25j]), jnp.asarray([0.3, 0.7])
+    for argnums in ((0, 1), 0, 1):
+        gradient = lambda f, k=argnums: jax.grad(lambda *x: f(*x)[0], argnums=k)(z, c)
+        close(gradient(gx.forward_mode(fn)), gradient(fn))
+    pull = lambda f: jax.vjp(lambda z: f(z, c)[1], z)[1](z + 1)
+    close(pull(gx.forward_mode(fn)), pull(fn))
+
+
 def test_a_loop_that_reverse_mode_refuses(x64: None) -> None:
     p, y = {"a": 1.0, "k": 1.0, "q": 0.1}, measured()
     p, times = jax.tree.map(jnp.asarray, p), jnp.asarray(TIMES)
