@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax._src.core import no_axis_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -183,8 +182,9 @@ def _batched(axis: Any, arrays: Sequence[Any], dims: Sequence[Any], **parameters
         spmd_axis_name=axis.spmd_name,
     )
     chunk = parameters["chunk"]
-    # lanes with a name may be summed over, and lanes on several devices stay where they are
-    is_free = axis.name is no_axis_name and axis.spmd_name is None and jax.device_count() == 1
+    # Lanes with a name may be summed over (an axis without one has a plain object in its place), and
+    # lanes on several devices stay where they are.
+    is_free = type(axis.name) is object and axis.spmd_name is None and jax.device_count() == 1
     if chunk is None or axis.size <= chunk or not is_free:
         results = list(lanes(*arrays))
     else:
