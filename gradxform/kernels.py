@@ -182,8 +182,8 @@ def _batched(axis: Any, arrays: Sequence[Any], dims: Sequence[Any], **parameters
         spmd_axis_name=axis.spmd_name,
     )
     chunk = parameters["chunk"]
-    # Lanes with a name may be summed over, and lanes on several devices stay where they are. An axis
-    # without a name has a plain object in its place.
+    # Lanes with a name may be summed over, and lanes on several devices stay where they are. Axes
+    # without a name have a plain object in its place.
     is_free = type(axis.name) is object and axis.spmd_name is None and jax.device_count() == 1
     if chunk is None or axis.size <= chunk or not is_free:
         results = list(lanes(*arrays))
