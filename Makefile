@@ -37,6 +37,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.lab
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.minimize
+	$(BIN)/python -m benchmarks.datasets
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.sweep

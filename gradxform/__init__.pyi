@@ -1,6 +1,7 @@
 """The list of public names. ``__init__.py`` reads it too."""
 
 from gradxform.averaging import polyak_average as polyak_average
+from gradxform.covariances import covariance as covariance
 from gradxform.curvature import gauss_newton as gauss_newton
 from gradxform.curvature import hessian as hessian
 from gradxform.evaluation import eval_params as eval_params
@@ -18,6 +19,7 @@ from gradxform.first_order.rmsprop import rmsprop as rmsprop
 from gradxform.first_order.rmsprop import scale_by_rmsprop as scale_by_rmsprop
 from gradxform.first_order.rprop import rprop as rprop
 from gradxform.first_order.sgd import sgd as sgd
+from gradxform.forward import forward_mode as forward_mode
 from gradxform.line_search import with_line_search as with_line_search
 from gradxform.minimization import minimize as minimize
 from gradxform.minimization import progress_bar as progress_bar
@@ -51,5 +53,6 @@ from gradxform.wrappers.flax import nnx_value_fn as nnx_value_fn
 from gradxform.wrappers.hyperparameters import inject_hyperparams as inject_hyperparams
 from gradxform.wrappers.masking import masked as masked
 from gradxform.wrappers.masking import partition as partition
+from gradxform.wrappers.rounding import rounded_stochastically as rounded_stochastically
 
 __version__: str

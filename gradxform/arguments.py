@@ -40,39 +40,42 @@ def joined(fixed: Any, arrays: list[Any]) -> Any:
 
 
 def with_arguments(
-    fn: Callable[..., Any], args: Any, before: tuple[Any, ...] = ()
+    caller: str, fn: Callable[..., Any], args: Any, before: tuple[Any, ...] = ()
 ) -> Callable[[Any], Any]:
     """``fn`` as a function of the parameters alone; an objective of ``gx.compose`` stays one.
 
-    ``before`` are positional arguments between the parameters and ``args``.
+    ``before`` are positional arguments between the parameters and ``args``. Errors name ``caller``,
+    the function that the user called.
     """
     by_name = isinstance(args, Mapping)
     if isinstance(fn, Composed):
-        return _with_data(fn, args) if args else fn
+        return _with_data(caller, fn, args) if args else fn
     if not args and not before:
         return fn
-    _check_signature(fn, args, before)
+    _check_signature(caller, fn, args, before)
     if by_name:
         return lambda params: fn(params, *before, **args)
     return lambda params: fn(params, *before, *args)
 
 
-def _with_data(fn: Composed, data: Any) -> Callable[[Any], Any]:
+def _with_data(caller: str, fn: Composed, data: Any) -> Callable[[Any], Any]:
     if not isinstance(data, Mapping):
         raise TypeError(
-            f"minimize(args={shown(data)}): an objective of gx.compose takes its data by name: "
+            f"{caller}(args={shown(data)}): an objective of gx.compose takes its data by name: "
             "pass a dictionary"
         )
     known = {**data_of(fn.loss, data), **data_of(fn.model, data)}
     if unknown := [name for name in data if name not in known]:
         raise TypeError(
-            f"minimize(args={shown(data)}): neither loss nor model of gx.compose has an "
+            f"{caller}(args={shown(data)}): neither loss nor model of gx.compose has an "
             f"argument {unknown[0]}"
         )
     return bind(fn, data)
 
 
-def _check_signature(fn: Callable[..., Any], args: Any, before: tuple[Any, ...]) -> None:
+def _check_signature(
+    caller: str, fn: Callable[..., Any], args: Any, before: tuple[Any, ...]
+) -> None:
     """Raises a TypeError if ``fn`` does not take ``args`` after the parameters."""
     try:
         signature = inspect.signature(fn)
@@ -85,6 +88,6 @@ def _check_signature(fn: Callable[..., Any], args: Any, before: tuple[Any, ...])
             signature.bind(None, *before, *args)
     except TypeError as error:
         raise TypeError(
-            f"minimize(args={shown(args)}): fn{signature} does not take the parameters and these: "
+            f"{caller}(args={shown(args)}): fn{signature} does not take the parameters and these: "
             f"{error}"
         ) from None

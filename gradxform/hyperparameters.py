@@ -48,7 +48,10 @@ class Interval(NamedTuple):
     high: float = math.inf
 
 
+_LARGEST = 1.7976931348623157e308  # the largest float64
+
 Scalar: TypeAlias = float | jax.Array
+Finite: TypeAlias = Annotated[Scalar, Interval(-_LARGEST)]
 NonNegative: TypeAlias = Annotated[Scalar, Interval(0)]
 Positive: TypeAlias = Annotated[
     Scalar, Interval(1.1754943508222875e-38)
@@ -311,10 +314,9 @@ def _check_interval(function: str, name: str, value: Any, interval: Interval) ->
     except OverflowError:  # an integer beyond every float
         inside = False
     if not inside:
-        below = f"below {high:.10g}" if high < math.inf else "finite"
-        raise ValueError(
-            f"{function}({name}={shown(value)}): {name} must be at least {low:g} and {below}"
-        )
+        least = [f"at least {low:g}"] if low > -_LARGEST else []
+        range_ = " and ".join([*least, f"below {high:.10g}" if high < math.inf else "finite"])
+        raise ValueError(f"{function}({name}={shown(value)}): {name} must be {range_}")
 
 
 def _refuse_choice(function: str, name: str, value: object, expected: list[str]) -> NoReturn:

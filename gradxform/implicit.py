@@ -31,24 +31,24 @@ from gradxform.arguments import joined
 from gradxform.complex_leaves import has_parts, of_real, to_complex, to_real
 from gradxform.loop import Options, objective
 from gradxform.minres import least_norm
-from gradxform.programs import program
+from gradxform.programs import is_comparable, program
 from gradxform.solution import Solution
 from gradxform.stopping import Test
 from gradxform.traits import frozen_leaves, is_penalised
 
 _Rule: TypeAlias = Literal["implicit", "implicit_always"] | None
-# (inputs, running, params) → value and second part of the objective
+# (inputs, running, leaves of the parameters) → value and second part of the objective
 _Evaluate: TypeAlias = Callable[
-    [list[Any], tree.PyTree, tree.PyTree], tuple[jax.Array, tree.PyTree]
+    [list[Any], tree.PyTree, list[jax.Array]], tuple[jax.Array, tree.PyTree]
 ]
 
 
 class _Found(NamedTuple):
-    """The parts of a solution that have a derivative."""
+    """The parts of a solution that have a derivative. Pytrees without ``==`` would not pass JAX."""
 
-    params: tree.PyTree
+    params: list[jax.Array]  # the leaves, real ones
     value: jax.Array
-    aux: tree.PyTree
+    aux: list[jax.Array]  # the leaves
 
 
 class _Known(NamedTuple):
@@ -56,7 +56,7 @@ class _Known(NamedTuple):
 
     running: tree.PyTree  # running statistics that the objective gets; constants
     is_minimum: jax.Array  # whether the gradient is zero, up to ``tol``
-    is_free: tree.PyTree  # whether a leaf of the parameters moves, or each of its entries
+    is_free: list[jax.Array]  # whether each leaf of the parameters moves, or each of its entries
 
 
 def with_derivative(
@@ -83,29 +83,41 @@ def with_derivative(
     constant = _constant((params, running, arrays, *limits))
     solution = opened(_constant(tracers), *constant) if tracers else run(*constant)
     inputs, statics = arrays, (fn, options, stop, args)
-    change = functools.partial(program, _change_of, *statics, rule)
+    evaluate = functools.partial(_evaluate, *statics)
     if tracers:
-        evaluate, tracers = _opened(functools.partial(_evaluate, *statics), arrays, running, params)
+        opened, tracers = _opened(evaluate, arrays, running, params)
         inputs, count = [*tracers, *arrays], len(tracers)
-        evaluate_all = lambda inputs, *at: evaluate(inputs[:count], inputs[count:], *at)
-        change = lambda is_moved: jax.jit(functools.partial(_change, evaluate_all, rule, is_moved))
+        evaluate = lambda inputs, *at: opened(inputs[:count], inputs[count:], *at)
+    structure = jax.tree.structure(params)
     known = _known(solution, optax.with_extra_args_support(tx), rule)
-    found = _Found(solution.params, solution.value, solution.aux)
-    return solution._replace(**_attached(rule, change, inputs, known, found)._asdict())
+    aux, aux_structure = jax.tree.flatten(solution.aux)
+    found = _Found(jax.tree.leaves(to_real(solution.params)), solution.value, aux)
+
+    def change_for(is_moved: tuple[bool, ...]) -> Callable[..., Any]:
+        if tracers or not is_comparable(structure):
+            at = lambda inputs, running, x: evaluate(inputs, running, structure.unflatten(x))
+            return jax.jit(functools.partial(_change, at, rule, is_moved))
+        compiled = program(_change_of, *statics, rule, is_moved)  # found again at the next call
+        return lambda known, x, *rest: compiled(known, structure.unflatten(x), *rest)
+
+    point = _attached(rule, change_for, inputs, known, found)
+    return solution._replace(
+        params=to_complex(structure.unflatten(point.params)),
+        value=point.value,
+        aux=aux_structure.unflatten(point.aux),
+    )
 
 
 def _known(solution: Solution, tx: optax.GradientTransformationExtraArgs, rule: _Rule) -> _Known:
     params, state = to_real(solution.params), solution.loop.state
-    free = [jnp.array(not x) for x in frozen_leaves(tx, params, state)]
     # with a penalty in the method the gradient of the objective is not zero
     is_minimum = solution.converged & ~is_penalised(tx, params, state)
-    return _constant(
-        _Known(
-            running=solution.loop.running,
-            is_minimum=jnp.array(True) if rule == "implicit_always" else is_minimum,
-            is_free=jax.tree.unflatten(jax.tree.structure(params), free),
-        )
+    known = _Known(
+        running=solution.loop.running,
+        is_minimum=jnp.array(True) if rule == "implicit_always" else is_minimum,
+        is_free=[jnp.array(not x) for x in frozen_leaves(tx, params, state)],
     )
+    return _constant(known)
 
 
 def is_transformed() -> bool:
@@ -117,8 +129,16 @@ def is_transformed() -> bool:
 
 def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Any]]:
     """``function(tracers, *arguments)`` for ``function(*arguments)``, and the tracers it reads."""
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
-    jaxpr, structure = closed.jaxpr, jax.tree.structure(shapes)
+    leaves, structure = jax.tree.flatten(examples)
+    results = []
+
+    def of_leaves(*leaves: Any) -> list[Any]:
+        found, of_found = jax.tree.flatten(function(*structure.unflatten(leaves)))
+        results.append(of_found)
+        return found
+
+    closed = jax.make_jaxpr(of_leaves)(*leaves)
+    jaxpr = closed.jaxpr
     tracers = [x for x in closed.consts if isinstance(x, Tracer)]
     # the result must not keep tracers alive
     constants = [None if isinstance(x, Tracer) else x for x in closed.consts]
@@ -126,8 +146,8 @@ def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[...,
     def opened(tracers: list[Any], *arguments: Any) -> Any:
         given = iter(tracers)
         values = [next(given) if x is None else x for x in constants]
-        results = jaxpr_as_fun(ClosedJaxpr(jaxpr, values))(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(structure, results)
+        found = jaxpr_as_fun(ClosedJaxpr(jaxpr, values))(*jax.tree.leaves(arguments))
+        return results[0].unflatten(found)
 
     return opened, tracers
 
@@ -174,10 +194,7 @@ def _attached(
         point = attached(*primals)  # so that second derivatives know how it moves
         is_moved = tuple(not isinstance(x, SymbolicZero) for x in tangents[0])
         moves = [x for x, moved in zip(tangents[0], is_moved, strict=True) if moved]
-        params = to_real(point.params)
-        d_params, d_value, d_parts = change_for(is_moved)(known, params, inputs, moves)
-        d_aux = jax.tree.unflatten(jax.tree.structure(point.aux), d_parts)
-        change = _Found(to_complex(d_params), d_value, d_aux)
+        change = change_for(is_moved)(known, point.params, inputs, moves)
         return point, jax.tree.map(_as_change, change, point)
 
     return attached(inputs, known, found)
@@ -190,10 +207,14 @@ def _change_of(
     args: Any,
     rule: _Rule,
     is_moved: tuple[bool, ...],
+    known: _Known,
+    params: tree.PyTree,
     *arrays: Any,
-) -> Any:
+) -> _Found:
+    leaves, structure = jax.tree.flatten(params)
     evaluate = functools.partial(_evaluate, fn, options, stop, args)
-    return _change(evaluate, rule, is_moved, *arrays)
+    at = lambda inputs, running, x: evaluate(inputs, running, structure.unflatten(x))
+    return _change(at, rule, is_moved, known, leaves, *arrays)
 
 
 def _change(
@@ -201,21 +222,21 @@ def _change(
     rule: _Rule,
     is_moved: tuple[bool, ...],
     known: _Known,
-    params: tree.PyTree,
+    params: list[jax.Array],
     inputs: list[Any],
     moves: list[Any],
-) -> tuple[tree.PyTree, jax.Array, list[jax.Array]]:
-    """How params, value and the leaves of aux change when some of ``inputs`` move."""
+) -> _Found:
+    """How params, value and aux change when some of ``inputs`` move."""
 
-    def at(params: tree.PyTree, moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
+    def at(params: list[jax.Array], moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
         given = iter(moved)
         values = [next(given) if m else x for x, m in zip(inputs, is_moved, strict=True)]
         return evaluate(values, known.running, params)
 
-    def slope(params: tree.PyTree, moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
+    def slope(params: list[jax.Array], moved: list[Any]) -> tuple[jax.Array, list[jax.Array]]:
         return jax.value_and_grad(lambda params: at(params, moved)[0])(params)
 
-    def parts(params: tree.PyTree, moved: list[Any]) -> list[jax.Array]:
+    def aux(params: list[jax.Array], moved: list[Any]) -> list[jax.Array]:
         leaves = map(jnp.asarray, jax.tree.leaves(at(params, moved)[1]))
         return [x if _is_real(x) else jnp.zeros(x.shape) for x in leaves]
 
@@ -226,22 +247,22 @@ def _change(
     if rule == "implicit_always":
         d_value = d_value + tree.vdot(grad, d_params)
     d_value = _unless(known.is_minimum, d_value)
-    _, d_parts = jax.jvp(parts, (params, moved), (d_params, moves))
-    return d_params, d_value, d_parts
+    _, d_aux = jax.jvp(aux, (params, moved), (d_params, moves))
+    return _Found(d_params, d_value, d_aux)
 
 
 def _movement(
-    product: Callable[[tree.PyTree], tree.PyTree],
-    d_grad: tree.PyTree,
-    params: tree.PyTree,
-    is_free: tree.PyTree,
-) -> tree.PyTree:
+    product: Callable[[list[jax.Array]], list[jax.Array]],
+    d_grad: list[jax.Array],
+    params: list[jax.Array],
+    is_free: list[jax.Array],
+) -> list[jax.Array]:
     """The dx of H dx = −dg among the free parameters."""
 
-    def free(x: tree.PyTree) -> tree.PyTree:
+    def free(x: list[jax.Array]) -> list[jax.Array]:
         return jax.tree.map(lambda x, free: jnp.where(free, x, 0), x, is_free)
 
-    def matrix(x: tree.PyTree) -> tree.PyTree:
+    def matrix(x: list[jax.Array]) -> list[jax.Array]:
         return free(jax.tree.map(tree.promote, product(tree.cast_like(free(x), params))))
 
     precision = max((float(jnp.finfo(p.dtype).eps) for p in jax.tree.leaves(params)), default=0.0)

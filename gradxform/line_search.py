@@ -202,9 +202,6 @@ def search(
         def number() -> jax.Array:
             return jnp.array(scalar(0), copy=True)
 
-        def flag(value: bool = False) -> jax.Array:
-            return jnp.array(value)
-
         if ravel:
             check_whole(method, params)
         return LineSearchState(
@@ -214,9 +211,9 @@ def search(
             moved=number(),
             section=no_section(),
             improvement=no_improvement(),
-            take_next=flag(True),
-            steepest=flag(),
-            restart=flag(),
+            take_next=jnp.array(True),
+            steepest=jnp.array(False),
+            restart=jnp.array(False),
             inner_state=inner.init(flatten(params)),
             info=_no_info(),
         )
@@ -271,7 +268,9 @@ def search(
         steepest = verdict.reset | (verdict.accept & ~is_usable)
 
         # begin a search, at an accepted point or after a failure
-        d, size, new = _begin(d, seen, state.section, steepest, unit_step, _spacing(params))
+        d, size, new = _begin(
+            d, seen, state.section, steepest, unit_step, min(tree.spacings(params), default=0.0)
+        )
         section = tree.select(verdict.begins, new, seen.section)
         is_asked = verdict.accept | (asked == "always")
         is_reset = verdict.begins & steepest
@@ -342,12 +341,6 @@ def _look(state: LineSearchState, point: Point, rules: Rules, spacing: float) ->
 def _descends(d: tree.PyTree, g: tree.PyTree) -> jax.Array:
     slope = tree.vdot(g, d)
     return (slope < 0) & jnp.isfinite(slope)
-
-
-def _spacing(params: tree.PyTree) -> float:
-    """The finest relative spacing of floating-point numbers among the dtypes of ``params``."""
-    dtypes = [jnp.asarray(p).dtype for p in jax.tree.leaves(params)]
-    return min((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
 
 
 def _begin(

@@ -24,6 +24,8 @@ from gradxform.traits import frozen_leaves, is_costly, is_penalised
 from gradxform.turn import Loop, Objective, Point, Problem, Seen, Step, look, move
 from gradxform.unrolled import alternate_at_most
 
+LANES = 512  #: largest number of lanes of a batch that run together on a single CPU
+
 
 class Options(NamedTuple):
     """What is compiled into the loop."""
@@ -69,6 +71,8 @@ def run(
     )
     if loop is None:
         loop = _first(problem, state, params, running, options)
+    else:
+        loop = _continued(problem, loop, options)
     status = _first_status(problem, loop)
     start = varying_like(loop._replace(status=status.astype(loop.status.dtype)), params)
     parts = (
@@ -78,7 +82,8 @@ def run(
     )
     if options.bound is None:
         # for a cheap method one more update costs less than a branch in every turn
-        loop = alternate(*parts, start, branch=is_costly(loop.state))
+        chunk = None if options.reporter else LANES
+        loop = alternate(*parts, start, branch=is_costly(loop.state), chunk=chunk)
     else:
         loop = alternate_at_most(options.bound + 1, *parts, start)
     solution = _solution(loop, limits)
@@ -124,12 +129,12 @@ def _reported(
 def objective(fn: Callable[..., Any], args: Any, options: Options) -> Objective:
     """The objective as the loop evaluates it."""
     if not options.has_aux:
-        value_fn = bind(with_arguments(fn, args), {}, "minimize: fn")
+        value_fn = bind(with_arguments("minimize", fn, args), {}, "minimize: fn")
         return Objective(lambda params, running: (value_fn(params), ()), lambda running: value_fn)
 
     def evaluate(params: tree.PyTree, running: tree.PyTree) -> tuple[jax.Array, tree.PyTree]:
         before = (running,) if options.has_running else ()
-        result = with_arguments(fn, args, before)(params)
+        result = with_arguments("minimize", fn, args, before)(params)
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise ValueError(
                 "minimize(has_aux=True): fn must return a pair of its value and anything else, got "
@@ -150,8 +155,7 @@ def _first(
     """The state of the loop before the start is evaluated."""
     zero = jnp.zeros((), jnp.int32)
     none, infinite = scalar(0), scalar(jnp.inf)
-    evaluate, has_aux = problem.objective.evaluate, options.has_aux
-    aux = jax.eval_shape(evaluate, params, running)[1] if has_aux else ()
+    aux = _aux(problem, params, running, options)
     if options.has_running and (difference := leaves.difference(running, aux)) is not None:
         raise ValueError(
             f"minimize(aux=…): fn must return statistics like those that it gets: {difference}"
@@ -167,8 +171,8 @@ def _first(
         extent=Extent(none, none, jnp.array(False)),
         lowest=infinite,
         running=running,
-        step=() if problem.stop is None else Step(infinite, infinite, infinite),
-        recorder=new_recorder(options.history) if options.history else (),
+        step=_no_step(problem),
+        recorder=_new_recorder(options),
         advanced=jnp.array(False),
         is_waiting=jnp.array(False),
         at_rest=zero,
@@ -176,6 +180,40 @@ def _first(
         evaluations=zero,
         status=zero,
     )
+
+
+def _aux(problem: Problem, params: tree.PyTree, running: tree.PyTree, options: Options) -> Any:
+    """The shapes of the second part of the objective's result; () without one."""
+    if not options.has_aux:  # not traced once more
+        return ()
+    return jax.eval_shape(problem.objective.evaluate, params, running)[1]
+
+
+def _continued(problem: Problem, loop: Loop, options: Options) -> Loop:
+    """The state of the loop of an earlier call, with what this call asks for beside it."""
+    if bool(jax.tree.leaves(loop.running)) != options.has_running:
+        said = "without" if options.has_running else "with"
+        raise ValueError(f"minimize(resume=…): the solution comes from a call {said} aux")
+    aux = _aux(problem, loop.params, loop.running, options)
+    if (difference := leaves.difference(loop.best.aux, aux)) is not None:
+        raise ValueError(
+            "minimize(resume=…): the second part of what fn returns differs from that of the "
+            f"earlier call: {difference}; pass the same has_aux, and args of the same shapes"
+        )
+    step, recorder = loop.step, loop.recorder
+    if problem.stop is None or not isinstance(step, Step):
+        step = _no_step(problem)
+    if not isinstance(recorder, Recorder) or recorder.rows.shape[0] != options.history:
+        recorder = _new_recorder(options)
+    return loop._replace(step=step, recorder=recorder)
+
+
+def _no_step(problem: Problem) -> Step | tuple[()]:
+    return () if problem.stop is None else Step(*(scalar(jnp.inf) for _ in range(3)))
+
+
+def _new_recorder(options: Options) -> Recorder | tuple[()]:
+    return new_recorder(options.history) if options.history else ()
 
 
 def _first_status(problem: Problem, loop: Loop) -> jax.Array:
@@ -191,10 +229,9 @@ def _first_status(problem: Problem, loop: Loop) -> jax.Array:
 
 def _reason(loop: Loop) -> jax.Array:
     """Why the run ended. What only the end needs to know is not computed in every turn."""
-    dtypes = [loop.value.dtype, *(jnp.asarray(p).dtype for p in jax.tree.leaves(loop.params))]
     is_hidden = is_at_precision(
         loop.state,
-        max(float(jnp.finfo(dtype).eps) for dtype in dtypes),
+        max(tree.spacings((loop.value, loop.params))),
         loop.best.value,
         loop.best.grad_norm,
         loop.first_grad_norm,

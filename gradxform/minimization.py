@@ -19,8 +19,8 @@ from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, c
 from gradxform.implicit import with_derivative
 from gradxform.leaves import check_floating
 from gradxform.loop import Options, run
-from gradxform.programs import program
-from gradxform.reporting import Reporter
+from gradxform.programs import is_comparable, program
+from gradxform.reporting import Reporter, says_stop
 from gradxform.second_order.bfgs import bfgs
 from gradxform.second_order.lbfgs import lbfgs
 from gradxform.sharding import is_sharded
@@ -187,7 +187,7 @@ def minimize(
     bound = _bound(max_steps) if derivative == "unrolled" else None
     options = _options(has_aux, aux is not None, returned, history, bound, reporter)
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
-    can_find = _is_comparable(jax.tree.structure(params)) and reporter is None
+    can_find = is_comparable(jax.tree.structure(params)) and reporter is None
     loop_of = program if can_find else functools.partial
     statics = (fixed_fn, tx, options, fixed_stop, fixed_args)
     run_loop = loop_of(run, *statics)
@@ -229,7 +229,7 @@ def _in_parts(
         steps = min(steps + reporter.every, last)
         part = solve(loop, limits._replace(max_steps=np.int32(steps)))
         solution = part._replace(max_steps=limits.max_steps)
-        said_stop = reporter.progress(solution) is True
+        said_stop = says_stop(reporter, solution)
         if solution.status != Status.max_steps or solution.steps >= last:
             return solution
         if said_stop:
@@ -352,13 +352,3 @@ def _check_resume(resume: Any, tx: optax.GradientTransformation, params: tree.Py
                 f"{difference}; pass the tx of that call, and params of the same structure, shapes "
                 "and dtypes"
             )
-
-
-def _is_comparable(structure: Any) -> bool:
-    """Whether this tree structure has an ``==``; it has none if a node holds arrays as metadata."""
-    data = structure.node_data()
-    try:
-        equal = data is None or bool(data[1] == data[1])
-    except Exception:  # a node class may raise anything
-        return False
-    return equal and all(_is_comparable(child) for child in structure.children())

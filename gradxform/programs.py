@@ -97,6 +97,19 @@ def _owner(fn: Any) -> Any:
     return fn if is_leaf else type(fn)
 
 
+def is_comparable(structure: Any) -> bool:
+    """Whether this tree structure has an ``==``; it has none if a node holds arrays as metadata.
+
+    Without it JAX cannot find a compiled program again.
+    """
+    data = structure.node_data()
+    try:
+        equal = data is None or bool(data[1] == data[1])
+    except Exception:  # a node class may raise anything
+        return False
+    return equal and all(is_comparable(child) for child in structure.children())
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # JAX keeps a traced program as long as this function, which holds no reference to the call
     def traced(*arrays: Any) -> Any:

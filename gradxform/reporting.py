@@ -19,6 +19,12 @@ class Reporter(NamedTuple):
     every: int  #: steps between calls
 
 
+def says_stop(reporter: Reporter, shown: tree.PyTree) -> bool:
+    """Calls ``progress`` with ``shown``; whether it returned True."""
+    answer = reporter.progress(shown)
+    return isinstance(answer, bool | np.bool_ | jax.Array) and bool(answer)
+
+
 def ask(reporter: Reporter, due: jax.Array, shown: tree.PyTree) -> jax.Array:
     """Calls ``progress`` with ``shown`` if ``due``, and returns whether it said True.
 
@@ -27,7 +33,7 @@ def ask(reporter: Reporter, due: jax.Array, shown: tree.PyTree) -> jax.Array:
     leaves, structure = jax.tree.flatten(shown)
 
     def call(*values: Any) -> np.ndarray:
-        return np.asarray(reporter.progress(jax.tree.unflatten(structure, values)) is True)
+        return np.asarray(says_stop(reporter, jax.tree.unflatten(structure, values)))
 
     def called(due: jax.Array, *leaves: jax.Array) -> jax.Array:
         # JAX allows no callback with a declared effect in a loop of lanes; this one cannot get

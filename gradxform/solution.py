@@ -4,9 +4,11 @@ import enum
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradxform import tree
+from gradxform.inverse import inverse_hessian
 
 
 class Status(enum.IntEnum):
@@ -64,6 +66,40 @@ class Solution(NamedTuple):
     def converged(self) -> jax.Array:
         """Whether the run succeeded: its status is ``converged`` or ``at_precision``."""
         return (self.status == Status.converged) | (self.status == Status.at_precision)
+
+    def inverse_hessian(self, vector: tree.PyTree) -> tree.PyTree:
+        """H v, where H is the inverse Hessian that the method has learnt along its path.
+
+        :func:`gradxform.bfgs`, :func:`gradxform.lbfgs` and searches along their directions learn
+        it. H is symmetric and positive definite, and exact only along the steps that were made;
+        before the first step it is the identity. Use it to start another method or to precondition.
+        For error bars take :func:`gradxform.covariance`, which computes the exact inverse.
+
+        H belongs to the gradients that the method saw: a link before it in a chain that scales
+        them scales H. For parameters that a mask hides from the method, H is 0. Under
+        ``jax.vmap`` map over the solution and the vector.
+
+        Args:
+          vector: v, a pytree with the structure and shapes of ``params``.
+
+        Returns:
+          A pytree like ``params``, in at least float32.
+
+        Raises:
+          ValueError: the method learns no inverse Hessian, or ``vector`` is not like ``params``.
+
+        >>> import jax.numpy as jnp, gradxform as gx
+        >>> bowl = lambda x: x[0] ** 2 + 2 * x[1] ** 2  # the Hessian has 2 and 4 on its diagonal
+        >>> solution = gx.minimize(bowl, jnp.ones(2), gx.bfgs())
+        >>> solution.inverse_hessian(jnp.ones(2)).round(2)
+        Array([0.5 , 0.25], dtype=float32)
+        """
+        if jnp.ndim(self.status):
+            raise ValueError(
+                f"inverse_hessian: the solution holds {jnp.size(self.status)} runs of a jax.vmap: "
+                "map over it, jax.vmap(lambda s, v: s.inverse_hessian(v))(solution, vector)"
+            )
+        return inverse_hessian(self.loop.state, self.params, vector)
 
     def __str__(self) -> str:
         lanes = np.asarray(self.status)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradxform import tree
-from gradxform.hyperparameters import Count, NonNegative, Scalar, checked, shown
+from gradxform.hyperparameters import Count, Finite, NonNegative, checked, shown
 
 
 class Progress(NamedTuple):
@@ -139,7 +139,7 @@ def small_change(rtol: NonNegative, *, of: Literal["value", "params", "both"] = 
 
 
 @checked
-def reached(value: Scalar) -> StopRule:
+def reached(value: Finite) -> StopRule:
     """Stops at the first point whose value is at most ``value``, with status ``stopped``.
 
     Args:

@@ -204,6 +204,11 @@ def norm(x: Array) -> Array:
     return sqrt(jnp.sum(jnp.square(x)))
 
 
+def spacings(tree: PyTree) -> list[float]:
+    """The relative spacing of floating-point numbers in the dtype of each leaf."""
+    return [float(jnp.finfo(jnp.asarray(x).dtype).eps) for x in jax.tree.leaves(tree)]
+
+
 def largest(dtype: jax.typing.DTypeLike = float) -> float:
     """The largest finite number. Unlike infinity it does not alarm JAX's debugging modes."""
     return float(jnp.finfo(jnp.result_type(dtype)).max)

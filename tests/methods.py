@@ -193,11 +193,16 @@ def step(
     return optax.apply_updates(params, updates), state
 
 
-def run(tx: optax.GradientTransformation, params: Any, steps: int) -> tuple[Any, Any]:
+def run(
+    tx: optax.GradientTransformation,
+    params: Any,
+    steps: int,
+    value_fn: Callable[[Any], jax.Array] = objective,
+) -> tuple[Any, Any]:
     """``steps`` turns in a scan; the last parameters and state."""
 
     def body(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-        return step(tx, *carry), None
+        return step(tx, *carry, value_fn), None
 
     tx = optax.with_extra_args_support(tx)
     carry, _ = jax.lax.scan(body, (params, tx.init(params)), length=steps)

@@ -26,6 +26,8 @@ solution = gx.minimize(lambda x: jnp.sum(x**2), jnp.ones(2), gx.bfgs(), tol=1e-3
 assert_type(solution, gx.Solution)
 assert_type(solution.value, jax.Array)
 assert_type(gx.Status(int(solution.status)), gx.Status)
+assert_type(solution.converged, jax.Array)
+assert_type(solution.history, gx.History | None)
 assert_type(gx.__version__, str)
 
 schedule: Callable[..., Any] = gx.linear_decay(0.1, 0.01, 100)

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         gx.minimize(lambda p, t, y: line(p, t, y), START, args={"t": T, "z": T})
     assert "\n" not in str(one.value)
     with pytest.raises(TypeError, match=r"minimize\(args="):
-        gx.minimize(line, START, args=T)  # pyright: ignore
+        gx.minimize(line, START, args=T)
 
 
 # -- objectives that are pytrees themselves

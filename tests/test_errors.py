@@ -39,6 +39,7 @@ REQUIRED = {
     **dict.fromkeys(("tx", "direction", "inner", "opt"), gx.sgd(0.1)),
     **dict.fromkeys(("learning_rate", "init_value", "end_value", "decay"), 0.1),
     **{"transition_steps": 3, "every_k_schedule": 2, "mask": True, "param_labels": "a"},
+    **{"rtol": 0.1, "value": 1.0, "number": 5},
     **{"transforms": {"a": gx.sgd(0.1)}, "inner_factory": gx.sgd, "fn": objective},
     **{"params": jnp.zeros(2), "loss": jnp.sum, "model": jnp.tanh, "state": optax.EmptyState()},
 }
@@ -52,6 +53,7 @@ UNCHECKED = {
     "file",
     "wrt",
     "params",
+    "aux",
     "resume",
 } | {"hyperparam_dtype"}
 BAD = [
@@ -126,6 +128,7 @@ WITH_PARAMS = {
     "scale_by_lbfgs": gx.scale_by_lbfgs(),
     "with_line_search": gx.with_line_search(gx.scale_by_newton()),
     "polyak_average": gx.polyak_average(gx.sgd(0.1)),
+    "rounded_stochastically": gx.rounded_stochastically(gx.sgd(0.1)),
     **{
         name: getattr(gx, name)()
         for name in ("newton", "newton_cg", "hessian_free", "trust_region", "coordinate_descent")
@@ -144,7 +147,7 @@ def test_update_names_the_function_that_made_the_method(name: str) -> None:
         ValueError, match=rf"^{name}: update got params that differ .*\(3,\).*\(2,\)"
     ):
         tx.update(x, state, jnp.ones(3))
-    if name not in ("scale_by_bfgs", "scale_by_lbfgs", "polyak_average"):
+    if name not in ("scale_by_bfgs", "scale_by_lbfgs", "polyak_average", "rounded_stochastically"):
         with pytest.raises(ValueError, match=rf"^{name} needs value(_fn)?=…"):
             tx.update(x, state, x)
 

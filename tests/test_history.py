@@ -76,6 +76,25 @@ def test_it_goes_on_in_a_resumed_run_and_in_lanes() -> None:
     np.testing.assert_allclose(lanes.evaluations[0], whole.evaluations)
 
 
+def test_a_resumed_run_may_ask_for_more() -> None:
+    half = gx.minimize(rosenbrock, START, max_steps=20)
+    rule = gx.small_change(1e-3, of="params") | gx.small_gradient(1e-3)
+    rest = gx.minimize(rosenbrock, START, resume=half, history=5, stop=rule)
+    assert rest.converged
+    assert rest.history is not None
+    assert rest.history.evaluations[0] > 20
+    again = gx.minimize(rosenbrock, START, resume=rest, history=9)
+    assert again.converged
+    assert again.history is not None
+    assert again.history.value.shape == (9,)
+    with_aux = lambda x, n: (rosenbrock(x), jnp.zeros(n))
+    first = gx.minimize(with_aux, START, args=(3,), has_aux=True, max_steps=5)
+    with pytest.raises(ValueError, match=r"^minimize\(resume=…\): the second part .* shape"):
+        gx.minimize(with_aux, START, args=(4,), has_aux=True, resume=first)
+    with pytest.raises(ValueError, match=r"^minimize\(resume=…\): .* a call without aux"):
+        gx.minimize(with_aux, START, args=(3,), has_aux=True, aux=jnp.zeros(3), resume=first)
+
+
 def test_progress_may_stop_a_run_and_loses_nothing() -> None:
     seen = []
 

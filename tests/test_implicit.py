@@ -270,6 +270,25 @@ def test_complex_parameters() -> None:
     compare(jax.grad(loss)(1.0), -4 * jnp.sum(jnp.abs(c) ** 4) / 32, 1e-10)
 
 
+class Node:
+    """A pytree node with an array as metadata, which JAX cannot compare."""
+
+    def __init__(self, x: Any, scale: Any) -> None:
+        self.x, self.scale = x, scale
+
+
+jax.tree_util.register_pytree_node(
+    Node, lambda node: ((node.x,), node.scale), lambda scale, children: Node(children[0], scale)
+)
+
+
+def test_parameters_in_a_node_that_cannot_be_compared() -> None:
+    fn = lambda node, a: jnp.sum((node.scale * node.x - a) ** 2)
+    start = Node(jnp.zeros(2), np.asarray([1.0, 2.0], np.float32))
+    f = lambda a: gx.minimize(fn, start, gx.sgd(0.1), args=(a,)).params.x
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(f))(1.0), [1, 0.5], rtol=1e-4)
+
+
 # -- precisions, devices, memory, programs
 
 

@@ -65,7 +65,7 @@ GROUPS = (
     Group(
         "curvature",
         "Curvature and objectives",
-        r"(curvature|objective|preconditioners|covariance)",
+        r"(curvature|objective|preconditioners|covariance|forward)",
         "A curvature turns an objective and a point into products with a matrix.",
     ),
     Group(

@@ -21,6 +21,7 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked
+from gradxform.inverse import in_layout_of, inverse_product
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.rows import identity_rows, outer, rows_dot
@@ -149,6 +150,14 @@ def _bfgs_direction(
         return tree.cast_like(direction, grads), new_state
 
     return transformation(init, update)
+
+
+@inverse_product.register
+def _(state: ScaleByBfgsState, vector: tree.PyTree) -> tree.PyTree:
+    rows = state.inverse_hessian
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[:-1], x.dtype), rows)
+    part, back = in_layout_of("scale_by_bfgs", like, vector)
+    return back(rows_dot(rows, part))
 
 
 @checked

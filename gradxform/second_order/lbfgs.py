@@ -19,6 +19,7 @@ import optax
 
 from gradxform import tree
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
+from gradxform.inverse import in_layout_of, inverse_product
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.second_order.pairs import (
@@ -137,7 +138,7 @@ def _lbfgs_direction(
             )
 
         s, y = put(state.s, pair.s), put(state.y, pair.y)
-        s_y, s_g = _products(s, pair.y), _products(s, g)
+        s_y = _products(s, pair.y)
         d = jnp.where(slot, pair.sy, state.sy)
         # Without its oldest row and column, R⁻¹ is the inverse of R without them. The new last
         # column (r, sᵀy) of R adds the column (−ρ R⁻¹ r, ρ) to the inverse.
@@ -147,11 +148,7 @@ def _lbfgs_direction(
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
-        # Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by g; empty slots are 0
-        u = r_inverse @ s_g
-        q = tree.map(lambda g, y: g - jnp.tensordot(u, y, 1), g, y)
-        w = r_inverse.T @ (d * u - gamma * _products(y, q))
-        direction = tree.map(lambda q, s: gamma * q + jnp.tensordot(w, s, 1), q, s)
+        direction = _inverse_times(s, y, d, r_inverse, gamma, g)
         direction = tree.unflatten(direction, grads)
         new_state = ScaleByLbfgsState(
             started=jnp.ones_like(state.started),
@@ -168,6 +165,29 @@ def _lbfgs_direction(
         return tree.cast_like(direction, grads), new_state
 
     return transformation(init, update)
+
+
+@inverse_product.register
+def _(state: ScaleByLbfgsState, vector: tree.PyTree) -> tree.PyTree:
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.s)
+    part, back = in_layout_of("scale_by_lbfgs", like, vector)
+    matrices = state.s, state.y, state.sy, state.r_inverse, state.gamma
+    return back(_inverse_times(*matrices, part))
+
+
+def _inverse_times(
+    s: tree.PyTree,
+    y: tree.PyTree,
+    sy: jax.Array,
+    r_inverse: jax.Array,
+    gamma: jax.Array,
+    vector: tree.PyTree,
+) -> tree.PyTree:
+    """Byrd, Nocedal & Schnabel, eq. 3.1, multiplied by ``vector``; empty slots are 0."""
+    u = r_inverse @ _products(s, vector)
+    q = tree.map(lambda v, y: v - jnp.tensordot(u, y, 1), vector, y)
+    w = r_inverse.T @ (sy * u - gamma * _products(y, q))
+    return tree.map(lambda q, s: gamma * q + jnp.tensordot(w, s, 1), q, s)
 
 
 def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
