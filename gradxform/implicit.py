@@ -51,6 +51,10 @@ class _Found(NamedTuple):
     aux: list[jax.Array]  # the leaves
 
 
+# which inputs move → a function like ``_change``, from ``known`` on
+_ChangeFor: TypeAlias = Callable[[tuple[bool, ...]], Callable[..., _Found]]
+
+
 class _Known(NamedTuple):
     """What else the derivative depends on."""
 
@@ -82,30 +86,50 @@ def with_derivative(
     opened, tracers = _opened(run, params, running, arrays, *limits)
     constant = _constant((params, running, arrays, *limits))
     solution = opened(_constant(tracers), *constant) if tracers else run(*constant)
-    inputs, statics = arrays, (fn, options, stop, args)
+    statics, structure = (fn, options, stop, args), jax.tree.structure(params)
     evaluate = functools.partial(_evaluate, *statics)
     if tracers:
-        opened, tracers = _opened(evaluate, arrays, running, params)
-        inputs, count = [*tracers, *arrays], len(tracers)
-        evaluate = lambda inputs, *at: opened(inputs[:count], inputs[count:], *at)
-    structure = jax.tree.structure(params)
+        evaluate, inputs = _of_inputs(*_opened(evaluate, arrays, running, params), arrays)
+        change_for = _of_leaves(evaluate, rule, structure)
+    elif is_comparable(structure):
+        inputs, change_for = arrays, _found_again(statics, rule, structure)
+    else:
+        inputs, change_for = arrays, _of_leaves(evaluate, rule, structure)
     known = _known(solution, optax.with_extra_args_support(tx), rule)
     aux, aux_structure = jax.tree.flatten(solution.aux)
     found = _Found(jax.tree.leaves(to_real(solution.params)), solution.value, aux)
-
-    def change_for(is_moved: tuple[bool, ...]) -> Callable[..., Any]:
-        if tracers or not is_comparable(structure):
-            at = lambda inputs, running, x: evaluate(inputs, running, structure.unflatten(x))
-            return jax.jit(functools.partial(_change, at, rule, is_moved))
-        compiled = program(_change_of, *statics, rule, is_moved)  # found again at the next call
-        return lambda known, x, *rest: compiled(known, structure.unflatten(x), *rest)
-
     point = _attached(rule, change_for, inputs, known, found)
     return solution._replace(
         params=to_complex(structure.unflatten(point.params)),
         value=point.value,
         aux=aux_structure.unflatten(point.aux),
     )
+
+
+# Functions of their own, because what they return must not keep tracers alive.
+
+
+def _of_inputs(
+    opened: Callable[..., Any], tracers: list[Any], arrays: list[Any]
+) -> tuple[Callable[..., Any], list[Any]]:
+    count = len(tracers)
+    evaluate = lambda inputs, *at: opened(inputs[:count], inputs[count:], *at)
+    return evaluate, [*tracers, *arrays]
+
+
+def _of_leaves(evaluate: Callable[..., Any], rule: _Rule, structure: Any) -> _ChangeFor:
+    at = lambda inputs, running, leaves: evaluate(inputs, running, structure.unflatten(leaves))
+    return lambda is_moved: jax.jit(functools.partial(_change, at, rule, is_moved))
+
+
+def _found_again(statics: tuple[Any, ...], rule: _Rule, structure: Any) -> _ChangeFor:
+    """As a program that the next call finds."""
+
+    def change_for(is_moved: tuple[bool, ...]) -> Callable[..., _Found]:
+        compiled = program(_change_of, *statics, rule, is_moved)
+        return lambda known, leaves, *rest: compiled(known, structure.unflatten(leaves), *rest)
+
+    return change_for
 
 
 def _known(solution: Solution, tx: optax.GradientTransformationExtraArgs, rule: _Rule) -> _Known:
@@ -172,7 +196,7 @@ def _evaluate(
 
 def _attached(
     rule: _Rule,
-    change_for: Callable[[tuple[bool, ...]], Callable[..., Any]],
+    change_for: _ChangeFor,
     inputs: list[Any],
     known: _Known,
     found: _Found,
