@@ -165,7 +165,7 @@ def _first(
         state=state,
         value=infinite,
         grad_norm=infinite,
-        best=Point(params, infinite, infinite, tree.zeros_like(aux)),
+        best=Point(params, infinite, infinite, jax.tree.map(_zeros, aux)),
         first_value=infinite,
         first_grad_norm=infinite,
         extent=Extent(none, none, jnp.array(False)),
@@ -187,6 +187,10 @@ def _aux(problem: Problem, params: tree.PyTree, running: tree.PyTree, options: O
     if not options.has_aux:  # not traced once more
         return ()
     return jax.eval_shape(problem.objective.evaluate, params, running)[1]
+
+
+def _zeros(like: Any) -> jax.Array:
+    return jnp.zeros(like.shape, like.dtype)
 
 
 def _continued(problem: Problem, loop: Loop, options: Options) -> Loop:

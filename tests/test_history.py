@@ -198,6 +198,14 @@ def test_running_statistics_follow_the_accepted_points(tx: Any) -> None:
     np.testing.assert_allclose(solution.aux, evaluated, rtol=1e-5)
 
 
+def test_aux_keeps_its_dtypes() -> None:
+    kinds = (jnp.int32, jnp.bool, jnp.bfloat16, jnp.float32, jnp.complex64)
+    fn = lambda x: (jnp.sum((x - 1) ** 2), [jnp.ones((2,), kind) for kind in kinds])
+    solution = gx.minimize(fn, jnp.zeros(2), has_aux=True)
+    assert [x.dtype for x in solution.aux] == list(kinds)
+    assert all((x == 1).all() for x in solution.aux)
+
+
 def test_aux_costs_no_call_at_the_end() -> None:
     calls = []
 

@@ -142,6 +142,13 @@ def test_what_is_no_rule_is_refused() -> None:
         gx.reached(1.0) & 3  # type: ignore[operator]
 
 
+def test_numbers_of_rules_and_of_args_do_not_mix() -> None:
+    fn = lambda x, shift: jnp.sum((x - shift) ** 2) + 1
+    for stop in (gx.small_change(1e-6), gx.small_gradient(1e-4) & gx.reached(1.5)):
+        solution = gx.minimize(fn, jnp.zeros(2), args=(3.0,), stop=stop)
+        np.testing.assert_allclose(solution.params, 3, rtol=1e-3)
+
+
 # -- the default, and what is a success
 
 
