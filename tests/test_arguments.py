@@ -167,7 +167,7 @@ def test_arrays_of_a_callable_pytree_are_traced_and_freed(name: str) -> None:
     for k in range(4):
         y = k + 2.0 * T
         fn = BUILDS[name](y)
-        solution = gx.minimize(fn, START, tol=1e-3)
+        solution = gx.minimize(fn, START, gx.momentum(0.3), tol=1e-3)
         traces.append(len(TRACES))
         found.append(np.asarray(solution.params))
         kept = weakref.ref(y)
