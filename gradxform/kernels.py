@@ -28,19 +28,15 @@ def unless_batched(
     plain: Callable[..., Sequence[jax.Array]],
     *arrays: jax.Array,
     out_avals: Sequence[Any] | None = None,
-    chunk: int | None = None,
 ) -> list[jax.Array]:
     """``packed(*arrays)`` in compiled programs, and ``plain(*arrays)`` under ``jax.vmap``.
 
     Both compute the same. In a batch the scalars are vectors already, and packing them costs more
     than it saves. ``plain`` is also used for derivatives and outside ``jax.jit``. Neither function
     may close over arrays. ``out_avals`` are the abstract values of the results, if they are known.
-    On a single CPU a batch is computed in chunks of at most ``chunk`` lanes, one after the other.
     """
     avals = jax.make_jaxpr(plain)(*arrays).out_avals if out_avals is None else out_avals
-    return _unless_batched.bind(
-        *arrays, packed=packed, plain=plain, avals=tuple(avals), chunk=chunk
-    )
+    return _unless_batched.bind(*arrays, packed=packed, plain=plain, avals=tuple(avals))
 
 
 def in_one_kernel(values: T) -> T:
@@ -181,47 +177,8 @@ def _batched(axis: Any, arrays: Sequence[Any], dims: Sequence[Any], **parameters
         axis_size=axis.size,
         spmd_axis_name=axis.spmd_name,
     )
-    chunk = parameters["chunk"]
-    # Lanes with a name may be summed over, and lanes on several devices stay where they are. Axes
-    # without a name have a plain object in its place.
-    is_free = type(axis.name) is object and axis.spmd_name is None and jax.device_count() == 1
-    if chunk is None or axis.size <= chunk or not is_free:
-        results = list(lanes(*arrays))
-    else:
-        parts = functools.partial(_in_chunks, parameters["plain"], axis.size, chunk, tuple(dims))
-        results = jax.lax.platform_dependent(
-            *arrays, cpu=parts, default=lambda *arrays: list(lanes(*arrays))
-        )
+    results = list(lanes(*arrays))
     return results, [0] * len(results)
-
-
-def _in_chunks(
-    plain: Callable[..., Sequence[jax.Array]],
-    size: int,
-    chunk: int,
-    dims: tuple[int | None, ...],
-    *arrays: jax.Array,
-) -> list[jax.Array]:
-    """``plain`` of ``size`` lanes in chunks of equal size; the last lane fills the last chunk."""
-    count = -(-size // chunk)
-    width = -(-size // count)
-
-    def cut(x: jax.Array, dim: int) -> jax.Array:
-        x = jnp.moveaxis(x, dim, 0)
-        more = jnp.broadcast_to(x[-1:], (count * width - size, *x.shape[1:]))
-        return jnp.concatenate([x, more]).reshape(count, width, *x.shape[1:])
-
-    lanes = jax.vmap(plain, in_axes=tuple(None if dim is None else 0 for dim in dims))
-    chunks = [cut(x, dim) for x, dim in zip(arrays, dims, strict=True) if dim is not None]
-
-    def of_chunk(chunk: list[jax.Array]) -> list[jax.Array]:
-        varying = iter(chunk)
-        return list(
-            lanes(*(x if d is None else next(varying) for x, d in zip(arrays, dims, strict=True)))
-        )
-
-    results = jax.lax.map(of_chunk, chunks)
-    return [x.reshape(count * width, *x.shape[2:])[:size] for x in results]
 
 
 def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> Any:

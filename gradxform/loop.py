@@ -24,8 +24,6 @@ from gradxform.traits import frozen_leaves, is_costly, is_penalised
 from gradxform.turn import Loop, Objective, Point, Problem, Seen, Step, look, move
 from gradxform.unrolled import alternate_at_most
 
-LANES = 512  #: largest number of lanes of a batch that run together on a single CPU
-
 
 class Options(NamedTuple):
     """What is compiled into the loop."""
@@ -82,8 +80,7 @@ def run(
     )
     if options.bound is None:
         # for a cheap method one more update costs less than a branch in every turn
-        chunk = None if options.reporter else LANES
-        loop = alternate(*parts, start, branch=is_costly(loop.state), chunk=chunk)
+        loop = alternate(*parts, start, branch=is_costly(loop.state))
     else:
         loop = alternate_at_most(options.bound + 1, *parts, start)
     solution = _solution(loop, limits)

@@ -33,7 +33,6 @@ def alternate(
     carry: Carry,
     *,
     branch: bool,
-    chunk: int | None = None,
 ) -> Carry:
     """Calls ``look`` and ``move`` in turns until one of them ends the loop.
 
@@ -44,8 +43,6 @@ def alternate(
       carry: a pytree of arrays.
       branch: True skips ``move`` if ``look`` ends the loop, which takes a branch in every turn.
         With False the last ``move`` is made too; it must not restart the loop.
-      chunk: largest number of lanes of a batch that run together on a single CPU. They stay in the
-        cache, and no lane waits for those of other chunks.
     """
     leaves, structure = jax.tree.flatten(carry)
     count, seen = len(leaves), []
@@ -76,7 +73,7 @@ def alternate(
     else:
         loop = functools.partial(_packed, **parts, branch=branch)
         lanes = functools.partial(_plain, **parts, branch=branch)
-        ended = unless_batched(loop, lanes, *arguments, out_avals=moved.out_avals, chunk=chunk)
+        ended = unless_batched(loop, lanes, *arguments, out_avals=moved.out_avals)
     return jax.tree.unflatten(structure, ended)
 
 

@@ -17,12 +17,12 @@ import gradxform as gx
 from gradxform import tree
 from gradxform.complex_leaves import Parts
 from tests.methods import METHODS
+from tests.thinning import LONG
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("GRADXFORM_STRICT") == "dtype_promotion",
     reason="a real number times a complex one promotes",
 )
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 DTYPES = ["complex64", "complex128"]
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import gradxform as gx
 from gradxform.second_order.subproblems.exact import EigenModel
 from tests.methods import METHODS, Method, nested_params, objective, run, step
+from tests.thinning import LONG, every
 
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+
+
+def every_second_method(first: int) -> pytest.MarkDecorator:
+    """For tests that look at wrappers around a method: a half by default, in turns."""
+    names = every(2, METHODS, first)
+    return pytest.mark.parametrize("method", [METHODS[name] for name in names], ids=names)
+
+
 every_number = pytest.mark.parametrize(
     ("method", "number"),
     [
@@ -93,7 +100,7 @@ def test_dtypes_and_structure_never_change(method: Method, dtype: str) -> None:
         assert moved == evaluated == described(params)
 
 
-@every_method
+@every_second_method(0)
 def test_descends_and_half_precision_follows_float32(method: Method) -> None:
     tx = method.build()
 
@@ -110,7 +117,7 @@ def test_descends_and_half_precision_follows_float32(method: Method) -> None:
         assert last_value(half) < full_value + 0.05 * objective(half), dtype
 
 
-@every_method
+@every_second_method(0)
 def test_jit_equals_eager(method: Method) -> None:
     tx = method.build()
     params = nested_params()
@@ -168,7 +175,7 @@ def test_learning_rate_may_be_a_schedule(method: Method) -> None:
     assert not np.allclose(decayed["dense"]["kernel"], constant["dense"]["kernel"], atol=1e-4)
 
 
-@every_method
+@every_second_method(1)
 def test_inject_hyperparams(method: Method) -> None:
     params = nested_params()
     tx = optax.inject_hyperparams(method.factory, tuple(method.options))(**method.arguments)
@@ -178,7 +185,7 @@ def test_inject_hyperparams(method: Method) -> None:
     close(gx.eval_params(state, injected), gx.eval_params(plain_state, plain))
 
 
-@every_method
+@every_second_method(0)
 def test_inject_hyperparams_with_half_precision_parameters(method: Method) -> None:
     """Optax's own dtype for them is the parameters': b2 = 0.999 is then 1."""
     params = nested_params(jnp.bfloat16)
@@ -246,7 +253,7 @@ def test_partition(method: Method) -> None:
     close(gx.eval_params(state, params)["a"], gx.eval_params(inner_state, params["a"]))
 
 
-@every_method
+@every_second_method(1)
 @pytest.mark.skipif(
     jax.config.jax_numpy_dtype_promotion == "strict",  # pyright: ignore
     reason="optax.MultiSteps itself adds an int32 to a float32",
@@ -268,7 +275,7 @@ def test_multi_steps_averages_gradients(method: Method) -> None:
     close(gx.eval_params(state, params), gx.eval_params(inner_state, params))
 
 
-@every_method
+@every_second_method(0)
 def test_apply_if_finite_skips_a_bad_gradient(method: Method) -> None:
     params = nested_params()
     tx = optax.apply_if_finite(method.build(), max_consecutive_errors=5)
@@ -289,7 +296,7 @@ def test_apply_if_finite_skips_a_bad_gradient(method: Method) -> None:
     close(resumed, unharmed)
 
 
-@every_method
+@every_second_method(1)
 def test_chain_and_unknown_arguments(method: Method) -> None:
     params = nested_params()
     tx = optax.chain(optax.clip_by_global_norm(0.5), method.build())
@@ -303,7 +310,7 @@ def test_chain_and_unknown_arguments(method: Method) -> None:
     close(gx.eval_params(state, params), gx.eval_params(inner_state, params))
 
 
-@every_method
+@every_second_method(0)
 def test_lowers_for_every_platform(method: Method) -> None:
     tx = method.build()
     params = nested_params()
@@ -315,7 +322,7 @@ def test_lowers_for_every_platform(method: Method) -> None:
     close(jax.jit(exported.call)(params, tx.init(params)), one_step(params, tx.init(params)))
 
 
-@every_method
+@every_second_method(1)
 def test_state_survives_flax_and_orbax(method: Method, tmp_path: Path) -> None:
     tx = method.build()
     start = {**nested_params(), "pair": jnp.asarray([0.75, -0.5])}  # orbax takes no empty arrays
@@ -345,7 +352,7 @@ def test_abstract_init_and_map_params(method: Method) -> None:
     assert jax.tree.structure(doubled) == jax.tree.structure(state)
 
 
-@every_method
+@every_second_method(1)
 def test_state_is_sharded_like_the_parameters(method: Method) -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
@@ -382,7 +389,7 @@ def test_is_traced_once(method: Method) -> None:
     assert len(traces) == 1
 
 
-@every_method
+@every_second_method(0)
 def test_parameters_and_state_can_be_donated(method: Method) -> None:
     tx = method.build()
     params = nested_params()

@@ -3,7 +3,6 @@
 One compilation a method here; ``GRADXFORM_LONG=1`` adds the other paths and forward mode.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +14,7 @@ import pytest
 import gradxform as gx
 from gradxform.derivatives import eigh
 from tests.methods import METHODS, step
-
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
+from tests.thinning import LONG, every
 
 A = jnp.asarray([[2.0, 0.5, 0.1], [0.5, 3.0, -0.3], [0.1, -0.3, 1.0]])
 
@@ -109,7 +107,7 @@ def finite_difference(f: Callable[[jax.Array], jax.Array], x: jax.Array, h: floa
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "path"), cases())
+@pytest.mark.parametrize(("name", "path"), every(2, cases()))
 def test_derivatives_are_those_of_finite_differences(name: str, path: str) -> None:
     number, start = end(name, path), jnp.asarray(PATHS[path].start)
     reverse = jax.value_and_grad(number)

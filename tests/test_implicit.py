@@ -1,7 +1,6 @@
 """The derivative of the solution of ``minimize`` in the arguments of the objective."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradxform as gx
 from tests.methods import METHODS
+from tests.thinning import LONG, every
 
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 RATE = optax.exponential_decay(0.1, 1, 0.95)  # for methods that never settle at a constant rate
 CHANGES: dict[str, dict[str, Any]] = {
     "rprop": {"min_step_size": 1e-16},
@@ -68,7 +67,7 @@ def compare(one: Any, other: Any, tolerance: float) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", every(4, SOLVERS))
 def test_the_derivative_is_that_of_finite_differences(name: str) -> None:
     f = lambda theta: number(solve(theta, SOLVERS[name]))
     theta, direction = jnp.asarray(THETA), jnp.asarray(DIRECTION)
@@ -369,7 +368,8 @@ def test_no_tracer_is_kept() -> None:
     with jax.check_tracer_leaks():
         solve = lambda a: gx.minimize(lambda w: (w - a) ** 2, 0.0, gx.sgd(0.1), tol=1e-3).params
         assert abs(jax.jit(jax.grad(solve))(1.0) - 1) < 1e-3
-        assert abs(jax.grad(jax.jit(solve))(1.0) - 1) < 1e-3
+        if LONG:
+            assert abs(jax.grad(jax.jit(solve))(1.0) - 1) < 1e-3
 
 
 # -- the steps themselves

@@ -1,8 +1,5 @@
 """The loop whose scalars travel together does what the plain loop does."""
 
-import os
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -102,52 +99,6 @@ def test_lanes_end_by_themselves(branch: bool) -> None:
         alone = solve(X, scale, branch=branch)
         np.testing.assert_allclose(lanes.total[i], alone.total, rtol=1e-6)
         np.testing.assert_allclose(lanes.x[i], alone.x, rtol=1e-6)
-
-
-ONE_PROCESSOR = """
-import jax, jax.numpy as jnp, numpy as np
-from gradxform.packed_loop import alternate
-
-def solve(start, stride, table):
-    look = lambda c: ({**c, "n": c["n"] + 1}, table[c["n"] % 3])
-    added = lambda c, seen: {"x": c["x"] + stride * seen, "total": c["total"].at[0].add(seen)}
-    move = lambda c, seen: {**c, **added(c, seen)}
-    goes_on = lambda c: c["x"] < 20
-    carry = {"x": start, "n": jnp.int32(0), "total": jnp.zeros(3)}
-    return alternate(look, move, goes_on, carry, branch=False, chunk=chunk)
-
-starts, table = jnp.linspace(0.0, 19.0, 1301), jnp.asarray([1.0, 2.0, 0.5])
-strides = jnp.linspace(0.1, 2.0, 1301)
-results = []
-for chunk in (None, 1301, 512, 7):
-    lanes = jax.jit(jax.vmap(solve, in_axes=(0, 0, None)))
-    results.append(lanes(starts, strides, table))
-    text = lanes.lower(starts, strides, table).compile().as_text()
-    print(text.count(" while("))
-for result in results[1:]:
-    jax.tree.map(np.testing.assert_array_equal, result, results[0])
-chunk = 4
-columns = jnp.stack([starts[:10], starts[:10] / 2], axis=0)
-nested = jax.vmap(jax.vmap(solve, in_axes=(0, None, None)), in_axes=(1, None, None))
-both = nested(columns, 1.0, table)
-alone = solve(columns[1, 3], 1.0, table)
-np.testing.assert_array_equal(both["x"][3, 1], alone["x"])
-few = starts[:10]
-total = lambda x: solve(x / jax.lax.psum(jnp.ones(()), "lanes"), 1.0, table)["x"]
-ends = lambda stride: jax.vmap(lambda x: solve(x, stride, table)["x"])
-named = jax.vmap(total, axis_name="lanes")(few)
-np.testing.assert_array_equal(named, ends(1.0)(few / 10))
-slope = jax.jvp(lambda s: ends(s)(few), (1.0,), (1.0,))[1]
-print(bool(jnp.isfinite(slope).all()))
-"""
-
-
-def test_a_large_batch_on_one_processor_runs_in_chunks() -> None:
-    """In a process of its own: the tests see eight devices."""
-    environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-c", ONE_PROCESSOR]
-    printed = subprocess.check_output(command, text=True, env=environment).split()
-    assert printed == ["1", "1", "2", "2", "True"]  # a loop over chunks around the loop
 
 
 def test_inside_a_named_axis() -> None:

@@ -15,6 +15,7 @@ import pytest
 import gradxform as gx
 from gradxform.second_order.nonlinear_cg import Beta
 from tests.methods import step
+from tests.thinning import every
 
 
 def objective(x: jax.Array) -> jax.Array:
@@ -102,7 +103,7 @@ def paths(tx: optax.GradientTransformation, units: list[tuple[int, int]]) -> jax
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", every(2, TABLE))
 def test_paths_do_not_depend_on_units(name: str) -> None:
     row = TABLE[name]
     units = [(c, s) for c, s in UNITS if (row.objective or c == 0) and (row.parameters or s == 0)]

@@ -1,7 +1,6 @@
 """Parameters and data divided among eight virtual devices: the same numbers, nothing whole."""
 
 import functools
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +25,7 @@ from testbed.collectives import always, busiest_loop, collectives
 from testbed.sharded import OBJECTIVE, fully_sharded, mesh_of, parameters
 from tests.lab.test_train import dataset
 from tests.methods import METHODS
+from tests.thinning import LONG, every
 
 SIZES = (8, 8, 3)  # the last bias, of three, is whole on every device
 COUNT = 8 * 8 + 8 + 8 * 3 + 3
@@ -96,7 +96,7 @@ def on_one_device(name: str) -> Any:
         return jax.device_get(train(build(name), None)[0])
 
 
-@every_method
+@pytest.mark.parametrize("name", every(2, METHODS))
 @pytest.mark.usefixtures("x64")
 def test_explicit_mode_takes_the_steps_of_one_device(name: str) -> None:
     tx, mesh = build(name), mesh_of(8, AxisType.Explicit)
@@ -276,7 +276,6 @@ def test_a_block_of_a_sweep_lowers_for_every_platform() -> None:
 # -- meshes of other forms
 
 
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 FORMS = {
     "one device": ((1,), "a", (AxisType.Explicit,)),
     "two axes": ((2, 4), "ab", (AxisType.Explicit, AxisType.Explicit)),
@@ -284,7 +283,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["newton", "newton_cg", "bfgs", "trust_region", "hessian_free"])
+@pytest.mark.parametrize(
+    "name", every(2, ["newton", "newton_cg", "bfgs", "trust_region", "hessian_free"])
+)
 @pytest.mark.parametrize("form", FORMS if LONG else ["of both kinds"])
 def test_no_mesh_need_be_set_and_its_axes_may_be_of_both_kinds(form: str, name: str) -> None:
     shape, axes, kinds = FORMS[form]

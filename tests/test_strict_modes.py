@@ -5,7 +5,6 @@ runs any other test file in one of them.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +16,11 @@ from jax.sharding import AxisType, PartitionSpec
 
 import gradxform as gx
 from tests.methods import METHODS, Method, nested_params, objective, run, step
+from tests.thinning import LONG, every
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 LEAKS = tuple(METHODS) if LONG else ("adam", "lbfgs", "newton_cg", "trust_region_steihaug")
 
 
@@ -145,7 +144,7 @@ def on_each_device(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows)
 
 
-@every_method
+@pytest.mark.parametrize("method", every(2, METHODS.values()))
 def test_traces_inside_shard_map(method: Method) -> None:
     tx, params = method.build(), nested_params()
     ways: list[Callable[[Any], Any]] = [
@@ -184,7 +183,7 @@ def flat(x: jax.Array) -> jax.Array:
     return jnp.sum(0 * x)
 
 
-@every_method
+@pytest.mark.parametrize("method", every(2, METHODS.values(), 1))
 def test_computes_no_nan_or_infinity(method: Method) -> None:
     """Not jitted, where every single result is looked at: a saddle, a minimum, no slope at all."""
     usual = {"learning_rate": 1e-3} if method.has_rate else {}

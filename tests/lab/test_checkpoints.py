@@ -28,9 +28,9 @@ from gradxform.lab.data import Dataset, Split
 from gradxform.lab.grid import Axis, members
 from gradxform.lab.sweep import sweep_on_task
 from gradxform.lab.tasks import make_task
+from tests.thinning import LONG, every, long_form
 
 TIMES = ("seconds", "steps_per_second")
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 KILLS = int(os.environ.get("GRADXFORM_KILLS", "1"))  # 50 for a long look
 OPTIMIZERS = (
     "optimizers={sgd={method='sgd', learning_rate=0.5}, adam={method='adam', learning_rate=0.01}}"
@@ -531,7 +531,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("where", "call"), [("digests_of", 4), ("discard", 2)])
+@pytest.mark.parametrize(("where", "call"), every(2, [("digests_of", 4), ("discard", 2)]))
 def test_a_run_killed_while_it_writes_goes_on(where, call, finished, tmp_path):
     args = [sys.executable, "-c", KILLED, where, str(call), *RUN, "--out", str(tmp_path / "x")]
     done = subprocess.run(args, capture_output=True, text=True)
@@ -539,6 +539,7 @@ def test_a_run_killed_while_it_writes_goes_on(where, call, finished, tmp_path):
     assert resumed(finished, tmp_path / "x")
 
 
+@long_form
 def test_a_run_killed_at_random_goes_on(finished, tmp_path):
     rng = random.Random(KILLS)
     tried = {"killed": 0, "killed again": 0, "over before": 0, "lost": 0}

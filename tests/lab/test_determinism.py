@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from gradxform.lab import results
 from gradxform.lab.cli import app
 from gradxform.lab.config import load_config
+from tests.thinning import long_form
 
 # prints a digest of all that a race and a sweep find, but for the times
 PROGRAM = """
@@ -56,6 +57,7 @@ digest(told(swept.rows), swept.costs)
 """
 
 
+@long_form
 def test_two_processes_find_the_same_bits():
     processes = [
         subprocess.Popen(

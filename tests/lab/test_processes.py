@@ -24,6 +24,7 @@ from gradxform.lab.data import load
 from gradxform.lab.sweep import sweep
 from gradxform.lab.tasks import make_task
 from tests.lab.test_cli import fails, invoke
+from tests.thinning import LONG, long_form
 
 TASK = """
 name = "processes"
@@ -71,7 +72,6 @@ rungs = [1]
 axes = {{learning_rate = {{log = [0.001, 1.0], points = 3}}}}
 """
 
-LONG = bool(os.environ.get("GRADXFORM_LONG"))
 COMMAND = (sys.executable, "-c", "from gradxform.lab.cli import main; main()")
 
 
@@ -145,6 +145,7 @@ def rows_of(file):
         return list(csv.DictReader(opened))
 
 
+@long_form
 def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
     """With ``GRADXFORM_LONG=1`` it is four processes, then two that are stopped, then one."""
     file, out = tmp_path / "config.toml", tmp_path / "out"

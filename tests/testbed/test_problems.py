@@ -10,6 +10,7 @@ import pytest
 import scipy.optimize
 
 from testbed.problems import FACTORS, PROBLEMS, Problem, starts
+from tests.thinning import every, long_form
 
 pytestmark = pytest.mark.usefixtures("x64")
 named = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.number}")
@@ -333,6 +334,7 @@ def test_numbers_in_order() -> None:
     assert all(p.minima[0] == min(p.minima) for p in PROBLEMS)
 
 
+@long_form
 @named
 def test_formula(problem: Problem) -> None:
     standard = np.asarray(problem.start, np.float64)
@@ -342,7 +344,7 @@ def test_formula(problem: Problem) -> None:
         np.testing.assert_allclose(problem(jnp.asarray(x)), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("number", AT_START)
+@pytest.mark.parametrize("number", every(2, AT_START))
 def test_published_value_at_start(number: int) -> None:
     problem = PROBLEMS[number - 1]
     x = jnp.asarray(problem.start, jnp.float64)
