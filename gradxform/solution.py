@@ -19,7 +19,7 @@ class Status(enum.IntEnum):
     stalled = 2  #: a search failed, or the updates no longer move the parameters
     non_finite = 3  #: the value or the gradient is NaN or infinite, and the method cannot recover
     unbounded = 4  #: the value falls without bound
-    at_precision = 5  #: a success: rounding of the value hides any further decrease
+    at_precision = 5  #: rounding of the value hides any further decrease, which is a success
     stopped = 6  #: a target or budget was reached, your own rule holds, or ``progress`` said so
 
 
@@ -64,7 +64,7 @@ class Solution(NamedTuple):
 
     @property
     def converged(self) -> jax.Array:
-        """Whether the run succeeded: its status is ``converged`` or ``at_precision``."""
+        """Whether the run succeeded, with the status ``converged`` or ``at_precision``."""
         return (self.status == Status.converged) | (self.status == Status.at_precision)
 
     def inverse_hessian(self, vector: tree.PyTree) -> tree.PyTree:

@@ -79,7 +79,9 @@ class StopRule:
 def small_gradient(
     atol: NonNegative = 0.0, rtol: NonNegative = 0.0, value_rtol: NonNegative = 0.0
 ) -> StopRule:
-    """Stops at a small gradient g: when one of these holds::
+    """Stops at a small gradient g.
+
+    The rule holds if one of these does::
 
         |g| ≤ atol,   |g| ≤ rtol · |g at the start|,   |g| ≤ value_rtol · |f|
 
@@ -112,7 +114,9 @@ def small_gradient(
 
 @checked
 def small_change(rtol: NonNegative, *, of: Literal["value", "params", "both"] = "both") -> StopRule:
-    """Stops when a step changes hardly anything any more::
+    """Stops when a step changes hardly anything any more.
+
+    The rule holds if both of these do::
 
         |f_new − f_old| ≤ rtol · |f_new|   and   |θ_new − θ_old| ≤ rtol · |θ_new|
 
