@@ -15,7 +15,7 @@ import operator
 import sys
 import types
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -101,6 +101,15 @@ def configuration_key(*values: Any) -> Hashable | None:
 
 _WRITTEN = object()  #: stands for a value that is only written to
 _constants: dict[int, Any] = {id(x): x for x in (ABSENT, _WRITTEN)}
+
+
+T = TypeVar("T")
+
+
+def constant(value: T) -> T:
+    """``value``, which is kept for ever and never changes, so that no walk looks inside."""
+    _constants[id(value)] = value
+    return value
 
 
 def is_known_constant(value: Any) -> bool:

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from gradxform import leaves, tree
 from gradxform.arguments import split
 from gradxform.complex_leaves import to_complex, to_real
+from gradxform.configuration import constant
 from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.implicit import with_derivative
@@ -27,6 +28,8 @@ from gradxform.sharding import is_sharded
 from gradxform.solution import Solution, Status
 from gradxform.stopping import Progress
 
+# unlike infinity it does not alarm JAX's debugging modes
+_NO_BOUND = float(np.finfo(np.float32).max)
 DENSE_LIMIT = 128  #: ``minimize`` takes ``bfgs`` for up to this many parameters, then ``lbfgs``
 
 
@@ -185,7 +188,9 @@ def minimize(
     )
     reporter = Reporter(progress, progress_every) if progress and is_traced else None
     bound = _bound(max_steps) if derivative == "unrolled" else None
-    options = _options(has_aux, aux is not None, returned, history, bound, reporter)
+    options = _options(has_aux, aux is not None, returned, history, bound)
+    if reporter is not None:
+        options = options._replace(reporter=reporter)
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
     can_find = is_comparable(jax.tree.structure(params)) and reporter is None
     loop_of = program if can_find else functools.partial
@@ -211,10 +216,9 @@ def _limits(tol: Any, stop: Any, max_steps: Any) -> Limits:
         )
     if isinstance(tol, float | int) and tol == 0:
         raise ValueError("minimize(tol=0): tol must be positive, for instance 1e-6")
-    largest = tree.largest(np.float32)
-    atol, rtol = (1e-6, 1e-6) if tol is None else (tol, largest)
+    atol, rtol = (1e-6, 1e-6) if tol is None else (tol, _NO_BOUND)
     if stop is not None:
-        atol = rtol = largest
+        atol = rtol = _NO_BOUND
     real = jax.dtypes.canonicalize_dtype(float)
     return Limits(_number(atol, real), _number(rtol, real), _number(max_steps, np.int32))
 
@@ -299,10 +303,9 @@ def _options(
     returned: Literal["best", "last"] | None,
     history: int,
     bound: int | None,
-    reporter: Reporter | None,
 ) -> Options:
     """The same object for the same values, by which a program is found at a glance."""
-    return Options(has_aux, has_running, returned, history, bound, reporter)
+    return constant(Options(has_aux, has_running, returned, history, bound, None))
 
 
 @functools.cache
