@@ -192,7 +192,7 @@ def _status(problem: Problem, loop: Loop, size: jax.Array, low: jax.Array) -> ja
     is_lost = ~finite & ((loop.evaluations == 1) | (not reported(loop.state, "non_finite")))
     converged, stopped = _verdict(problem, loop, size, low)
     is_at_rest = loop.at_rest >= PATIENCE
-    ends = (
+    endings = (
         (is_lost, jnp.int32(Status.non_finite)),
         (converged, jnp.int32(Status.converged)),
         (problem.penalised & is_at_rest, jnp.int32(Status.converged)),
@@ -205,7 +205,7 @@ def _status(problem: Problem, loop: Loop, size: jax.Array, low: jax.Array) -> ja
         (loop.steps >= problem.limits.max_steps, jnp.int32(Status.max_steps)),
     )
     status = jnp.int32(RUNNING)
-    for holds, end in reversed(ends):  # the first one that holds wins
+    for holds, end in reversed(endings):  # the first one that holds wins
         status = jnp.where(holds, end, status)
     return status
 
