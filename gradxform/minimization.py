@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
 from gradxform import leaves, tree
 from gradxform.arguments import split
@@ -17,7 +16,7 @@ from gradxform.complex_leaves import to_complex, to_real
 from gradxform.configuration import constant
 from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
-from gradxform.implicit import with_derivative
+from gradxform.implicit import is_transformed, with_derivative
 from gradxform.leaves import check_floating
 from gradxform.loop import Options, run
 from gradxform.programs import is_comparable, program
@@ -183,10 +182,7 @@ def minimize(
     (fixed_args, fixed_stop), arrays = split((args, stop))
     arrays = [*arrays_of_fn, *arrays]
     running = () if aux is None else jax.tree.map(_strong, aux)
-    is_traced = any(
-        isinstance(x, Tracer) for x in jax.tree.leaves((params, running, arrays, limits))
-    )
-    reporter = Reporter(progress, progress_every) if progress and is_traced else None
+    reporter = Reporter(progress, progress_every) if progress and is_transformed() else None
     bound = _bound(max_steps) if derivative == "unrolled" else None
     options = _options(has_aux, aux is not None, returned, history, bound)
     if reporter is not None:

@@ -131,6 +131,18 @@ def test_progress_sees_all_lanes_in_one_call(transform: Any) -> None:
     np.testing.assert_array_equal(seen[-1].status, plain.status)
 
 
+def test_progress_is_called_whatever_is_traced() -> None:
+    """Also if only what the objective closes over is traced, or nothing at all."""
+    seen: list[gx.Solution] = []
+    fit = lambda shift: gx.minimize(
+        lambda x: jnp.sum((x - shift) ** 2), START, progress=seen.append
+    )
+    for solve in (jax.jit(fit), lambda shift: jax.jit(lambda: fit(1.0))()):
+        solution = jax.block_until_ready(solve(1.0))
+        jax.effects_barrier()
+        assert seen.pop().steps == solution.steps
+
+
 def test_progress_stops_all_lanes() -> None:
     starts = jnp.stack([START, jnp.ones(2), 2 * START])
     solve = jax.vmap(
