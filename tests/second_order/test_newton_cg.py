@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import jax
@@ -75,31 +76,32 @@ def test_takes_as_many_iterations_as_there_are_eigenvalues() -> None:
         assert int(state.info.curvature_products) == distinct
 
 
-@pytest.mark.parametrize("unit", every(2, [1e-12, 1.0, 1e10]))
-@pytest.mark.parametrize("least", [0.1, -0.4])
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("warm_start", [0.0, 0.5])
-def test_counts_the_products_it_makes(
-    unit: float, least: float, inverse: bool, warm_start: float
-) -> None:
+def test_counts_the_products_it_makes(inverse: bool, warm_start: float) -> None:
     """In any unit of the objective, and where the curvature is negative."""
-    matrix = jnp.asarray(unit * symmetric(np.linspace(least, 4, 25)), jnp.float32)
     counter = Counter()
-    diagonal = lambda product, g, count: (lambda v: v / unit, 0)
-    tx = gx.scale_by_newton_cg(
-        curvature=counter,
-        tol=1e-3,
-        warm_start=warm_start,
-        preconditioner=diagonal if inverse else None,
-    )
-    f = lambda x: 0.5 * x @ matrix @ x
-    x = jnp.asarray(rng.normal(size=25), jnp.float32)
-    update = jax.jit(lambda g, state, x: tx.update(g, state, x, value_fn=f))
-    state = tx.init(x)
-    for _ in range(2):
-        _, state = update(matrix @ x, state, x)
-        jax.effects_barrier()
-        assert int(state.info.curvature_products) == counter.made > 0
+
+    @jax.jit
+    def update(matrix: jax.Array, unit: jax.Array, state: Any, x: jax.Array) -> Any:
+        diagonal = lambda product, g, count: (lambda v: v / unit, 0)
+        tx = gx.scale_by_newton_cg(
+            curvature=counter,
+            tol=1e-3,
+            warm_start=warm_start,
+            preconditioner=diagonal if inverse else None,
+        )
+        return tx.update(matrix @ x, state, x, value_fn=lambda x: 0.5 * x @ matrix @ x)[1]
+
+    start = gx.scale_by_newton_cg(warm_start=warm_start).init(jnp.zeros(25))
+    for unit, least in itertools.product([1e-12, 1.0, 1e10], [0.1, -0.4]):
+        matrix = jnp.asarray(unit * symmetric(np.linspace(least, 4, 25)), jnp.float32)
+        x = jnp.asarray(rng.normal(size=25), jnp.float32)
+        state, counter.made = start, 0
+        for _ in range(2):
+            state = update(matrix, jnp.float32(unit), state, x)
+            jax.effects_barrier()
+            assert int(state.info.curvature_products) == counter.made > 0
 
 
 def test_no_ascent_and_no_nan_on_indefinite_systems() -> None:
