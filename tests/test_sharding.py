@@ -108,11 +108,12 @@ def test_explicit_mode_takes_the_steps_of_one_device(name: str) -> None:
         assert p.sharding.is_equivalent_to(fully_sharded(mesh, p.shape), p.ndim)
 
 
-@pytest.mark.parametrize("name", ["adam", "newton_cg"])
+MODES = [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, False)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "divided"),
-    [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, False)],
-    ids=["automatic", "automatic, data alone", "explicit, data alone"],
+    ("name", "kind", "divided"),
+    [("newton_cg", *mode) for mode in MODES] + [("adam", *mode) for mode in every(3, MODES)],
 )
 @pytest.mark.usefixtures("x64")
 def test_so_do_the_other_modes(name: str, kind: AxisType, divided: bool) -> None:
