@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import gradxform as gx
-from tests.methods import METHODS, Method, nested_params, objective
+from tests.methods import METHODS, nested_params, objective
 from tests.thinning import every
 
 
@@ -23,9 +23,10 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 VALUE_AND_GRAD = jax.jit(jax.value_and_grad(objective))
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-def test_every_method_minimises(method: Method) -> None:
-    solution = gx.minimize(objective, nested_params(), method.build(), max_steps=300)
+# the others descend in the contract suite
+@pytest.mark.parametrize("name", every(2, METHODS, 1))
+def test_every_method_minimises(name: str) -> None:
+    solution = gx.minimize(objective, nested_params(), METHODS[name].build(), max_steps=300)
     value, grads = VALUE_AND_GRAD(solution.params)
     assert solution.value < 0.6 * VALUE_AND_GRAD(nested_params())[0]
     assert solution.value == pytest.approx(float(value), rel=1e-5)

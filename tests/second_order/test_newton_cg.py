@@ -1,3 +1,4 @@
+import functools
 import itertools
 from typing import Any
 
@@ -8,7 +9,6 @@ import optax
 import pytest
 
 import gradxform as gx
-from tests.thinning import every
 
 rng = np.random.default_rng(11)
 
@@ -157,20 +157,23 @@ def test_counts_the_product_that_finds_no_curvature(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("unit", every(3, [1e-20, 1e-16, 1e-12, 1e20]))
-def test_the_unit_of_a_preconditioner_does_not_matter(dtype: str, unit: float) -> None:
+def test_the_unit_of_a_preconditioner_does_not_matter(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         diagonal = np.geomspace(1, 100, 20)
         root = jnp.asarray(np.sqrt(diagonal), dtype)
 
-        def solve(unit: float) -> tuple[jax.Array, Any]:
+        @jax.jit
+        def solve(unit: jax.Array) -> tuple[jax.Array, Any]:
             inverse = lambda product, g, count: (lambda v: (unit * v / root).astype(dtype), 0)
             matrix, g = np.diag(diagonal).astype(dtype), np.ones(20, dtype)
             return direction_on(matrix, g, tol=1e-4, forcing="fixed", preconditioner=inverse)
 
-        (d, state), (expected, usual) = solve(unit), solve(1.0)
-        np.testing.assert_allclose(d, expected, rtol=1e-4 if dtype == "float32" else 1e-12)
-        assert state.info.curvature_products == usual.info.curvature_products == 14
+        expected, usual = solve(jnp.asarray(1.0, dtype))
+        assert usual.info.curvature_products == 14
+        for unit in (1e-20, 1e-16, 1e-12, 1e20):
+            d, state = solve(jnp.asarray(unit, dtype))
+            np.testing.assert_allclose(d, expected, rtol=1e-4 if dtype == "float32" else 1e-12)
+            assert state.info.curvature_products == 14
 
 
 def test_where_the_curvature_is_negative_the_direction_is_bounded() -> None:
@@ -220,16 +223,15 @@ def test_a_long_step_that_rises_is_shortened() -> None:
         assert (np.linalg.norm(updates) > longest) == (bound is None)
 
 
-@pytest.mark.parametrize("damping", [0.0, 1e-2])
-def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred(damping: float) -> None:
+def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred() -> None:
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         for layer in params[:-1]:
             x = jnp.tanh(x @ layer)
         return jnp.mean((x @ params[-1] - y) ** 2)
 
     @jax.jit
-    @jax.vmap
-    def losses(key: jax.Array) -> jax.Array:
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def losses(key: jax.Array, damping: float) -> jax.Array:
         keys = jax.random.split(key, 4)
         x = jax.random.normal(keys[0], (64, 4))
         y = jnp.sin(jnp.sum(x, axis=1, keepdims=True))
@@ -246,9 +248,10 @@ def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred(damping: floa
 
         return jax.lax.scan(step, (params, tx.init(params)), length=12)[1]
 
-    values = losses(jax.random.split(jax.random.key(0), 20))
-    assert (values[:, 1:] < 100 * values[:, :-1]).all()
-    assert (values[:, -1] < 0.5 * values[:, 0]).all()
+    for damping in (0.0, 1e-2):
+        values = losses(jax.random.split(jax.random.key(0), 20), damping)
+        assert (values[:, 1:] < 100 * values[:, :-1]).all()
+        assert (values[:, -1] < 0.5 * values[:, 0]).all()
 
 
 @pytest.mark.parametrize("curvature", [0.0, float("nan"), float("inf")])
@@ -304,10 +307,11 @@ def test_a_preconditioner_of_another_structure_is_refused() -> None:
         tx.update(params, tx.init(params), params, value_fn=lambda p: jnp.sum(p["w"] ** 2))
 
 
-@pytest.mark.parametrize("start", [[1.0, 1e-3], [1.0, -1e-4], [0.0, 1e-2]])
-def test_ends_in_a_minimum_from_the_ridge_of_a_saddle(start: list[float]) -> None:
+def test_ends_in_a_minimum_from_the_ridge_of_a_saddle() -> None:
     ridge = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4
-    for tx in (gx.newton_cg(), gx.with_line_search(gx.scale_by_newton_cg())):
+    starts = ([1.0, 1e-3], [1.0, -1e-4], [0.0, 1e-2])
+    methods = (gx.newton_cg(), gx.with_line_search(gx.scale_by_newton_cg()))
+    for tx, start in itertools.product(methods, starts):
         solution = gx.minimize(ridge, jnp.asarray(start), tx, tol=1e-5)
         assert solution.status == gx.Status.converged
         np.testing.assert_allclose(solution.value, -1, rtol=1e-4)
