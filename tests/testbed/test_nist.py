@@ -23,13 +23,8 @@ def at_solution(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def test_27_problems() -> None:
     assert len({p.name for p in PROBLEMS}) == 27
-    assert [
-        sum(p.level == level for p in PROBLEMS) for level in ("lower", "average", "higher")
-    ] == [
-        8,
-        11,
-        8,
-    ]
+    levels = [p.level for p in PROBLEMS]
+    assert [levels.count(level) for level in ("lower", "average", "higher")] == [8, 11, 8]
 
 
 @named
