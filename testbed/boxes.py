@@ -2,8 +2,8 @@ r"""The problems of Moré, Garbow and Hillstrom in boxes: minimise f(x) for lowe
 
 ``GAY`` holds the boxes that Gay published for 31 of the 35 problems; he gives none for problems 28
 to 31. The bounds here are those that the test sets of Ceres Solver, PyOPUS and TOMLAB cite from his
-report; where these overlap they agree. ``random_box`` draws a box for any of the 35 problems that
-excludes the unconstrained minimiser.
+paper; they agree where they overlap, except in two of the bounds that are changed below.
+``random_box`` draws a box for any of the 35 problems that excludes the unconstrained minimiser.
 
 The published boxes are changed in three places. Problem 11 divides by x₁, so the lower bound of x₁
 is 1e-16 in place of 0. Problem 19 has the upper bound 10 for x₁₁, because the published 0 leaves

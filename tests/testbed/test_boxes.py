@@ -85,7 +85,7 @@ def test_minimizers(problem: Problem) -> None:
     assert value - problem.minima[0] <= 1e-10 * max(problem.minima[0], 1)
 
 
-@pytest.mark.parametrize("box", every(6, GAY, first=1), ids=identifier)
+@pytest.mark.parametrize("box", [*every(6, GAY, first=1), *every(21, RANDOM)], ids=identifier)
 def test_judge(box: Box) -> None:
     residuals = jax.jit(box.problem.residuals)
     jacobian = jax.jit(jax.jacfwd(box.problem.residuals))
@@ -105,8 +105,10 @@ def test_judge(box: Box) -> None:
 
     best = min((solve(x) for _, x in usable_starts(box)), key=lambda result: result.cost)
     assert judge(box, best.x)[1] == "global"
-    assert judge(box, box.project(np.asarray(box.problem.start)))[1] == "failed"
-    assert judge(box, best.x - 1e3 * np.abs(box.upper))[1] == "failed"
+    assert judge(box, usable_starts(box)[0][1])[1] == "failed"
+    below = np.where(np.isfinite(box.lower), box.lower - np.abs(box.lower) - 1, best.x)
+    above = np.where(np.isfinite(box.upper), box.upper + np.abs(box.upper) + 1, below)
+    assert judge(box, above)[1] == "failed"
     assert judge(box, best.x * np.nan)[1] == "failed"
     rounded = judge(box, best.x.astype(np.float32), 1e-4)
     assert rounded[1] == "global"
