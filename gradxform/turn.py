@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Box, landed, projected_gradient
 from gradxform.complex_leaves import to_complex
 from gradxform.endings import PATIENCE, RUNNING, Extent, Limits, extent_after, is_low, is_unbounded
 from gradxform.evaluation import eval_params
@@ -75,6 +76,7 @@ class Problem(NamedTuple):
     tx: optax.GradientTransformationExtraArgs
     stop: Test | None
     limits: Limits
+    box: Box | None  # the bounds of the method
     is_frozen: tree.PyTree  # of booleans
     penalised: jax.Array  # whether the method contains a penalty
     keep_last: jax.Array  # whether the last point is returned instead of the best
@@ -92,7 +94,10 @@ def look(problem: Problem, loop: Loop) -> tuple[Loop, Seen]:
     """Evaluates the objective, and ends the run if it is over."""
     evaluate = jax.value_and_grad(problem.objective.evaluate, has_aux=True)
     (value, aux), grads = evaluate(loop.params, loop.running)
-    free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), grads, problem.is_frozen)
+    free = grads
+    if problem.box is not None:
+        free = projected_gradient(problem.box, loop.params, free)
+    free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), free, problem.is_frozen)
     grad_norm, size = map(scalar, max_abs(free, loop.params))
     point = Point(loop.params, scalar(value), grad_norm, aux)
     finite = jnp.isfinite(point.value) & jnp.isfinite(point.grad_norm)
@@ -131,6 +136,8 @@ def move(problem: Problem, loop: Loop, seen: Seen) -> Loop:
         value_fn=problem.objective.value_fn(loop.running),
     )
     params = optax.apply_updates(loop.params, updates)
+    if problem.box is not None:
+        params = landed(problem.box, loop.params, updates)
     is_waiting = tree.max_abs(updates) == 0
     accepts = _accepts(loop.state, state)
     stalled = (loop.status == RUNNING) & (total(state, "stalled") > 0)
