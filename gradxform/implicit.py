@@ -6,7 +6,8 @@ differentiation", arXiv 2105.15183)
 
     H dx = −dg,    H the Hessian of f in x, dg the change of g with θ for constant x,
 
-and its value by the change of f with θ for constant x. The steps that led there do not matter, nor
+and its value by the change of f with θ for constant x. Parameters at a bound move with the bound,
+and the system has only the other ones. The steps that led there do not matter, nor
 does the start. :mod:`gradxform.minres` solves the system from products with H.
 
 JAX differentiates nothing of the solve: all its inputs are constants, and a function that returns
@@ -28,19 +29,27 @@ from jax.extend.core import ClosedJaxpr, get_opaque_trace_state, jaxpr_as_fun
 
 from gradxform import tree
 from gradxform.arguments import joined
+from gradxform.bounds import Box, box_of, sides
 from gradxform.complex_leaves import has_parts, of_real, to_complex, to_real
-from gradxform.loop import Options, objective
+from gradxform.loop import Given, Method, Options, method_of, objective
 from gradxform.minres import least_norm
 from gradxform.programs import is_comparable, program
 from gradxform.solution import Solution
-from gradxform.stopping import Test
 from gradxform.traits import frozen_leaves, is_penalised
 
 _Rule: TypeAlias = Literal["implicit", "implicit_always"] | None
-# (inputs, running, leaves of the parameters) → value and second part of the objective
-_Evaluate: TypeAlias = Callable[
-    [list[Any], tree.PyTree, list[jax.Array]], tuple[jax.Array, tree.PyTree]
-]
+
+
+class _Values(NamedTuple):
+    """What depends on the inputs."""
+
+    value: jax.Array  # of the objective
+    aux: tree.PyTree  # second part of what the objective returns
+    box: Box | None  # the bounds
+
+
+# (inputs, running, leaves of the parameters) → the values there
+_Evaluate: TypeAlias = Callable[[list[Any], tree.PyTree, list[jax.Array]], _Values]
 
 
 class _Found(NamedTuple):
@@ -60,17 +69,17 @@ class _Known(NamedTuple):
 
     running: tree.PyTree  # running statistics that the objective gets; constants
     is_minimum: jax.Array  # whether the gradient is zero, up to ``tol``
-    is_free: list[jax.Array]  # whether each leaf of the parameters moves, or each of its entries
+    is_frozen: list[jax.Array]  # whether each leaf of the parameters stays where it is
+    side: list[jax.Array]  # −1, 0 or 1 for each entry, as of ``sides``; [] without bounds
 
 
 def with_derivative(
     rule: _Rule,
     run: Callable[..., Solution],
     fn: Callable[..., Any],
-    tx: optax.GradientTransformation,
+    tx: Method,
     options: Options,
-    stop: Test | None,
-    args: Any,
+    given: Given,
     params: tree.PyTree,
     running: tree.PyTree,
     arrays: list[Any],
@@ -86,7 +95,9 @@ def with_derivative(
     opened, tracers = _opened(run, params, running, arrays, *limits)
     constant = _constant((params, running, arrays, *limits))
     solution = opened(_constant(tracers), *constant) if tracers else run(*constant)
-    statics, structure = (fn, options, stop, args), jax.tree.structure(params)
+    # without bounds the derivative does not need the method
+    statics = (fn, None if box_of(solution.loop.state, params) is None else tx, options, given)
+    structure = jax.tree.structure(params)
     evaluate = functools.partial(_evaluate, *statics)
     if tracers:
         evaluate, inputs = _of_inputs(*_opened(evaluate, arrays, running, params), arrays)
@@ -95,7 +106,7 @@ def with_derivative(
         inputs, change_for = arrays, _found_again(statics, rule, structure)
     else:
         inputs, change_for = arrays, _of_leaves(evaluate, rule, structure)
-    known = _known(solution, optax.with_extra_args_support(tx), rule)
+    known = _known(solution, method_of(tx, joined(given, arrays)), rule)
     aux, aux_structure = jax.tree.flatten(solution.aux)
     found = _Found(jax.tree.leaves(to_real(solution.params)), solution.value, aux)
     point = _attached(rule, change_for, inputs, known, found)
@@ -136,10 +147,12 @@ def _known(solution: Solution, tx: optax.GradientTransformationExtraArgs, rule: 
     params, state = to_real(solution.params), solution.loop.state
     # with a penalty in the method the gradient of the objective is not zero
     is_minimum = solution.converged & ~is_penalised(tx, params, state)
+    box = box_of(state, params)
     known = _Known(
         running=solution.loop.running,
         is_minimum=jnp.array(True) if rule == "implicit_always" else is_minimum,
-        is_free=[jnp.array(not x) for x in frozen_leaves(tx, params, state)],
+        is_frozen=[jnp.array(x) for x in frozen_leaves(tx, params, state)],
+        side=[] if box is None else jax.tree.leaves(sides(box, params)),
     )
     return _constant(known)
 
@@ -182,16 +195,20 @@ def _constant(values: Any) -> Any:
 
 def _evaluate(
     fn: Callable[..., Any],
+    tx: Method | None,
     options: Options,
-    stop: Test | None,
-    args: Any,
+    given: Given,
     arrays: list[Any],
     running: tree.PyTree,
     params: tree.PyTree,
-) -> tuple[jax.Array, tree.PyTree]:
-    fn, args, _ = joined((fn, args, stop), arrays)
+) -> _Values:
+    fn, given = joined((fn, given), arrays)
     fn = of_real(fn) if has_parts(params) else fn
-    return objective(fn, args, options).evaluate(params, running)
+    value, aux = objective(fn, given.args, options).evaluate(params, running)
+    if tx is None:
+        return _Values(value, aux, None)
+    constant = jax.lax.stop_gradient(params)
+    return _Values(value, aux, box_of(method_of(tx, given).init(constant), constant))
 
 
 def _attached(
@@ -226,9 +243,9 @@ def _attached(
 
 def _change_of(
     fn: Callable[..., Any],
+    tx: Method | None,
     options: Options,
-    stop: Test | None,
-    args: Any,
+    given: Given,
     rule: _Rule,
     is_moved: tuple[bool, ...],
     known: _Known,
@@ -236,7 +253,7 @@ def _change_of(
     *arrays: Any,
 ) -> _Found:
     leaves, structure = jax.tree.flatten(params)
-    evaluate = functools.partial(_evaluate, fn, options, stop, args)
+    evaluate = functools.partial(_evaluate, fn, tx, options, given)
     at = lambda inputs, running, x: evaluate(inputs, running, structure.unflatten(x))
     return _change(at, rule, is_moved, known, leaves, *arrays)
 
@@ -252,27 +269,44 @@ def _change(
 ) -> _Found:
     """How params, value and aux change when some of ``inputs`` move."""
 
-    def at(params: list[jax.Array], moved: list[Any]) -> tuple[jax.Array, tree.PyTree]:
+    def at(params: list[jax.Array], moved: list[Any]) -> _Values:
         given = iter(moved)
         values = [next(given) if m else x for x, m in zip(inputs, is_moved, strict=True)]
         return evaluate(values, known.running, params)
 
     def slope(params: list[jax.Array], moved: list[Any]) -> tuple[jax.Array, list[jax.Array]]:
-        return jax.value_and_grad(lambda params: at(params, moved)[0])(params)
+        return jax.value_and_grad(lambda params: at(params, moved).value)(params)
 
     def aux(params: list[jax.Array], moved: list[Any]) -> list[jax.Array]:
-        leaves = map(jnp.asarray, jax.tree.leaves(at(params, moved)[1]))
+        leaves = map(jnp.asarray, jax.tree.leaves(at(params, moved).aux))
         return [x if _is_real(x) else jnp.zeros(x.shape) for x in leaves]
 
     moved = [x for x, m in zip(inputs, is_moved, strict=True) if m]
     (_, grad), (d_value, d_grad) = jax.jvp(functools.partial(slope, params), (moved,), (moves,))
     _, product = jax.linearize(lambda params: slope(params, moved)[1], params)
-    d_params = _unless(known.is_minimum, _movement(product, d_grad, params, known.is_free))
+    is_free = [~x for x in known.is_frozen]
+    d_bound = None
+    if known.side:
+        _, d_box = jax.jvp(lambda moved: at(params, moved).box, (moved,), (moves,))
+        d_bound = [_of_side(*x) for x in zip(known.side, *map(jax.tree.leaves, d_box), strict=True)]
+        d_grad = jax.tree.map(jnp.add, d_grad, product(d_bound))
+        is_free = [free & (side == 0) for free, side in zip(is_free, known.side, strict=True)]
+    d_params = _movement(product, d_grad, params, is_free)
+    if d_bound is not None:
+        d_params = jax.tree.map(jnp.add, d_params, d_bound)
+    d_params = _unless(known.is_minimum, d_params)
     if rule == "implicit_always":
         d_value = d_value + tree.vdot(grad, d_params)
+    elif d_bound is not None:  # the gradient is zero in the other directions
+        d_value = d_value + tree.vdot(grad, d_bound)
     d_value = _unless(known.is_minimum, d_value)
     _, d_aux = jax.jvp(aux, (params, moved), (d_params, moves))
     return _Found(d_params, d_value, d_aux)
+
+
+def _of_side(side: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """How an entry at a bound moves with it."""
+    return jnp.where(side < 0, low, jnp.where(side > 0, high, 0))
 
 
 def _movement(

@@ -1,7 +1,7 @@
 """The loop of :func:`gradxform.minimize`, for any method."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import optax
 
 from gradxform import leaves, tree
 from gradxform.arguments import joined, with_arguments
+from gradxform.bounds import Bounds, Box, box_of, project, sides
 from gradxform.complex_leaves import has_parts, of_real, to_complex
 from gradxform.endings import RUNNING, Extent, Limits, is_at_precision
 from gradxform.history import Recorder, in_order, new_recorder
@@ -24,6 +25,17 @@ from gradxform.traits import frozen_leaves, is_costly, is_penalised
 from gradxform.turn import Loop, Objective, Point, Problem, Seen, Step, look, move
 from gradxform.unrolled import alternate_at_most
 
+# a method, or with bounds a function that makes one from them
+Method: TypeAlias = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+
+
+class Given(NamedTuple):
+    """What the user gave beside the objective; its arrays are apart."""
+
+    args: Any
+    stop: Test | None
+    bounds: Bounds | None  # for the method, which is then a function of them
+
 
 class Options(NamedTuple):
     """What is compiled into the loop."""
@@ -38,10 +50,9 @@ class Options(NamedTuple):
 
 def run(
     fn: Callable[..., Any],
-    tx: optax.GradientTransformation,
+    tx: Method,
     options: Options,
-    stop: Test | None,
-    args: Any,
+    given: Given,
     params: tree.PyTree,
     running: tree.PyTree,
     arrays: list[Any],
@@ -50,19 +61,24 @@ def run(
 ) -> Solution:
     """Runs the loop until it has a status other than ``RUNNING``.
 
-    ``arrays`` are those of ``fn``, ``args`` and ``stop``, see :mod:`gradxform.arguments`. Complex
-    parameters arrive as real ones, see :mod:`gradxform.complex_leaves`.
+    ``arrays`` are those of ``fn`` and ``given``, see :mod:`gradxform.arguments`. Complex parameters
+    arrive as real ones, see :mod:`gradxform.complex_leaves`.
     """
-    fn, args, stop = joined((fn, args, stop), arrays)
+    fn, given = joined((fn, given), arrays)
     fn = of_real(fn) if has_parts(params) else fn
-    tx = optax.with_extra_args_support(tx)
+    tx = method_of(tx, given)
     state = tx.init(params) if loop is None else loop.state
+    box = box_of(state, params)
+    if box is not None and loop is None:
+        params = project(box, params)
+        state = tx.init(params)
     penalised = is_penalised(tx, params, state)
     problem = Problem(
-        objective=objective(fn, args, options),
+        objective=objective(fn, given.args, options),
         tx=tx,
-        stop=stop,
+        stop=given.stop,
         limits=limits,
+        box=box,
         is_frozen=jax.tree.unflatten(jax.tree.structure(params), frozen_leaves(tx, params, state)),
         penalised=penalised,
         keep_last=penalised if options.returned is None else jnp.array(options.returned == "last"),
@@ -74,7 +90,7 @@ def run(
     status = _first_status(problem, loop)
     start = varying_like(loop._replace(status=status.astype(loop.status.dtype)), params)
     parts = (
-        lambda loop: _reported(options.reporter, limits, loop, *look(problem, loop)),
+        lambda loop: _reported(options.reporter, problem, loop, *look(problem, loop)),
         lambda loop, seen: move(problem, loop, seen),
         lambda loop: loop.status == RUNNING,
     )
@@ -83,13 +99,19 @@ def run(
         loop = alternate(*parts, start, branch=is_costly(loop.state))
     else:
         loop = alternate_at_most(options.bound + 1, *parts, start)
-    solution = _solution(loop, limits)
+    solution = _solution(loop, limits, box)
     if options.reporter is not None:
         tell(options.reporter, solution._replace(history=None, loop=None))
     return solution._replace(aux=loop.best.aux if options.has_aux else None)
 
 
-def _solution(loop: Loop, limits: Limits) -> Solution:
+def method_of(tx: Method, given: Given) -> optax.GradientTransformationExtraArgs:
+    """The method, within the bounds if there are any."""
+    made: Any = tx if given.bounds is None else cast(Any, tx)(given.bounds)
+    return optax.with_extra_args_support(made)
+
+
+def _solution(loop: Loop, limits: Limits, box: Box | None) -> Solution:
     return Solution(
         params=to_complex(loop.best.params),
         value=loop.best.value,
@@ -97,7 +119,7 @@ def _solution(loop: Loop, limits: Limits) -> Solution:
         steps=loop.steps,
         evaluations=loop.evaluations + total(loop.state, "evaluations"),
         curvature_products=total(loop.state, "curvature_products"),
-        status=_reason(loop),
+        status=_reason(loop, box),
         aux=None,
         tol=limits.tol(loop.first_value, loop.first_grad_norm),
         max_steps=limits.max_steps,
@@ -107,7 +129,7 @@ def _solution(loop: Loop, limits: Limits) -> Solution:
 
 
 def _reported(
-    reporter: Reporter | None, limits: Limits, before: Loop, looked: Loop, seen: Seen
+    reporter: Reporter | None, problem: Problem, before: Loop, looked: Loop, seen: Seen
 ) -> tuple[Loop, Seen]:
     """Tells the user of the progress, who may stop the run."""
     if reporter is None:
@@ -115,7 +137,7 @@ def _reported(
     is_running = before.status == RUNNING  # in a batch the lanes that have ended go on in vain
     current = tree.select(is_running, looked, before)
     status = jnp.where(current.status == RUNNING, jnp.int32(Status.max_steps), current.status)
-    solution = _solution(current._replace(status=status), limits)
+    solution = _solution(current._replace(status=status), problem.limits, problem.box)
     is_due = is_running & (looked.status == RUNNING) & (looked.steps % reporter.every == 0)
     due = is_due & (looked.steps > 0)
     stops = ask(reporter, due, solution._replace(history=None, loop=None))
@@ -228,7 +250,7 @@ def _first_status(problem: Problem, loop: Loop) -> jax.Array:
     return jnp.where(ended, end, jnp.int32(RUNNING))
 
 
-def _reason(loop: Loop) -> jax.Array:
+def _reason(loop: Loop, box: Box | None) -> jax.Array:
     """Why the run ended. What only the end needs to know is not computed in every turn."""
     is_hidden = is_at_precision(
         loop.state,
@@ -239,4 +261,8 @@ def _reason(loop: Loop) -> jax.Array:
         scalar(tree.max_abs(loop.best.params)),
     )
     is_success = (loop.status == Status.stalled) & is_hidden
-    return jnp.where(is_success, jnp.int32(Status.at_precision), loop.status)
+    status = jnp.where(is_success, jnp.int32(Status.at_precision), loop.status)
+    if box is None:
+        return status
+    is_at_bound = tree.max_abs(sides(box, loop.best.params)) > 0
+    return jnp.where(is_at_bound & (status == Status.converged), jnp.int32(Status.at_bound), status)

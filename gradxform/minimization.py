@@ -12,13 +12,14 @@ import optax
 
 from gradxform import leaves, tree
 from gradxform.arguments import split
+from gradxform.bounds import Bounds, box, check_bounds
 from gradxform.complex_leaves import to_complex, to_real
 from gradxform.configuration import constant
 from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.implicit import is_transformed, with_derivative
 from gradxform.leaves import check_floating
-from gradxform.loop import Options, run
+from gradxform.loop import Given, Method, Options, method_of, run
 from gradxform.programs import is_comparable, program
 from gradxform.reporting import Reporter, says_stop
 from gradxform.second_order.bfgs import bfgs
@@ -36,9 +37,10 @@ DENSE_LIMIT = 128  #: ``minimize`` takes ``bfgs`` for up to this many parameters
 def minimize(
     fn: Callable[..., Any],
     params: tree.PyTree,
-    tx: optax.GradientTransformation | None = None,
+    tx: optax.GradientTransformation | Callable[[Any], Any] | None = None,
     *,
     args: tuple[Any, ...] | list[Any] | Mapping[str, Any] = (),
+    bounds: Bounds | None = None,
     tol: NonNegative | None = None,
     stop: Callable[[Progress], Any] | None = None,
     max_steps: Int32 = 10_000,
@@ -111,11 +113,16 @@ def minimize(
         number.
       params: the start: a pytree of floating-point or complex arrays or Python numbers.
       tx: the method, with its learning rate. ``None`` takes ``bfgs()`` for up to 128 parameters and
-        ``lbfgs()`` for more, with ``ravel=False`` if ``params`` are sharded.
+        ``lbfgs()`` for more, or with bounds, with ``ravel=False`` if ``params`` are sharded. With
+        bounds it is a function of them that makes the method, for instance
+        ``lambda bounds: gx.trust_region(bounds=bounds)``.
       args: further arguments of ``fn``: a tuple for ``fn(params, *args)``, or a dictionary for
         ``fn(params, **args)`` and for the data of :func:`gradxform.compose`. Arrays and floats in
         it are inputs of the compiled loop: new ones of the same shapes and dtypes do not compile
         again. Other values, such as integers and strings, are compiled in.
+      bounds: a pair ``(low, high)``, each a pytree like ``params`` or a prefix of it; ``None`` or
+        ±inf in place of a number means no bound. Numbers and arrays in it are inputs of the
+        compiled loop, like those of ``args``. A start outside is moved to the closest point inside.
       tol: stop when the largest absolute entry of the gradient is at most ``tol`` > 0. ``None``
         takes 1e-6, and less if value and gradient at the start are both below 1: then 1e-6 times
         the larger one.
@@ -172,14 +179,14 @@ def minimize(
     params = jax.tree.map(_strong, params)
     if is_complex:
         params = to_real(params)
-    if tx is None:
-        sharded = any(is_sharded(p) for p in jax.tree.leaves(params))
-        tx = _default_method(tree.count(params) <= DENSE_LIMIT, not sharded)
+    given = Given(args, stop, bounds)
+    method: Method = _default_method(params, bounds is not None) if tx is None else tx
+    _check_bounds(method, bounds, params)
     if resume is not None:
-        _check_resume(resume, tx, params)
+        _check_resume(resume, method_of(method, given), params)
     limits = _limits(tol, stop, max_steps)
     fixed_fn, arrays_of_fn = split(fn, floats=False)
-    (fixed_args, fixed_stop), arrays = split((args, stop))
+    fixed, arrays = split(given)
     arrays = [*arrays_of_fn, *arrays]
     running = () if aux is None else jax.tree.map(_strong, aux)
     reporter = Reporter(progress, progress_every) if progress and is_transformed() else None
@@ -190,7 +197,7 @@ def minimize(
     # JAX cannot find a compiled loop if a pytree node of the parameters holds arrays as metadata
     can_find = is_comparable(jax.tree.structure(params)) and reporter is None
     loop_of = program if can_find else functools.partial
-    statics = (fixed_fn, tx, options, fixed_stop, fixed_args)
+    statics = (fixed_fn, method, options, fixed)
     run_loop = loop_of(run, *statics)
     solve = functools.partial(_solve, run_loop)
     if derivative != "unrolled":
@@ -304,9 +311,37 @@ def _options(
     return constant(Options(has_aux, has_running, returned, history, bound, None))
 
 
+def _default_method(params: tree.PyTree, has_bounds: bool) -> Method:
+    sharded = any(is_sharded(p) for p in jax.tree.leaves(params))
+    dense = tree.count(params) <= DENSE_LIMIT
+    return _within_bounds(not sharded) if has_bounds else _without_bounds(dense, not sharded)
+
+
 @functools.cache
-def _default_method(dense: bool, ravel: bool) -> optax.GradientTransformationExtraArgs:
+def _without_bounds(dense: bool, ravel: bool) -> Method:
     return bfgs(ravel=ravel) if dense else lbfgs(ravel=ravel)
+
+
+@functools.cache
+def _within_bounds(ravel: bool) -> Method:
+    return lambda bounds: lbfgs(ravel=ravel, bounds=bounds)
+
+
+def _check_bounds(method: Method, bounds: Bounds | None, params: tree.PyTree) -> None:
+    if bounds is None:
+        if callable(method) and not hasattr(method, "update"):
+            raise TypeError(
+                f"minimize(tx={shown(method)}): expected a method, for instance gx.momentum(0.1); "
+                "a function that makes one needs bounds=…"
+            )
+        return
+    check_bounds("minimize", bounds)
+    box("minimize", bounds, params)
+    if hasattr(method, "update"):
+        raise ValueError(
+            f"minimize(bounds={shown(bounds)}): the method must know the bounds too: leave tx out, "
+            "or pass a function that makes it, tx=lambda bounds: gx.trust_region(bounds=bounds)"
+        )
 
 
 def _strong(param: jax.typing.ArrayLike) -> jax.Array:

@@ -1,6 +1,8 @@
 """What :func:`gradxform.minimize` returns."""
 
 import enum
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradxform import tree
+from gradxform.bounds import box_of, sides
 from gradxform.inverse import inverse_hessian
 
 
@@ -21,6 +24,7 @@ class Status(enum.IntEnum):
     unbounded = 4  #: the value falls without bound
     at_precision = 5  #: rounding of the value hides any further decrease, which is a success
     stopped = 6  #: a target or budget was reached, your own rule holds, or ``progress`` said so
+    at_bound = 7  #: converged, with a parameter at one of its bounds, which is a success
 
 
 _IN_WORDS = {
@@ -31,6 +35,7 @@ _IN_WORDS = {
     Status.unbounded: "unbounded: the value falls without bound",
     Status.at_precision: "at the precision of {dtype}: rounding hides any further decrease",
     Status.stopped: "stopped by a rule, a budget or progress",
+    Status.at_bound: "converged, with {held} of the parameters at a bound",
 }
 
 
@@ -64,8 +69,17 @@ class Solution(NamedTuple):
 
     @property
     def converged(self) -> jax.Array:
-        """Whether the run succeeded, with the status ``converged`` or ``at_precision``."""
-        return (self.status == Status.converged) | (self.status == Status.at_precision)
+        """Whether the run succeeded: ``converged``, ``at_bound`` or ``at_precision``."""
+        successes = Status.converged, Status.at_bound, Status.at_precision
+        return functools.reduce(operator.or_, (self.status == status for status in successes))
+
+    @property
+    def active_bounds(self) -> tree.PyTree:
+        """For each entry of ``params`` −1 at its lower bound, 1 at the upper one, otherwise 0."""
+        box = None if self.loop is None else box_of(self.loop.state, self.params)
+        if box is None:
+            return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.int8), self.params)
+        return sides(box, self.params)
 
     def inverse_hessian(self, vector: tree.PyTree) -> tree.PyTree:
         """H v, where H is the inverse Hessian that the method has learnt along its path.
@@ -114,7 +128,8 @@ class Solution(NamedTuple):
             ("evaluations", f"{int(self.evaluations)}", ""),
             ("curvature products", f"{int(self.curvature_products)}", ""),
         )
-        lines = [_IN_WORDS[Status(int(lanes))].format(dtype=self.value.dtype)]
+        held = sum(int(np.sum(x != 0)) for x in jax.tree.leaves(self.active_bounds))
+        lines = [_IN_WORDS[Status(int(lanes))].format(dtype=self.value.dtype, held=held)]
         lines += [
             f"  {name:24}{value:>14}" + (f"   (at most {bound})" if bound else "")
             for name, value, bound in rows

@@ -1,5 +1,6 @@
 """One turn of the loop of :func:`gradxform.minimize`: evaluate, stop or update, for any method."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Box, landed, projected_gradient
 from gradxform.complex_leaves import to_complex
 from gradxform.endings import PATIENCE, RUNNING, Extent, Limits, extent_after, is_low, is_unbounded
 from gradxform.evaluation import eval_params
@@ -75,6 +77,7 @@ class Problem(NamedTuple):
     tx: optax.GradientTransformationExtraArgs
     stop: Test | None
     limits: Limits
+    box: Box | None  # the bounds of the method
     is_frozen: tree.PyTree  # of booleans
     penalised: jax.Array  # whether the method contains a penalty
     keep_last: jax.Array  # whether the last point is returned instead of the best
@@ -92,7 +95,10 @@ def look(problem: Problem, loop: Loop) -> tuple[Loop, Seen]:
     """Evaluates the objective, and ends the run if it is over."""
     evaluate = jax.value_and_grad(problem.objective.evaluate, has_aux=True)
     (value, aux), grads = evaluate(loop.params, loop.running)
-    free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), grads, problem.is_frozen)
+    free = grads
+    if problem.box is not None:
+        free = projected_gradient(problem.box, loop.params, free)
+    free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), free, problem.is_frozen)
     grad_norm, size = map(scalar, max_abs(free, loop.params))
     point = Point(loop.params, scalar(value), grad_norm, aux)
     finite = jnp.isfinite(point.value) & jnp.isfinite(point.grad_norm)
@@ -116,7 +122,7 @@ def look(problem: Problem, loop: Loop) -> tuple[Loop, Seen]:
         at_rest=_at_rest(problem, loop, looked),
         recorder=_recorded(looked, is_returned),
     )
-    looked = looked._replace(status=_status(problem, looked, size, low))
+    looked = looked._replace(status=_status(problem, looked, size, low, loop.lowest - point.value))
     return looked, Seen(value, grads, aux)
 
 
@@ -131,6 +137,8 @@ def move(problem: Problem, loop: Loop, seen: Seen) -> Loop:
         value_fn=problem.objective.value_fn(loop.running),
     )
     params = optax.apply_updates(loop.params, updates)
+    if problem.box is not None:
+        params = landed(problem.box, loop.params, updates)
     is_waiting = tree.max_abs(updates) == 0
     accepts = _accepts(loop.state, state)
     stalled = (loop.status == RUNNING) & (total(state, "stalled") > 0)
@@ -185,12 +193,14 @@ def _recorded(looked: Loop, is_returned: jax.Array) -> Any:
 # -- how a run ends
 
 
-def _status(problem: Problem, loop: Loop, size: jax.Array, low: jax.Array) -> jax.Array:
+def _status(
+    problem: Problem, loop: Loop, size: jax.Array, low: jax.Array, decrease: jax.Array
+) -> jax.Array:
     """The status after the evaluation of a point of which ``low`` says whether it is the lowest."""
     finite = jnp.isfinite(loop.value) & jnp.isfinite(loop.grad_norm)
     # a method that counts non-finite points steps back from them
     is_lost = ~finite & ((loop.evaluations == 1) | (not reported(loop.state, "non_finite")))
-    converged, stopped = _verdict(problem, loop, size, low)
+    converged, stopped = _verdict(problem, loop, size, low, decrease)
     is_at_rest = loop.at_rest >= PATIENCE
     endings = (
         (is_lost, jnp.int32(Status.non_finite)),
@@ -211,7 +221,7 @@ def _status(problem: Problem, loop: Loop, size: jax.Array, low: jax.Array) -> ja
 
 
 def _verdict(
-    problem: Problem, loop: Loop, size: jax.Array, low: jax.Array
+    problem: Problem, loop: Loop, size: jax.Array, low: jax.Array, decrease: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Whether the run has converged, and whether a rule stops it for another reason."""
     counts = low | problem.keep_last
@@ -230,12 +240,19 @@ def _verdict(
             value_change=loop.step.value_change,
             params_change=loop.step.params_change,
             params_size=size,
+            decrease=decrease,
+            expected=_least(reported(loop.state, "expected")),
+            relative_step=_least(reported(loop.state, "relative_step")),
             steps=loop.steps,
             evaluations=loop.evaluations + total(loop.state, "evaluations"),
         ),
     )
     is_flat = loop.grad_norm == 0
     return (end.succeeds | is_flat) & counts, end.stops & ~end.succeeds
+
+
+def _least(reports: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.minimum, reports, scalar(jnp.inf))
 
 
 def _at_rest(problem: Problem, loop: Loop, looked: Loop) -> jax.Array:
