@@ -176,6 +176,24 @@ def test_the_unit_of_a_preconditioner_does_not_matter(dtype: str) -> None:
             assert state.info.curvature_products == 14
 
 
+@pytest.mark.parametrize(("dtype", "little"), [("float32", 1e-12), ("float64", 1e-30)])
+def test_very_little_curvature_is_not_zero(dtype: str, little: float) -> None:
+    """Brown's badly scaled function has 1e-12 of the largest curvature along its valley."""
+    with jax.enable_x64(dtype == "float64"):
+        diagonal = np.asarray([1.0, little])
+        d, _ = direction_on(np.diag(diagonal).astype(dtype), np.ones(2, dtype))
+        np.testing.assert_allclose(d, 1 / diagonal, rtol=1e-5)
+
+
+def test_a_search_solves_browns_badly_scaled_function_in_float32() -> None:
+    residuals = lambda x: jnp.stack([x[0] - 1e6, x[1] - 2e-6, x[0] * x[1] - 2])
+    brown = lambda x: jnp.sum(residuals(x) ** 2)
+    tx = gx.with_line_search(gx.scale_by_newton_cg())
+    solution = gx.minimize(brown, jnp.ones(2), tx, max_steps=200)
+    np.testing.assert_allclose(solution.params, [1e6, 2e-6], rtol=1e-6)
+    assert solution.value < 1e-6
+
+
 def test_where_the_curvature_is_negative_the_direction_is_bounded() -> None:
     """A little curvature leads far, which negative curvature shows to be beyond the model."""
     matrix = np.diag([1.0, 1e-4, -1e-3]).astype(np.float32)
