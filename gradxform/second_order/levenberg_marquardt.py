@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.curvature import Curvature
 from gradxform.hyperparameters import BelowQuarter, Count, Fraction, Positive, Size, checked, scalar
 from gradxform.info import diagnostics
 from gradxform.second_order.region import Rules, no_info, region
@@ -55,6 +56,7 @@ def _no_info() -> LevenbergMarquardtInfo:
 @checked
 def levenberg_marquardt(
     *,
+    curvature: Curvature | None = None,
     initial_radius: Positive | None = None,
     max_radius: Positive | None = None,
     decrease: BelowQuarter = 1e-4,
@@ -86,6 +88,8 @@ def levenberg_marquardt(
     JᵀJ; see :func:`gradxform.gauss_newton`.
 
     Args:
+      curvature: a positive semi-definite matrix to take in place of JᵀJ, for objectives that are no
+        sum of squares; ``None`` for JᵀJ or Jᵀ H_L J.
       initial_radius: the first Δ > 0, in the units of ‖Dp‖; ``None`` for ‖Dx‖ at the start, or, if
         that is zero, the distance at which the gradient may vanish.
       max_radius: the largest Δ; ``None`` for no bound.
@@ -132,6 +136,6 @@ def levenberg_marquardt(
             max_size=max_size,
         )
 
-    linearise = functools.partial(least_squares_at, "levenberg_marquardt")
+    linearise = curvature or functools.partial(least_squares_at, "levenberg_marquardt")
     rules = Rules(decrease, noise, _POOR, max_radius)
     return region("levenberg_marquardt", linearise, subproblem, rules, _no_info)

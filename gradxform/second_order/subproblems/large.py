@@ -9,13 +9,14 @@ If the residuals are many too, Steihaug's conjugate gradients find p from produc
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.derivatives import eigh
-from gradxform.hyperparameters import Scalar
+from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order.newton import dense
 from gradxform.second_order.subproblems import (
     Full,
@@ -48,17 +49,26 @@ def large(
 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
         linear = point.linearise()
-        if not isinstance(linear, Residuals):
-            return by_products.step(point, sizes, radius)
-        if linear.r.size <= max_size:
-            return _of_few(linear, point, radius, columns)
-        product = lambda v: linear.pull(linear.push(v))
-        return by_products.step(point._replace(linearise=lambda: product), sizes, radius)
+        product: Any = linear
+        if isinstance(linear, Residuals):
+            if linear.r.size <= max_size:
+                return _of_few(linear, point, radius, columns)
+            product = lambda v: linear.pull(linear.push(v))
+        found = by_products.step(point._replace(linearise=lambda: product), sizes, radius)
+        return found._replace(full=_unless_cut(found, point))
 
     def prepare(point: Point, sizes: Sizes) -> Prepared:
         return by_products.prepare(point, sizes)
 
     return Subproblem(by_products.init, prepare, step)
+
+
+def _unless_cut(step: Step, point: Point) -> Full:
+    """The step itself, if the radius has not cut it; otherwise the full one is not known."""
+    x = tree.sqrt(tree.vdot(point.params, point.params))
+    is_known = (step.length < 0.9 * step.radius) & (x > 0)
+    numbers = step.predicted, tree.divide(step.length, x)
+    return Full(*(jnp.where(is_known, scalar(n), tree.largest()) for n in numbers))
 
 
 def _of_few(linear: Residuals, point: Point, radius: jax.Array, columns: int) -> Step:
