@@ -100,7 +100,7 @@ def look(problem: Problem, loop: Loop) -> tuple[Loop, Seen]:
     if problem.box is not None:
         free = projected_gradient(problem.box, loop.params, free)
     if (subgradient := subgradient_of(loop.state, loop.params)) is not None:
-        free = jax.tree.map(jnp.add, free, subgradient)
+        free = tree.map(jnp.add, subgradient, free)  # in at least float32
     free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), free, problem.is_frozen)
     grad_norm, size = map(scalar, max_abs(free, loop.params))
     point = Point(loop.params, scalar(value), grad_norm, aux)

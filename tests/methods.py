@@ -36,10 +36,6 @@ def average(learning_rate: float, decay: float, start: float) -> optax.GradientT
     return gx.polyak_average(gx.nesterov(learning_rate), decay=decay, start=start)
 
 
-def sparse(learning_rate: float, momentum: float, strength: float) -> optax.GradientTransformation:
-    return gx.proximal(gx.momentum(learning_rate, momentum), gx.soft_threshold(strength))
-
-
 def hessian_free(
     progress: float,
     maxiter: float,
@@ -161,7 +157,6 @@ METHODS = {
         {"iterates": 3},
         needs=("value", "value_fn"),
     ),
-    "proximal": Method(sparse, {**RATE, **MOMENTUM, "strength": (0.1, 1.0)}),
     "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),
 }
 
