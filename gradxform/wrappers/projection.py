@@ -64,8 +64,8 @@ def projected(
     entry.
 
     Args:
-      tx: a first-order method. For bounds with a line search or trust region, use ``bounds`` of
-        :func:`gradxform.minimize`.
+      tx: a first-order method. Methods that search by values take bounds only (``bounds`` of
+        :func:`gradxform.minimize`).
       projection: P, a function of the parameters that returns the closest point of the set, such as
         ``optax.projections.projection_simplex``. Give its arguments by ``functools.partial``.
 
