@@ -59,6 +59,9 @@ from gradxform.wrappers.flax import nnx_value_fn as nnx_value_fn
 from gradxform.wrappers.hyperparameters import inject_hyperparams as inject_hyperparams
 from gradxform.wrappers.masking import masked as masked
 from gradxform.wrappers.masking import partition as partition
+from gradxform.wrappers.projection import projected as projected
+from gradxform.wrappers.projection import proximal as proximal
+from gradxform.wrappers.projection import soft_threshold as soft_threshold
 from gradxform.wrappers.rounding import rounded_stochastically as rounded_stochastically
 
 __version__: str
