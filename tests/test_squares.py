@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradxform as gx
 from gradxform.squares import linearised
@@ -136,3 +137,14 @@ def test_the_solution_is_differentiable_where_the_jacobian_is_rank_deficient() -
     np.testing.assert_allclose(found, np.full(3, 1 / 6), rtol=1e-8)
     forward = jax.jvp(estimate, (y,), (jnp.ones(3),))[1]
     np.testing.assert_allclose(forward["a"] + forward["b"], 1.0, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_residuals_divided_over_devices_lead_to_the_same_fit(kind: AxisType) -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    t, y = jax.device_put((T, Y), NamedSharding(mesh, PartitionSpec("data")))
+    start = jnp.asarray([1.0, 1.0, 0.0])
+    with jax.set_mesh(mesh):
+        divided = gx.least_squares(decay, start, args=(t, y), derivative=None)
+    whole = gx.least_squares(decay, start, args=(T, Y), derivative=None)
+    np.testing.assert_allclose(divided.params, whole.params, rtol=1e-4)
