@@ -146,6 +146,25 @@ def projected_gradient(box: Box, x: tree.PyTree, g: tree.PyTree) -> tree.PyTree:
     return jax.tree.map(lambda g, held: jnp.where(held, 0, g), g, held(box, x, g))
 
 
+def reaches(box: Box, x: tree.PyTree, d: tree.PyTree) -> tree.PyTree:
+    """For each entry the t ≥ 0 at which x + t d meets a bound, the largest number if never."""
+
+    def reach(x: jax.Array, d: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        most = tree.largest(d.dtype)
+        gap, speed = jnp.maximum(jnp.where(d < 0, x - low, high - x), 0), jnp.abs(d)
+        # arranged so that nothing overflows
+        never = (d == 0) | (gap / most >= speed / 2)
+        return jnp.where(never, most, gap / jnp.where(never, 1, speed))
+
+    return jax.tree.map(reach, x, d, box.low, box.high)
+
+
+def longest(box: Box, x: tree.PyTree, d: tree.PyTree) -> jax.Array:
+    """The largest t for which x + t d is within the bounds."""
+    ends = [jnp.min(t) for t in jax.tree.leaves(reaches(box, x, d)) if jnp.size(t)]
+    return jnp.min(jnp.stack(ends)) if ends else jnp.zeros((), jnp.float32)
+
+
 def landed(box: Box, before: tree.PyTree, updates: tree.PyTree) -> tree.PyTree:
     """``before + updates`` within the bounds, and exactly on a bound if only rounding is between.
 

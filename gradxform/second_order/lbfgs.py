@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Bounds, Box, check_bounds
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
 from gradxform.inverse import in_layout_of, inverse_product
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
+from gradxform.second_order.bounded_lbfgs import Model, bounded_step
 from gradxform.second_order.pairs import (
     QuasiNewtonInfo,
     counted,
@@ -75,12 +77,13 @@ def scale_by_lbfgs(
 
 
 def _lbfgs_direction(
-    method: str, m: int, ravel: bool, *, search_keeps_last: bool
+    method: str, m: int, ravel: bool, *, search_keeps_last: bool, bounded: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_lbfgs`, with errors that name ``method``.
 
     With ``search_keeps_last`` a line search passes the last accepted point to ``update``, and the
-    state does not store it.
+    state does not store it. If ``bounded``, it passes the bounds too, and the direction ends within
+    them.
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -117,6 +120,7 @@ def _lbfgs_direction(
         params: tree.PyTree = None,
         *,
         last: Point | None = None,
+        box: Box | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
@@ -148,13 +152,20 @@ def _lbfgs_direction(
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
-        direction = _inverse_times(s, y, d, r_inverse, gamma, g)
+        oldest = jnp.where(pair.is_useful, _following(state.oldest, m), state.oldest)
+        if bounded:
+            assert box is not None
+            age = (jnp.arange(m, dtype=jnp.int32) - oldest) % m
+            step = bounded_step(Model(s, y, gamma, age), Box(*map(flatten, box)), theta, g)
+            direction = jax.tree.map(jnp.negative, step)
+        else:
+            direction = _inverse_times(s, y, d, r_inverse, gamma, g)
         direction = tree.unflatten(direction, grads)
         new_state = ScaleByLbfgsState(
             started=jnp.ones_like(state.started),
             params=theta if last is None else (),
             grad=g if last is None else (),
-            oldest=jnp.where(pair.is_useful, _following(state.oldest, m), state.oldest),
+            oldest=oldest,
             s=s,
             y=y,
             sy=d.astype(state.sy.dtype),
@@ -211,6 +222,7 @@ def lbfgs(
     curvature: Fraction = 0.9,
     noise: Fraction = 1e-6,
     max_trials: Count = 30,
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """L-BFGS with a line search: :func:`bfgs` with a memory of the last m pairs.
 
@@ -247,12 +259,16 @@ def lbfgs(
     >>> gx.Status(int(gx.minimize(valley, jnp.zeros(100), gx.lbfgs(), tol=1e-3).status)).name
     'converged'
     """
+    bounded = bounds is not None
+    if bounded:
+        check_bounds("lbfgs", bounds)
     return search(
         "lbfgs",
-        _lbfgs_direction("lbfgs", memory_size, ravel, search_keeps_last=True),
+        _lbfgs_direction("lbfgs", memory_size, ravel, search_keeps_last=True, bounded=bounded),
         Rules(decrease, curvature, noise, max_trials),
         unit_step=True,
         ravel=ravel,
         asked="always",
-        passed=("last",),
+        passed=("last", "box") if bounded else ("last",),
+        bounds=bounds,
     )

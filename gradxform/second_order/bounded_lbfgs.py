@@ -1,0 +1,249 @@
+"""L-BFGS-B: the step of L-BFGS within bounds.
+
+Byrd, Lu, Nocedal & Zhu (1995), with the projection of Morales & Nocedal (2011). B is the L-BFGS
+estimate of the Hessian, and P(x) the closest point within the bounds::
+
+    m(z) = gᵀz + ½ zᵀB z              the model of f(x + z) − f(x)
+    z(t) = P(x − t g) − x             the path of the projected gradient
+    t ← a minimum of m(z(t))          the generalised Cauchy point
+    A ← the entries of x + z(t) at a bound;  F ← the other ones
+    p ← the minimum of m(p) with p_A = z_A(t)
+    d ← P(x + p) − x
+    if gᵀd ≥ 0:  d ← z(t) + α (p − z(t)) with the largest α ≤ 1 within the bounds
+    x ← x + t d                       t by a line search, up to the first bound
+
+The products with B and the minimum p come from one small matrix. With the pairs s, y as columns of
+S and Y, D the diagonal and R the upper triangle of SᵀY, γ = sᵀy / yᵀy of the newest pair, and
+θ = 1/γ::
+
+    U = (√θ S, √γ Y)
+    N(A) = [ θ S_AᵀS_A      S_AᵀY_A − R     ]
+           [ Y_AᵀS_A − Rᵀ   −D − γ Y_FᵀY_F  ]
+    B = θ (I − U N⁻¹ Uᵀ)                            with N for all entries
+    N(A) e = γ U_Fᵀ g_F − U_Aᵀ z_A
+    p_F = −γ g_F − U_F e
+
+Without an entry in A, p is the step −H g of L-BFGS. The breakpoints of the path are not sorted:
+Newton's method, kept in a bracket, finds the piece of the path that has the minimum.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradxform import tree
+from gradxform.bounds import Box, longest, project, projected_gradient, reaches
+from gradxform.sharding import whole
+
+# the part of the decrease to first order that the model has at least at the Cauchy point
+_DECREASE = 0.01
+_MOST_TURNS = 60
+
+
+class Model(NamedTuple):
+    """The pairs; empty slots are 0."""
+
+    s: tree.PyTree  #: changes of x, with a leading axis of m slots
+    y: tree.PyTree  #: changes of g, with a leading axis of m slots
+    gamma: jax.Array  #: γ
+    age: jax.Array  #: the age of the pair in each slot, the smaller the older
+
+
+def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree.PyTree:
+    """The step d to the minimum of the model within the bounds; NaN if the model is singular.
+
+    All trees have the layout of ``x`` and are in at least float32.
+    """
+    g = projected_gradient(box, x, g)
+    inner = _gram(model, jax.tree.map(jnp.ones_like, x))
+    path = _path(box, x, g)
+    t = jax.lax.stop_gradient(_cauchy_length(model, inner, box, x, path))
+    z = _displacement(box, x, path, t)
+    held = jax.tree.map(
+        lambda x, u, end, low, high: (end <= t) | ((u == 0) & ((x <= low) | (x >= high))),
+        *(x, path.unit, path.ends, box.low, box.high),
+    )
+
+    v = jax.tree.map(lambda held, z, g: jnp.where(held, -z, model.gamma * g), held, z, g)
+    e = jnp.linalg.solve(_matrix(model, inner, _gram(model, held)), _times(model, v))
+    p = jax.tree.map(
+        lambda held, v, c: -v - jnp.where(held, 0, c), held, v, _combined(model, e, x)
+    )
+
+    projected = jax.tree.map(
+        jnp.subtract, project(box, jax.tree.map(jnp.add, x, p)), x
+    )
+    beyond = jax.tree.map(jnp.subtract, p, z)
+    alpha = jnp.minimum(longest(box, jax.tree.map(jnp.add, x, z), beyond), 1)
+    truncated = jax.tree.map(lambda z, beyond: z + alpha * beyond, z, beyond)
+    return tree.select(tree.vdot(g, projected) < 0, projected, truncated)
+
+
+# -- products with U and the small matrices
+
+
+def _times(model: Model, v: tree.PyTree) -> jax.Array:
+    """Uᵀv."""
+
+    def product(slots: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.tensordot(
+            slots, v, v.ndim, precision=jax.lax.Precision.HIGHEST, out_sharding=whole(v)
+        )
+
+    halves = [jax.tree.map(product, slots, v) for slots in (model.s, model.y)]
+    s, y = (sum(jax.tree.leaves(half)) for half in halves)
+    root = jnp.sqrt(model.gamma)
+    return jnp.concatenate([s / root, y * root])
+
+
+def _combined(model: Model, e: jax.Array, like: tree.PyTree) -> tree.PyTree:
+    """U e."""
+    root = jnp.sqrt(model.gamma)
+    of_s, of_y = jnp.split(e, 2)
+    of_s, of_y = of_s / root, of_y * root
+    return jax.tree.map(
+        lambda s, y, x: (jnp.tensordot(of_s, s, 1) + jnp.tensordot(of_y, y, 1)).astype(x.dtype),
+        *(model.s, model.y, like),
+    )
+
+
+def _gram(model: Model, mask: tree.PyTree) -> jax.Array:
+    """U_AᵀU_A of the entries where ``mask`` is 1; it is 0 elsewhere."""
+
+    def product(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
+        axes = tuple(range(1, a.ndim))
+        precision = jax.lax.Precision.HIGHEST
+        return jnp.tensordot(
+            a * mask, b, (axes, axes), precision=precision, out_sharding=whole(mask)
+        )
+
+    def total(a: tree.PyTree, b: tree.PyTree) -> jax.Array:
+        return sum(jax.tree.leaves(jax.tree.map(product, a, b, mask)))
+
+    sy = total(model.s, model.y)
+    ss, yy = total(model.s, model.s) / model.gamma, total(model.y, model.y) * model.gamma
+    return jnp.block([[ss, sy], [sy.T, yy]])
+
+
+def _matrix(model: Model, inner: jax.Array, held: jax.Array) -> jax.Array:
+    """N(A) from ``inner`` = UᵀU and ``held`` = U_AᵀU_A."""
+    m = model.age.size
+    sy = inner[:m, m:]
+    upper = jnp.where(model.age[:, None] <= model.age[None, :], sy, 0)
+    d = jnp.diag(jnp.diag(sy))
+    corner = jnp.block([[jnp.zeros_like(d), -upper], [-upper.T, -d]])
+    corner = corner.at[m:, m:].add(-inner[m:, m:])
+    empty = jnp.diag((jnp.diag(inner) == 0).astype(inner.dtype))
+    return held + corner + empty
+
+
+# -- the Cauchy point
+
+
+class _Path(NamedTuple):
+    """The path z(t) = P(x − t u) − x, with u the gradient divided by its largest entry.
+
+    So the squares of its entries do not underflow.
+    """
+
+    unit: tree.PyTree  # u
+    scale: jax.Array  # u = scale g
+    ends: tree.PyTree  # the t at which each entry meets a bound
+
+
+def _path(box: Box, x: tree.PyTree, g: tree.PyTree) -> _Path:
+    scale = tree.reciprocal(tree.max_abs(g))
+    unit = tree.scale(scale, g)
+    return _Path(unit, scale, reaches(box, x, jax.tree.map(jnp.negative, unit)))
+
+
+def _displacement(box: Box, x: tree.PyTree, path: _Path, t: jax.Array) -> tree.PyTree:
+    """z(t); an entry that has met its bound is exactly the way there."""
+    return jax.tree.map(
+        lambda x, u, end, low, high: jnp.where(
+            end <= t, jnp.where(u > 0, low - x, high - x), -t * u
+        ),
+        *(x, path.unit, path.ends, box.low, box.high),
+    )
+
+
+class _Piece(NamedTuple):
+    """The model at a point of the path, and the piece of the path between two breakpoints."""
+
+    slope: jax.Array  # of m(z(t)), to the right of t
+    curvature: jax.Array
+    is_low: jax.Array  # whether the model has decreased enough
+    left: jax.Array
+    right: jax.Array
+
+
+class _Bracket(NamedTuple):
+    """The model falls to the left of ``low``, and rises to the right of ``high``."""
+
+    low: jax.Array
+    high: jax.Array
+    t: jax.Array  # the next point to look at, or the minimum
+    is_found: jax.Array
+    turns: jax.Array
+
+
+def _cauchy_length(
+    model: Model,
+    inner: jax.Array,
+    box: Box,
+    x: tree.PyTree,
+    path: _Path,
+) -> jax.Array:
+    """The t of the Cauchy point."""
+    unit, ends = path.unit, path.ends
+    theta = path.scale / model.gamma
+    inverse = jnp.linalg.inv(_matrix(model, inner, inner))
+    most = tree.largest(inner.dtype)
+
+    def look(t: jax.Array) -> _Piece:
+        speed = jax.tree.map(lambda g, end: jnp.where(t < end, -g, 0), unit, ends)
+        z = _displacement(box, x, path, t)
+        square = tree.vdot(speed, speed)
+        of_speed, of_z = _times(model, speed), _times(model, z)
+        bent = inverse @ of_speed
+        linear = tree.vdot(unit, z)
+        value = linear + 0.5 * theta * (tree.vdot(z, z) - of_z @ (inverse @ of_z))
+        curvature = theta * (square - of_speed @ bent)
+        within = [jnp.max(jnp.where(e <= t, e, 0), initial=0) for e in jax.tree.leaves(ends)]
+        beyond = [jnp.min(jnp.where(e > t, e, most), initial=most) for e in jax.tree.leaves(ends)]
+        return _Piece(
+            slope=theta * (t * square - bent @ of_z) - square,
+            curvature=jnp.maximum(curvature, jnp.finfo(t.dtype).eps * theta * square),
+            is_low=value <= _DECREASE * linear,
+            left=jnp.max(jnp.stack(within)),
+            right=jnp.min(jnp.stack(beyond)),
+        )
+
+    zero = jnp.zeros((), inner.dtype)
+    start = _Bracket(zero, zero + most, zero, jnp.array(False), jnp.array(0, jnp.int32))
+    end = jax.lax.while_loop(
+        lambda bracket: ~bracket.is_found & (bracket.turns < _MOST_TURNS),
+        lambda bracket: _narrowed(bracket, look(bracket.t)),
+        start,
+    )
+    return jnp.where(end.is_found, end.t, end.low)
+
+
+def _narrowed(bracket: _Bracket, piece: _Piece) -> _Bracket:
+    """The bracket after a look at ``bracket.t``."""
+    newton = bracket.t - tree.divide(piece.slope, piece.curvature)
+    rises = ~piece.is_low | (piece.slope >= 0)
+    low = jnp.where(rises, bracket.low, piece.right)
+    high = jnp.where(rises, piece.left, bracket.high)
+    is_minimum = piece.is_low & (piece.left <= newton) & (newton <= piece.right)
+    is_break = low >= high  # the minimum is a breakpoint
+    inside = (low < newton) & (newton < high) & (bracket.turns % 3 != 2)
+    t = jnp.where(inside, newton, low + 0.5 * (high - low))
+    return _Bracket(
+        low=low,
+        high=high,
+        t=jnp.where(is_minimum, newton, jnp.where(is_break, low, t)),
+        is_found=is_minimum | is_break,
+        turns=bracket.turns + 1,
+    )
