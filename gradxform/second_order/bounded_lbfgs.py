@@ -129,13 +129,32 @@ def _gram(model: Model, mask: tree.PyTree) -> jax.Array:
 def _matrix(model: Model, inner: jax.Array, held: jax.Array) -> jax.Array:
     """N(A) from ``inner`` = UᵀU and ``held`` = U_AᵀU_A."""
     m = model.age.size
-    sy = inner[:m, m:]
+    sy, yy = inner[:m, m:], inner[m:, m:]
     upper = jnp.where(model.age[:, None] <= model.age[None, :], sy, 0)
-    d = jnp.diag(jnp.diag(sy))
-    corner = jnp.block([[jnp.zeros_like(d), -upper], [-upper.T, -d]])
-    corner = corner.at[m:, m:].add(-inner[m:, m:])
-    empty = jnp.diag((jnp.diag(inner) == 0).astype(inner.dtype))
-    return held + corner + empty
+    rest = jnp.block([[jnp.zeros_like(sy), -upper], [-upper.T, -jnp.diag(jnp.diag(sy)) - yy]])
+    empty = (jnp.diag(inner) == 0).astype(inner.dtype)
+    return held + rest + jnp.diag(empty)
+
+
+def _factor(model: Model, inner: jax.Array) -> jax.Array:
+    """V of B = θ (I + U Vᵀ E V Uᵀ), with E = −1 for the first m rows of V and 1 for the others.
+
+    Byrd, Nocedal & Schnabel (1994), eq. 2.26: a Cholesky factor without any difference.
+    """
+    m = model.age.size
+    ss, sy = inner[:m, :m], inner[:m, m:]
+    d = jnp.diag(sy)
+    lower = jnp.where(model.age[:, None] > model.age[None, :], sy, 0)
+    lower_by_d = tree.divide(lower, d[None, :])
+    k = ss + jnp.matmul(lower_by_d, lower.T, precision=jax.lax.Precision.HIGHEST)
+    # dependent pairs make K singular, and rounding may make it indefinite
+    floor = jnp.where(d > 0, m * jnp.finfo(k.dtype).eps * jnp.diag(k), 1)
+    j = jnp.linalg.cholesky(k + jnp.diag(floor))
+    first = jax.scipy.linalg.solve_triangular(
+        j, jnp.concatenate([jnp.eye(m, dtype=k.dtype), lower_by_d], 1), lower=True
+    )
+    root = jnp.diag(tree.divide(jnp.ones_like(d), tree.sqrt(d)))
+    return jnp.concatenate([first, jnp.concatenate([jnp.zeros_like(root), root], 1)])
 
 
 # -- the Cauchy point
@@ -198,22 +217,23 @@ def _cauchy_length(
     """The t of the Cauchy point."""
     unit, ends = path.unit, path.ends
     theta = path.scale / model.gamma
-    inverse = jnp.linalg.inv(_matrix(model, inner, inner))
+    factor = _factor(model, inner)
+    m = model.age.size
     most = tree.largest(inner.dtype)
 
     def look(t: jax.Array) -> _Piece:
         speed = jax.tree.map(lambda g, end: jnp.where(t < end, -g, 0), unit, ends)
         z = _displacement(box, x, path, t)
         square = tree.vdot(speed, speed)
-        of_speed, of_z = _times(model, speed), _times(model, z)
-        bent = inverse @ of_speed
+        by_speed, by_z = (factor @ _times(model, v) for v in (speed, z))
+        form = lambda a, b: a[m:] @ b[m:] - a[:m] @ b[:m]
         linear = tree.vdot(unit, z)
-        value = linear + 0.5 * theta * (tree.vdot(z, z) - of_z @ (inverse @ of_z))
-        curvature = theta * (square - of_speed @ bent)
+        value = linear + 0.5 * theta * (tree.vdot(z, z) + form(by_z, by_z))
+        curvature = theta * (square + form(by_speed, by_speed))
         within = [jnp.max(jnp.where(e <= t, e, 0), initial=0) for e in jax.tree.leaves(ends)]
         beyond = [jnp.min(jnp.where(e > t, e, most), initial=most) for e in jax.tree.leaves(ends)]
         return _Piece(
-            slope=theta * (t * square - bent @ of_z) - square,
+            slope=theta * (t * square + form(by_speed, by_z)) - square,
             curvature=jnp.maximum(curvature, jnp.finfo(t.dtype).eps * theta * square),
             is_low=value <= _DECREASE * linear,
             left=jnp.max(jnp.stack(within)),
