@@ -45,6 +45,7 @@ from gradxform.section import (
 )
 from gradxform.sharding import check_whole, sharded_like
 
+
 @diagnostics
 class LineSearchInfo(NamedTuple):
     """Counts over all updates, and numbers from the last one."""

@@ -172,9 +172,7 @@ def _is_wolfe(
     return (jnp.abs(trial.slope) <= sigma * jnp.abs(origin.slope)) & (decreased | close)
 
 
-def _is_downhill(
-    trial: Trial, origin: Trial, delta: jax.Array, rounding: jax.Array
-) -> jax.Array:
+def _is_downhill(trial: Trial, origin: Trial, delta: jax.Array, rounding: jax.Array) -> jax.Array:
     """Whether the trial descends enough, up to rounding, and a longer step would descend more."""
     decreased = trial.value <= origin.value + delta * trial.t * origin.slope
     return (decreased | (trial.value <= origin.value + 10 * rounding)) & (trial.slope < 0)

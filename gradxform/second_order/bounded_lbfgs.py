@@ -27,6 +27,7 @@ Without an entry in A, p is the step −H g of L-BFGS. The breakpoints of the pa
 Newton's method, kept in a bracket, finds the piece of the path that has the minimum.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
     All trees have the layout of ``x`` and are in at least float32.
     """
     g = projected_gradient(box, x, g)
-    inner = _gram(model, jax.tree.map(jnp.ones_like, x))
+    inner = _gram(model, jax.tree.map(lambda x: jnp.ones_like(x, bool), x))
     path = _path(box, x, g)
     t = jax.lax.stop_gradient(_cauchy_length(model, inner, box, x, path))
     z = _displacement(box, x, path, t)
@@ -66,14 +67,11 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
     )
 
     v = jax.tree.map(lambda held, z, g: jnp.where(held, -z, model.gamma * g), held, z, g)
-    e = jnp.linalg.solve(_matrix(model, inner, _gram(model, held)), _times(model, v))
-    p = jax.tree.map(
-        lambda held, v, c: -v - jnp.where(held, 0, c), held, v, _combined(model, e, x)
-    )
+    row = jax.tree.map(lambda v: v[None], v)
+    e = jnp.linalg.solve(_matrix(model, inner, _gram(model, held)), _times(model, row)[:, 0])
+    p = jax.tree.map(lambda held, v, c: -v - jnp.where(held, 0, c), held, v, _combined(model, e, x))
 
-    projected = jax.tree.map(
-        jnp.subtract, project(box, jax.tree.map(jnp.add, x, p)), x
-    )
+    projected = jax.tree.map(jnp.subtract, project(box, jax.tree.map(jnp.add, x, p)), x)
     beyond = jax.tree.map(jnp.subtract, p, z)
     alpha = jnp.minimum(longest(box, jax.tree.map(jnp.add, x, z), beyond), 1)
     truncated = jax.tree.map(lambda z, beyond: z + alpha * beyond, z, beyond)
@@ -84,17 +82,31 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
 
 
 def _times(model: Model, v: tree.PyTree) -> jax.Array:
-    """Uᵀv."""
+    """Uᵀv for each row v of ``v``, as columns."""
 
-    def product(slots: jax.Array, v: jax.Array) -> jax.Array:
+    halves = [_inner(slots, v) for slots in (model.s, model.y)]
+    root = jnp.sqrt(model.gamma)
+    return jnp.concatenate([halves[0] / root, halves[1] * root])
+
+
+def _inner(a: tree.PyTree, b: tree.PyTree) -> jax.Array:
+    """The inner products of the rows of ``a`` and those of ``b``."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        axes = tuple(range(1, a.ndim))
         return jnp.tensordot(
-            slots, v, v.ndim, precision=jax.lax.Precision.HIGHEST, out_sharding=whole(v)
+            a,
+            b,
+            (axes, axes),
+            precision=jax.lax.Precision.HIGHEST,
+            out_sharding=whole(a),
         )
 
-    halves = [jax.tree.map(product, slots, v) for slots in (model.s, model.y)]
-    s, y = (sum(jax.tree.leaves(half)) for half in halves)
-    root = jnp.sqrt(model.gamma)
-    return jnp.concatenate([s / root, y * root])
+    return sum(jax.tree.leaves(jax.tree.map(product, a, b)), start=jnp.zeros(()))
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _combined(model: Model, e: jax.Array, like: tree.PyTree) -> tree.PyTree:
@@ -109,17 +121,10 @@ def _combined(model: Model, e: jax.Array, like: tree.PyTree) -> tree.PyTree:
 
 
 def _gram(model: Model, mask: tree.PyTree) -> jax.Array:
-    """U_AᵀU_A of the entries where ``mask`` is 1; it is 0 elsewhere."""
-
-    def product(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
-        axes = tuple(range(1, a.ndim))
-        precision = jax.lax.Precision.HIGHEST
-        return jnp.tensordot(
-            a * mask, b, (axes, axes), precision=precision, out_sharding=whole(mask)
-        )
+    """U_AᵀU_A of the entries where ``mask`` holds."""
 
     def total(a: tree.PyTree, b: tree.PyTree) -> jax.Array:
-        return sum(jax.tree.leaves(jax.tree.map(product, a, b, mask)))
+        return _inner(jax.tree.map(lambda a, mask: jnp.where(mask, a, 0), a, mask), b)
 
     sy = total(model.s, model.y)
     ss, yy = total(model.s, model.s) / model.gamma, total(model.y, model.y) * model.gamma
@@ -224,20 +229,17 @@ def _cauchy_length(
     def look(t: jax.Array) -> _Piece:
         speed = jax.tree.map(lambda g, end: jnp.where(t < end, -g, 0), unit, ends)
         z = _displacement(box, x, path, t)
-        square = tree.vdot(speed, speed)
-        by_speed, by_z = (factor @ _times(model, v) for v in (speed, z))
-        form = lambda a, b: a[m:] @ b[m:] - a[:m] @ b[:m]
-        linear = tree.vdot(unit, z)
-        value = linear + 0.5 * theta * (tree.vdot(z, z) + form(by_z, by_z))
-        curvature = theta * (square + form(by_speed, by_speed))
-        within = [jnp.max(jnp.where(e <= t, e, 0), initial=0) for e in jax.tree.leaves(ends)]
-        beyond = [jnp.min(jnp.where(e > t, e, most), initial=most) for e in jax.tree.leaves(ends)]
+        vectors = jax.tree.map(lambda *rows: jnp.stack(rows), speed, z, unit)
+        flat = _inner(vectors, vectors)
+        rows = factor @ _times(model, vectors)
+        bent = theta * (flat + _dot(rows[m:].T, rows[m:]) - _dot(rows[:m].T, rows[:m]))
+        left, right = _neighbours(ends, t)
         return _Piece(
-            slope=theta * (t * square + form(by_speed, by_z)) - square,
-            curvature=jnp.maximum(curvature, jnp.finfo(t.dtype).eps * theta * square),
-            is_low=value <= _DECREASE * linear,
-            left=jnp.max(jnp.stack(within)),
-            right=jnp.min(jnp.stack(beyond)),
+            slope=bent[0, 1] - flat[0, 0],
+            curvature=jnp.maximum(bent[0, 0], jnp.finfo(t.dtype).eps * theta * flat[0, 0]),
+            is_low=flat[1, 2] + 0.5 * bent[1, 1] <= _DECREASE * flat[1, 2],
+            left=left,
+            right=right,
         )
 
     zero = jnp.zeros((), inner.dtype)
@@ -248,6 +250,19 @@ def _cauchy_length(
         start,
     )
     return jnp.where(end.is_found, end.t, end.low)
+
+
+def _neighbours(ends: tree.PyTree, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The last breakpoint up to t, or 0, and the first one beyond, or the largest number."""
+    most = tree.largest(t.dtype)
+
+    def of_leaf(end: jax.Array) -> jax.Array:
+        both = jnp.stack([jnp.where(end <= t, end, 0), jnp.where(end > t, -end, -most)])
+        return jnp.max(both, axis=tuple(range(1, both.ndim)))
+
+    found = [of_leaf(end) for end in jax.tree.leaves(ends) if jnp.size(end)]
+    left, right = functools.reduce(jnp.maximum, found)
+    return left, -right
 
 
 def _narrowed(bracket: _Bracket, piece: _Piece) -> _Bracket:
