@@ -100,19 +100,22 @@ def box(caller: str, bounds: Bounds, params: tree.PyTree) -> Box:
 
 def _like(said: str, side: Any, nothing: float, params: tree.PyTree) -> tree.PyTree:
     """One side of the bounds as a tree like ``params``."""
-    is_none = lambda x: x is None
+
+    def fill(bound: Any, part: tree.PyTree) -> tree.PyTree:
+        return jax.tree.map(lambda _: nothing if bound is None else bound, part)
+
     try:
-        filled = jax.tree.broadcast(side, params, is_leaf=is_none)
+        filled = jax.tree.map(fill, side, params, is_leaf=lambda x: x is None)
     except ValueError:
         raise ValueError(
             f"{said} must have the structure of the parameters or a prefix of it"
         ) from None
     paths = jax.tree_util.tree_leaves_with_path(params)
     full = []
-    for (path, p), x in zip(paths, jax.tree.leaves(filled, is_leaf=is_none), strict=True):
+    for (path, p), x in zip(paths, jax.tree.leaves(filled), strict=True):
         # infinity would alarm JAX's debugging modes
         most = tree.largest(jnp.result_type(p))
-        bound = jnp.clip(jnp.asarray(nothing if x is None else x), -most, most)
+        bound = jnp.clip(jnp.asarray(x), -most, most)
         bound = bound.astype(jnp.result_type(p))
         if jnp.broadcast_shapes(bound.shape, jnp.shape(p)) != jnp.shape(p):
             raise ValueError(

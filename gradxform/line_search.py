@@ -296,7 +296,7 @@ def search(
             longest=start.longest,
             info=_reported(state.info, seen, grad_norm, is_reset, improvement, section),
         )
-        if within is not None:
+        if state.box and within is not None:
             step = tree.scale(section.t, start.direction)
             target = tree.unflatten(landed(within, accepted.params, step), params)
             return tree.cast_like(updates_to(state.box, target, params), grads), new_state
@@ -340,7 +340,7 @@ def _look(state: LineSearchState, point: Point, rules: Rules, spacing: float) ->
         take_next=state.take_next,
         steepest=state.steepest,
         spacing=spacing,
-        longest=state.longest if state.box else None,
+        longest=None if isinstance(state.longest, tuple) else state.longest,
     )
     value = jnp.where(verdict.accept, trial.value, state.accepted.value)
     has_moved = verdict.accept & (trial.t > 0)
