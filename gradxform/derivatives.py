@@ -57,11 +57,19 @@ def _(
     values, vectors = eigh(*primals)
     (d_matrix,) = tangents
     dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    turned = dot(vectors.T, dot(d_matrix, vectors))
+    d_values, turn = turn_of(values, dot(vectors.T, dot(d_matrix, vectors)))
+    return (values, vectors), (d_values, dot(vectors, turn))
+
+
+def turn_of(values: jax.Array, change: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How eigenvalues and eigenvectors V move when the matrix changes by V ``change`` Vᵀ.
+
+    Returns the change of the values and the T with dV = V T. T is 0 among equal values.
+    """
     gap = values[None, :] - values[:, None]
     distinct = jnp.abs(gap) > jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    turn = jnp.where(distinct, turned / jnp.where(distinct, gap, 1), 0)
-    return (values, vectors), (jnp.diagonal(turned), dot(vectors, turn))
+    turn = jnp.where(distinct, change / jnp.where(distinct, gap, 1), 0)
+    return jnp.diagonal(change), turn
 
 
 def constant_size(values: PyTree) -> jax.Array:

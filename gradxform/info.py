@@ -19,6 +19,7 @@ Booleans and floating-point numbers describe the last update. These names have o
 ``value``                the objective at the accepted point, if the loop holds a trial point
 ``grad_norm``            the largest absolute gradient entry at the accepted point
 ``expected``             the decrease of the objective that the method expects of its step
+``relative_step``        the length of its full step, which no radius cuts, over the parameters'
 ``stalled``              whether the method can make no further progress on a fixed objective
 =======================  ==========================================================================
 

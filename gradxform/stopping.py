@@ -40,6 +40,9 @@ class Progress(NamedTuple):
     value_change: jax.Array  #: absolute change of the value in the last step
     params_change: jax.Array  #: largest absolute change of a parameter in the last step
     params_size: jax.Array  #: largest absolute parameter
+    decrease: jax.Array  #: lowest value of the points before, minus the value here
+    expected: jax.Array  #: the decrease that the method expected here; infinite if it tells none
+    relative_step: jax.Array  #: ``relative_step`` of ``info``; infinite if the method tells none
     steps: jax.Array  #: number of updates so far
     evaluations: jax.Array  #: number of evaluations of value and gradient so far
 
@@ -141,6 +144,41 @@ def small_change(rtol: NonNegative, *, of: Literal["value", "params", "both"] = 
     """
     tests = {"value": _has_small_step, "params": _has_small_move, "both": _has_small_change}
     return StopRule(tests[of], True, (_number(rtol),))
+
+
+@checked
+def small_step(*, value_rtol: NonNegative = 1e-14, params_rtol: NonNegative = 1e-8) -> StopRule:
+    """Stops when the method itself expects nothing more of its steps.
+
+    With the value f, the decrease Δf in the last evaluation, the decrease E that the method had
+    expected there, and the length ℓ of its step relative to the parameters, it stops if one of
+    these holds::
+
+        E ≤ value_rtol · |f|   and   |Δf| ≤ value_rtol · |f|
+        ℓ ≤ params_rtol        and   f has not risen
+
+    Rounding is allowed for: Δf may be ten units of rounding, ℓ one, and E the square of ten. The
+    run has then converged. :func:`gradxform.least_squares` stops so by default. Methods with a line
+    search tell E, trust regions tell it too, and :func:`gradxform.levenberg_marquardt` tells ℓ, in
+    its own scaling; with other methods the rule never holds.
+
+    Args:
+      value_rtol: bound on E and Δf. For a sum of squares, 1e-14 means that the parameters would
+        move by about 1e-7 of their standard errors.
+      params_rtol: bound on ℓ.
+
+    Returns:
+      A rule for ``stop`` of :func:`minimize`.
+
+    References:
+      Moré, "The Levenberg-Marquardt algorithm: implementation and theory" (1978), §7.
+
+    >>> import jax.numpy as jnp, gradxform as gx
+    >>> bowl = lambda x: 1 + jnp.sum((x - 1) ** 4)
+    >>> bool(gx.minimize(bowl, jnp.zeros(2), gx.trust_region(), stop=gx.small_step()).converged)
+    True
+    """
+    return StopRule(_expects_little, True, (_number(value_rtol), _number(params_rtol)))
 
 
 @checked
@@ -250,6 +288,17 @@ def _has_small_move(progress: Progress, rtol: jax.Array) -> jax.Array:
 
 def _has_small_change(progress: Progress, rtol: jax.Array) -> jax.Array:
     return _has_small_step(progress, rtol) & _has_small_move(progress, rtol)
+
+
+def _expects_little(progress: Progress, value_rtol: jax.Array, params_rtol: jax.Array) -> jax.Array:
+    unit = jnp.finfo(progress.value.dtype).eps
+    size = jnp.abs(progress.value)
+    rounding = 10 * unit * size
+    is_level = jnp.abs(progress.decrease) <= jnp.maximum(value_rtol * size, rounding)
+    is_short = progress.relative_step <= jnp.maximum(params_rtol, unit)
+    is_idle = progress.expected <= jnp.maximum(value_rtol, (10 * unit) ** 2) * size
+    is_end = is_short & (progress.decrease >= -rounding) & jnp.isfinite(progress.decrease)
+    return is_end | (is_level & is_idle)
 
 
 def _has_reached(progress: Progress, value: jax.Array) -> jax.Array:

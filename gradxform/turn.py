@@ -1,5 +1,6 @@
 """One turn of the loop of :func:`gradxform.minimize`: evaluate, stop or update, for any method."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def look(problem: Problem, loop: Loop) -> tuple[Loop, Seen]:
         at_rest=_at_rest(problem, loop, looked),
         recorder=_recorded(looked, is_returned),
     )
-    looked = looked._replace(status=_status(problem, looked, size, low))
+    looked = looked._replace(status=_status(problem, looked, size, low, loop.lowest - point.value))
     return looked, Seen(value, grads, aux)
 
 
@@ -192,12 +193,14 @@ def _recorded(looked: Loop, is_returned: jax.Array) -> Any:
 # -- how a run ends
 
 
-def _status(problem: Problem, loop: Loop, size: jax.Array, low: jax.Array) -> jax.Array:
+def _status(
+    problem: Problem, loop: Loop, size: jax.Array, low: jax.Array, decrease: jax.Array
+) -> jax.Array:
     """The status after the evaluation of a point of which ``low`` says whether it is the lowest."""
     finite = jnp.isfinite(loop.value) & jnp.isfinite(loop.grad_norm)
     # a method that counts non-finite points steps back from them
     is_lost = ~finite & ((loop.evaluations == 1) | (not reported(loop.state, "non_finite")))
-    converged, stopped = _verdict(problem, loop, size, low)
+    converged, stopped = _verdict(problem, loop, size, low, decrease)
     is_at_rest = loop.at_rest >= PATIENCE
     endings = (
         (is_lost, jnp.int32(Status.non_finite)),
@@ -218,7 +221,7 @@ def _status(problem: Problem, loop: Loop, size: jax.Array, low: jax.Array) -> ja
 
 
 def _verdict(
-    problem: Problem, loop: Loop, size: jax.Array, low: jax.Array
+    problem: Problem, loop: Loop, size: jax.Array, low: jax.Array, decrease: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Whether the run has converged, and whether a rule stops it for another reason."""
     counts = low | problem.keep_last
@@ -237,12 +240,19 @@ def _verdict(
             value_change=loop.step.value_change,
             params_change=loop.step.params_change,
             params_size=size,
+            decrease=decrease,
+            expected=_least(reported(loop.state, "expected")),
+            relative_step=_least(reported(loop.state, "relative_step")),
             steps=loop.steps,
             evaluations=loop.evaluations + total(loop.state, "evaluations"),
         ),
     )
     is_flat = loop.grad_norm == 0
     return (end.succeeds | is_flat) & counts, end.stops & ~end.succeeds
+
+
+def _least(reports: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.minimum, reports, scalar(jnp.inf))
 
 
 def _at_rest(problem: Problem, loop: Loop, looked: Loop) -> jax.Array:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from gradxform import tree
-from gradxform.curvature import Product
 from gradxform.hyperparameters import scalar
 
 
@@ -16,7 +15,7 @@ class Point(NamedTuple):
 
     params: tree.PyTree  #: x, in at least float32
     grad: tree.PyTree  #: g, in at least float32
-    linearise: Callable[[], Product]  #: returns v ↦ Hv at x; the call takes an evaluation
+    linearise: Callable[[], Any]  #: what the solver needs at x; the call takes an evaluation
     is_new: jax.Array  #: whether this update accepted the point
     is_first: jax.Array  #: whether the point is new and the first one of a run
     grad_size: jax.Array  #: largest absolute entry of g if the point is new
@@ -30,6 +29,14 @@ class Prepared(NamedTuple):
     radius: jax.Array  #: the first Δ; 0 if the step computes it
     products: jax.Array  #: curvature products made, an int32
     finite: jax.Array  #: whether the curvature was finite
+    full: "Full | None" = None  #: the step without a radius, if the solver knows it
+
+
+class Full(NamedTuple):
+    """The step to the minimum of the model."""
+
+    predicted: jax.Array  #: the predicted reduction
+    relative: jax.Array  #: ‖Dp‖ / ‖Dx‖
 
 
 class Step(NamedTuple):

@@ -143,18 +143,26 @@ def _largest(values: jax.Array) -> jax.Array:
 
 
 def exact_step(model: EigenModel, radius: jax.Array) -> Step:
-    """Moré & Sorensen's step along the axes: the minimum of bᵀu + ½ Σ cᵢuᵢ² in the unit ball.
+    """Moré & Sorensen's step within the radius."""
+    step = step_along(model.slopes, model.values, _sizes(model), radius)
+    return step._replace(p=jax.tree.map(lambda rows: _matvec(rows, step.p), model.axes))
+
+
+def step_along(
+    slopes: jax.Array, values: jax.Array, sizes: tuple[jax.Array, jax.Array], radius: jax.Array
+) -> Step:
+    """The step in the coordinates of the axes: the minimum of bᵀu + ½ Σ cᵢuᵢ² in a ball.
 
     The cᵢ ascend. They are stored as the first, ``lowest``, and the differences ``above`` it.
     """
-    delta = radius.astype(model.values.dtype)
+    delta = radius.astype(values.dtype)
     # the linear and the quadratic term at the boundary, divided by the larger one
-    linear, curvature = _sizes(model)
+    linear, curvature = sizes
     quadratic = curvature * delta
     larger = jnp.maximum(linear, quadratic)
     slope, bend = quotients((linear, larger), (quadratic, larger))
-    b = slope * model.slopes
-    lowest, above = bend * model.values[0], bend * (model.values - model.values[0])
+    b = slope * slopes
+    lowest, above = bend * values[0], bend * (values - values[0])
     negative = lowest < 0
     u, shift = _secular_solution(b, above, jnp.maximum(lowest, 0))
 
@@ -168,10 +176,9 @@ def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     filled = sign * tree.sqrt(jnp.where(missing > 0, u[0] ** 2 + missing, 0))
     u = jnp.where((jnp.arange(len(u)) == 0) & (missing > 0), filled, u)
     reduction = 0.5 * (reduction + (shift + (shift - lowest)) * missing)
-    p = jax.tree.map(lambda rows: delta * _matvec(rows, u), model.axes)
     none, yes = jnp.array(0, jnp.int32), jnp.array(True)
     length = delta * tree.sqrt(square + missing)
-    return Step(p, length, radius, delta * larger * reduction, negative, none, yes)
+    return Step(delta * u, length, radius, delta * larger * reduction, negative, none, yes)
 
 
 def _sums(u: jax.Array, weighted: jax.Array) -> list[jax.Array]:

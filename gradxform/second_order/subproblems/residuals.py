@@ -1,0 +1,190 @@
+"""The step of Levenberg–Marquardt, from the singular values of the Jacobian of the residuals.
+
+With the residuals r, their Jacobian J, and K = J D⁻¹ = U S Vᵀ, the step within ‖Dp‖ ≤ Δ is::
+
+    p = −D⁻¹ V (S² + λ)⁻¹ S Uᵀ r,    λ ≥ 0 the least for which ‖Dp‖ ≤ Δ
+
+This is the solution of the least-squares problem [J; √λ D] p = −[r; 0]. JᵀJ is never formed, since
+it would square the condition number. D holds the lengths of the columns of J, as in Moré (1978).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradxform import tree
+from gradxform.curvature import Product, gauss_newton_of
+from gradxform.derivatives import eigh, turn_of
+from gradxform.hyperparameters import Scalar, scalar
+from gradxform.objective import Composed, ValueFn
+from gradxform.rows import identity_rows, rows_like
+from gradxform.second_order.newton import dense
+from gradxform.second_order.subproblems import (
+    Full,
+    Point,
+    Prepared,
+    Step,
+    Subproblem,
+    usable_radius,
+)
+from gradxform.second_order.subproblems.exact import EigenModel, exact_step
+from gradxform.sharding import varying_like
+from gradxform.squares import Residuals, linearised, squares_of
+
+# D falls at most by a half from one point to the next: a column that was long stays in mind
+_MEMORY = 0.5
+
+
+class ResidualModel(NamedTuple):
+    """The model at the accepted point."""
+
+    eigen: EigenModel  #: of KᵀK, with A = D⁻¹V, Λ = S² and Aᵀg = S Uᵀ r
+    lengths: jax.Array  #: the diagonal of D
+    size: jax.Array  #: ‖D x‖
+
+
+def least_squares_at(method: str, value_fn: ValueFn, params: tree.PyTree) -> Residuals | Product:
+    """The weighted residuals of a sum of squares, or the Gauss–Newton matrix of another loss."""
+    if squares_of(value_fn) is None:
+        return gauss_newton_of(method)(value_fn, params)
+    assert isinstance(value_fn, Composed)
+    return linearised(value_fn, params)
+
+
+def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem:
+    """The step for up to a few thousand parameters."""
+
+    def init(params: tree.PyTree) -> ResidualModel:
+        zero, _ = tree.ravel(tree.zeros_like(params))
+        eigen = EigenModel(identity_rows(params), zero, zero, jnp.zeros(2, zero.dtype))
+        return ResidualModel(eigen, zero, jnp.zeros((), zero.dtype))
+
+    def prepare(point: Point, model: ResidualModel) -> Prepared:
+        def made() -> ResidualModel:
+            return varying_like(_model_at(point, model.lengths, columns), point.grad)
+
+        model = jax.lax.cond(point.is_new, made, lambda: model)
+        finite = jnp.isfinite(model.eigen.sizes).all()
+        products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
+        if initial_radius is None:
+            radius = usable_radius(scalar(model.size), _toward_minimum(model.eigen))
+            radius = usable_radius(radius, point.rough_radius)
+        else:
+            radius = scalar(initial_radius)
+        return Prepared(model, radius, products, finite, _full(model))
+
+    def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
+        return exact_step(model.eigen, radius)
+
+    return Subproblem(init, prepare, step)
+
+
+def _full(model: ResidualModel) -> Full:
+    """The Gauss–Newton step."""
+    slopes, values = model.eigen.slopes, model.eigen.values
+    size = scalar(model.eigen.sizes[0])
+    u = tree.divide(slopes, values)
+    return Full(
+        predicted=0.5 * size * (size * scalar(jnp.sum(slopes * u))),
+        relative=tree.divide(size * scalar(tree.norm(u)), scalar(model.size)),
+    )
+
+
+def _toward_minimum(model: EigenModel) -> jax.Array:
+    """‖D⁻¹g‖ / ‖K‖², a distance at which the gradient may vanish."""
+    steepness = model.sizes[0] * tree.norm(model.slopes)
+    return scalar(tree.divide(steepness, model.sizes[1] * model.values[-1]))
+
+
+def _model_at(point: Point, lengths: jax.Array, columns: int) -> ResidualModel:
+    linear = point.linearise()
+    if isinstance(linear, Residuals):
+        eigen, lengths = _of_residuals(linear, point, lengths, columns)
+    else:
+        eigen, lengths = _of_curvature(linear, point, lengths, columns)
+    x, _ = tree.ravel(point.params)
+    scale = tree.reciprocal(lengths)
+    axes = rows_like(scale[:, None] * eigen.axes, point.grad)
+    return ResidualModel(eigen._replace(axes=axes), lengths, tree.norm(lengths * x))
+
+
+def _of_residuals(
+    linear: Residuals, point: Point, lengths: jax.Array, columns: int
+) -> tuple[EigenModel, jax.Array]:
+    """The eigenvalues and eigenvectors of KᵀK, and the new lengths of the columns of J."""
+    jacobian = jacobian_of(linear, point.params, columns)
+    unit, jacobian = _normalised(jacobian)
+    lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
+    size, r = _normalised(linear.r)
+    values, axes, slopes = normal_axes(jacobian * (unit * tree.reciprocal(lengths))[None, :], r)
+    return EigenModel(axes, values, slopes, _sizes(size, unit)), lengths
+
+
+def _of_curvature(
+    product: Product, point: Point, lengths: jax.Array, columns: int
+) -> tuple[EigenModel, jax.Array]:
+    """The same from a matrix G in place of JᵀJ."""
+    unit, matrix = _normalised(dense(product, point.params, columns))
+    root = jnp.sqrt(unit)
+    lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
+    scale = tree.reciprocal(lengths)
+    values, axes = eigh(matrix * (root * scale)[:, None] * (root * scale)[None, :])
+    size, gradient = _normalised(scale * tree.ravel(point.grad)[0])
+    slopes = _dot(axes.T, gradient)
+    return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(size, unit)), lengths
+
+
+def jacobian_of(linear: Residuals, params: tree.PyTree, columns: int) -> jax.Array:
+    """J as a matrix, by forward or reverse mode, whichever takes fewer passes."""
+    if linear.r.size < tree.count(params):
+        return dense(linear.pull, linear.r, columns)
+    return dense(linear.push, params, columns).T
+
+
+def _normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest absolute entry, and ``x`` divided by it; 0 if an entry is not finite."""
+    size = tree.max_abs(x)
+    return size, jnp.where(jnp.isfinite(size), x * tree.reciprocal(size), 0)
+
+
+def _lengths(new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.where(jnp.isfinite(new), new, 0), _MEMORY * old)
+
+
+def _sizes(slope: jax.Array, unit: jax.Array) -> jax.Array:
+    """The sizes of an :class:`EigenModel`, whose matrix is scaled by D; not finite if J is not."""
+    return jnp.stack([slope, jnp.where(jnp.isfinite(unit), 1, unit)])
+
+
+_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def normal_axes(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """S² ascending, V, and S Uᵀ r of ``matrix`` = U S Vᵀ; 0 where S is only rounding."""
+    m, n = matrix.shape
+    # of [K r] the triangle holds that of K, and Qᵀr beside it
+    triangle = jnp.linalg.qr(jnp.concatenate([matrix, r[:, None]], axis=1), mode="r")
+    triangle = jnp.pad(triangle, ((0, max(0, n - len(triangle))), (0, 0)))[:n]
+    u, s, vt = jnp.linalg.svd(triangle[:, :n])
+    is_known = s > max(m, n) * jnp.finfo(s.dtype).eps * s[0]
+    s = jnp.where(is_known, s, 0)
+    slopes = s * _dot(u.T, triangle[:, n])
+    return jnp.square(s)[::-1], vt.T[:, ::-1], slopes[::-1]
+
+
+@normal_axes.defjvp
+def _(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """As the eigenvectors of KᵀK, with finite derivatives for equal singular values."""
+    matrix, r = primals
+    d_matrix, d_r = tangents
+    values, axes, slopes = normal_axes(matrix, r)
+    image = _dot(matrix, axes)
+    half = _dot(_dot(d_matrix, axes).T, image)
+    d_values, turn = turn_of(values, half + half.T)
+    d_slopes = _dot(turn.T, slopes) + _dot(axes.T, _dot(d_matrix.T, r)) + _dot(image.T, d_r)
+    return (values, axes, slopes), (d_values, _dot(axes, turn), d_slopes)
