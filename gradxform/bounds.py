@@ -67,6 +67,8 @@ def _check_order(said: str, where: str, low: Any, high: Any) -> None:
 
 
 def _is_real(x: Any) -> bool:
+    if isinstance(x, str):  # the name of a dtype
+        return False
     try:
         dtype = jnp.result_type(x)
     except TypeError:
@@ -117,13 +119,20 @@ def _like(said: str, side: Any, nothing: float, params: tree.PyTree) -> tree.PyT
         most = tree.largest(jnp.result_type(p))
         bound = jnp.clip(jnp.asarray(x), -most, most)
         bound = bound.astype(jnp.result_type(p))
-        if jnp.broadcast_shapes(bound.shape, jnp.shape(p)) != jnp.shape(p):
+        if not _broadcasts(bound.shape, jnp.shape(p)):
             raise ValueError(
                 f"{said} has shape {bound.shape} where params{jax.tree_util.keystr(path)} has "
                 f"shape {jnp.shape(p)}"
             )
         full.append(jnp.zeros_like(p) + bound)  # sharded like p
     return jax.tree.unflatten(jax.tree.structure(params), full)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def project(box: Box, x: tree.PyTree) -> tree.PyTree:
