@@ -233,6 +233,10 @@ def lbfgs(
     The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
     :func:`gradxform.eval_params` gives the accepted θ.
 
+    With ``bounds`` this is L-BFGS-B. The direction leads to the minimum of the quasi-Newton model
+    within the bounds, and the search ends at the first bound. No trial point is outside. If θ is
+    outside, as at the start, the next update moves it to the closest point inside.
+
     Args:
       memory_size: m ≥ 1, the number of pairs stored.
       ravel: True flattens all parameters into one vector, which compiles and runs many times faster
@@ -241,18 +245,26 @@ def lbfgs(
       curvature: σ of the line search.
       noise: relative error of the objective.
       max_trials: number of trial points after which a line search has failed.
+      bounds: a pair ``(low, high)``, each a pytree like the parameters or a prefix of it; ``None``
+        or ±inf in place of a number means no bound. Arrays may be traced.
 
     Returns:
       The transformation. ``update`` needs ``params`` and ``value``. The objective must be the same
-      in every update: the full batch, not minibatches. The state holds 2m + 3 vectors.
+      in every update: the full batch, not minibatches. The state holds 2m + 3 vectors, and the
+      bounds.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
-        argument, or the parameters are sharded and ``ravel`` is True.
+        argument, the parameters are sharded and ``ravel`` is True, or the bounds do not fit the
+        parameters.
 
     References:
       Lecture 7, "Limited Memory BFGS". Byrd, Nocedal & Schnabel, "Representations of quasi-Newton
       matrices and their use in limited memory methods", Math. Program. 63:129 (1994), eq. 3.1.
+      Byrd, Lu, Nocedal & Zhu, "A limited memory algorithm for bound constrained optimization", SIAM
+      J. Sci. Comput. 16:1190 (1995). Morales & Nocedal, "Remark on Algorithm 778", ACM Trans. Math.
+      Softw. 38:7 (2011). Differs: Newton's method in a bracket finds the Cauchy point. So if the
+      model has several minima along the path, it need not be the first.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> valley = lambda x: jnp.sum(jnp.arange(1.0, 101.0) * (x - 1) ** 2)

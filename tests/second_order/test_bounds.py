@@ -1,6 +1,7 @@
 """L-BFGS-B: minima within bounds, the step of the paper, and what a search may not leave."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,7 @@ def reference_steps(
         ends = np.where(g > 0, (x - low) / g, np.where(g < 0, (x - high) / g, np.inf))
     path = lambda t: np.where(ends <= t, np.where(g > 0, low, high), x - t * g) - x
     breaks, steps, falls = [0.0, *np.sort(ends[np.isfinite(ends)]), np.inf], [], True
-    for start, end in zip(breaks, breaks[1:], strict=False):
+    for start, end in itertools.pairwise(breaks):
         if start == end:
             continue
         d = np.where(ends > start, -g, 0)
