@@ -22,6 +22,7 @@ from jax.core import Tracer
 from gradxform import tree
 from gradxform.complex_leaves import has_parts
 from gradxform.hyperparameters import shown
+from gradxform.sharding import sharded_like
 
 Bounds: TypeAlias = tuple[Any, Any] | list[Any]
 
@@ -124,8 +125,8 @@ def _like(said: str, side: Any, nothing: float, params: tree.PyTree) -> tree.PyT
                 f"{said} has shape {bound.shape} where params{jax.tree_util.keystr(path)} has "
                 f"shape {jnp.shape(p)}"
             )
-        full.append(jnp.zeros_like(p) + bound)  # sharded like p
-    return jax.tree.unflatten(jax.tree.structure(params), full)
+        full.append(jnp.zeros_like(p) + bound)
+    return sharded_like(jax.tree.unflatten(jax.tree.structure(params), full), params)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.bounds import Box, longest, project, projected_gradient, reaches
+from gradxform.second_order.pairs import Pair
 from gradxform.sharding import whole
 
 # the part of the decrease to first order that the model has at least at the Cauchy point
@@ -47,6 +48,7 @@ class Model(NamedTuple):
 
     s: tree.PyTree  #: changes of x, with a leading axis of m slots
     y: tree.PyTree  #: changes of g, with a leading axis of m slots
+    gram: jax.Array  #: the inner products of all s and y, 2m × 2m
     gamma: jax.Array  #: γ
     age: jax.Array  #: the age of the pair in each slot, the smaller the older
 
@@ -57,7 +59,7 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
     All trees have the layout of ``x`` and are in at least float32.
     """
     g = projected_gradient(box, x, g)
-    inner = _gram(model, jax.tree.map(lambda x: jnp.ones_like(x, bool), x))
+    inner = _scaled(model, model.gram)
     path = _path(box, x, g)
     t = jax.lax.stop_gradient(_cauchy_length(model, inner, box, x, path))
     z = _displacement(box, x, path, t)
@@ -68,7 +70,8 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
 
     v = jax.tree.map(lambda held, z, g: jnp.where(held, -z, model.gamma * g), held, z, g)
     row = jax.tree.map(lambda v: v[None], v)
-    e = jnp.linalg.solve(_matrix(model, inner, _gram(model, held)), _times(model, row)[:, 0])
+    matrix = _matrix(model, inner, _scaled(model, _gram_of(model, held)))
+    e = jnp.linalg.solve(matrix, _times(model, row)[:, 0])
     p = jax.tree.map(lambda held, v, c: -v - jnp.where(held, 0, c), held, v, _combined(model, e, x))
 
     projected = jax.tree.map(jnp.subtract, project(box, jax.tree.map(jnp.add, x, p)), x)
@@ -83,10 +86,39 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
 
 def _times(model: Model, v: tree.PyTree) -> jax.Array:
     """Uᵀv for each row v of ``v``, as columns."""
+    return _scales(model)[:, None] * _products(model.s, model.y, v)
 
-    halves = [_inner(slots, v) for slots in (model.s, model.y)]
+
+def _scales(model: Model) -> jax.Array:
+    """The factors of the columns of S and Y in U."""
     root = jnp.sqrt(model.gamma)
-    return jnp.concatenate([halves[0] / root, halves[1] * root])
+    return jnp.repeat(jnp.stack([1 / root, root]), model.age.size)
+
+
+def _scaled(model: Model, gram: jax.Array) -> jax.Array:
+    scales = _scales(model)
+    return scales[:, None] * scales[None, :] * gram
+
+
+def _products(s: tree.PyTree, y: tree.PyTree, v: tree.PyTree) -> jax.Array:
+    """The inner products of all s and y with each row of ``v``."""
+    return jnp.concatenate([_inner(s, v), _inner(y, v)])
+
+
+def gram_after(
+    gram: jax.Array, s: tree.PyTree, y: tree.PyTree, pair: Pair, slot: jax.Array
+) -> jax.Array:
+    """The inner products of all s and y, after ``pair`` was put into a slot of them.
+
+    ``slot`` marks it; it marks none if the pair is skipped.
+    """
+    columns = _products(s, y, jax.tree.map(lambda *rows: jnp.stack(rows), pair.s, pair.y))
+    no_slot = jnp.zeros_like(slot)
+    for column, place in ((columns[:, 0], (slot, no_slot)), (columns[:, 1], (no_slot, slot))):
+        is_new = jnp.concatenate(place)
+        gram = jnp.where(is_new[:, None], column[None, :], gram)
+        gram = jnp.where(is_new[None, :], column[:, None], gram)
+    return gram
 
 
 def _inner(a: tree.PyTree, b: tree.PyTree) -> jax.Array:
@@ -111,24 +143,22 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _combined(model: Model, e: jax.Array, like: tree.PyTree) -> tree.PyTree:
     """U e."""
-    root = jnp.sqrt(model.gamma)
-    of_s, of_y = jnp.split(e, 2)
-    of_s, of_y = of_s / root, of_y * root
+    of_s, of_y = jnp.split(_scales(model) * e, 2)
     return jax.tree.map(
         lambda s, y, x: (jnp.tensordot(of_s, s, 1) + jnp.tensordot(of_y, y, 1)).astype(x.dtype),
         *(model.s, model.y, like),
     )
 
 
-def _gram(model: Model, mask: tree.PyTree) -> jax.Array:
-    """U_AᵀU_A of the entries where ``mask`` holds."""
+def _gram_of(model: Model, held: tree.PyTree) -> jax.Array:
+    """The inner products of all s and y, of the entries where ``held``."""
 
-    def total(a: tree.PyTree, b: tree.PyTree) -> jax.Array:
-        return _inner(jax.tree.map(lambda a, mask: jnp.where(mask, a, 0), a, mask), b)
+    def of_held(slots: tree.PyTree) -> tree.PyTree:
+        return jax.tree.map(lambda x, held: jnp.where(held, x, 0), slots, held)
 
-    sy = total(model.s, model.y)
-    ss, yy = total(model.s, model.s) / model.gamma, total(model.y, model.y) * model.gamma
-    return jnp.block([[ss, sy], [sy.T, yy]])
+    s, y = of_held(model.s), of_held(model.y)
+    sy = _inner(s, model.y)
+    return jnp.block([[_inner(s, model.s), sy], [sy.T, _inner(y, model.y)]])
 
 
 def _matrix(model: Model, inner: jax.Array, held: jax.Array) -> jax.Array:
@@ -229,15 +259,15 @@ def _cauchy_length(
     def look(t: jax.Array) -> _Piece:
         speed = jax.tree.map(lambda g, end: jnp.where(t < end, -g, 0), unit, ends)
         z = _displacement(box, x, path, t)
-        vectors = jax.tree.map(lambda *rows: jnp.stack(rows), speed, z, unit)
-        flat = _inner(vectors, vectors)
+        vectors = jax.tree.map(lambda *rows: jnp.stack(rows), speed, z)
+        flat, linear = _inner(vectors, vectors), tree.vdot(unit, z)
         rows = factor @ _times(model, vectors)
         bent = theta * (flat + _dot(rows[m:].T, rows[m:]) - _dot(rows[:m].T, rows[:m]))
         left, right = _neighbours(ends, t)
         return _Piece(
             slope=bent[0, 1] - flat[0, 0],
             curvature=jnp.maximum(bent[0, 0], jnp.finfo(t.dtype).eps * theta * flat[0, 0]),
-            is_low=flat[1, 2] + 0.5 * bent[1, 1] <= _DECREASE * flat[1, 2],
+            is_low=linear + 0.5 * bent[1, 1] <= _DECREASE * linear,
             left=left,
             right=right,
         )

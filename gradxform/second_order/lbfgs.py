@@ -23,7 +23,7 @@ from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
 from gradxform.inverse import in_layout_of, inverse_product
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
-from gradxform.second_order.bounded_lbfgs import Model, bounded_step
+from gradxform.second_order.bounded_lbfgs import Model, bounded_step, gram_after
 from gradxform.second_order.pairs import (
     QuasiNewtonInfo,
     counted,
@@ -51,6 +51,7 @@ class ScaleByLbfgsState(NamedTuple):
     sy: jax.Array  #: sᵀy of each pair, the diagonal of D
     r_inverse: jax.Array  #: R⁻¹, m × m; R holds sᵢᵀyⱼ where pair i is not newer than pair j
     gamma: jax.Array  #: γ, the scale of the initial inverse Hessian H₀ = γ I
+    gram: jax.Array | tuple[()]  #: with bounds: the inner products of all s and y, 2m × 2m
     info: QuasiNewtonInfo
 
 
@@ -111,6 +112,7 @@ def _lbfgs_direction(
             sy=jnp.zeros(m, dtype),
             r_inverse=jnp.zeros((m, m), dtype),
             gamma=jnp.ones((), dtype),
+            gram=jnp.zeros((2 * m, 2 * m), dtype) if bounded else (),
             info=no_pairs(),
         )
 
@@ -153,10 +155,12 @@ def _lbfgs_direction(
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
         oldest = jnp.where(pair.is_useful, _following(state.oldest, m), state.oldest)
-        if bounded:
-            assert box is not None
+        gram = state.gram
+        if box is not None and not isinstance(gram, tuple):
+            gram = gram_after(gram, s, y, pair, slot).astype(gram.dtype)
             age = (jnp.arange(m, dtype=jnp.int32) - oldest) % m
-            step = bounded_step(Model(s, y, gamma, age), Box(*map(flatten, box)), theta, g)
+            model = Model(s, y, gram, gamma, age)
+            step = bounded_step(model, Box(*map(flatten, box)), theta, g)
             direction = jax.tree.map(jnp.negative, step)
         else:
             direction = _inverse_times(s, y, d, r_inverse, gamma, g)
@@ -171,6 +175,7 @@ def _lbfgs_direction(
             sy=d.astype(state.sy.dtype),
             r_inverse=r_inverse.astype(state.r_inverse.dtype),
             gamma=gamma.astype(state.gamma.dtype),
+            gram=gram,
             info=counted(state.info, pair),
         )
         return tree.cast_like(direction, grads), new_state

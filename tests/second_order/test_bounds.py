@@ -120,7 +120,8 @@ def test_the_step_is_that_of_the_paper() -> None:
 
     @jax.jit
     def found(s: Any, y: Any, gamma: Any, oldest: Any, *rest: Any) -> jax.Array:
-        model = Model(s, y, gamma, (jnp.arange(m) - oldest) % m)
+        pairs = jnp.concatenate([s, y])
+        model = Model(s, y, pairs @ pairs.T, gamma, (jnp.arange(m) - oldest) % m)
         low, high, x, g = rest
         return bounded_step(model, Box(low, high), x, g)
 
