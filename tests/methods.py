@@ -56,6 +56,26 @@ def hessian_free(
     )
 
 
+def levenberg_marquardt(
+    initial_radius: float,
+    max_radius: float,
+    decrease: float,
+    noise: float,
+    columns: int,
+    max_size: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Of any function: the default curvature is of residuals."""
+    return gx.levenberg_marquardt(
+        curvature=gx.hessian(),
+        initial_radius=initial_radius,
+        max_radius=max_radius,
+        decrease=decrease,
+        noise=noise,
+        columns=columns,
+        max_size=max_size,
+    )
+
+
 RATE = {"learning_rate": (0.05, 0.02)}
 MOMENTUM = {"momentum": (0.9, 0.5)}
 RMSPROP = {**RATE, "decay": (0.9, 0.8), "eps": (1e-6, 1e-2)}
@@ -150,6 +170,14 @@ METHODS = {
         {**TRUST, "tol": (0.1, 0.9), "maxiter": (20, 1)},
         {"solver": "steihaug", "columns": 4, "max_size": 1, "curvature": None},
         needs=("value", "value_fn"),
+    ),
+    "levenberg_marquardt": Method(
+        levenberg_marquardt,
+        {"initial_radius": (1.0, 0.2), "max_radius": (5.0, 0.3), "decrease": (1e-4, 0.2)}
+        | {"noise": (1e-6, 1e-2)},
+        {"columns": 4, "max_size": 100},
+        needs=("value", "value_fn"),
+        dense=True,
     ),
     "hessian_free": Method(
         hessian_free,

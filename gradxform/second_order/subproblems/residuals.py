@@ -33,8 +33,8 @@ from gradxform.second_order.subproblems.exact import EigenModel, exact_step
 from gradxform.sharding import varying_like
 from gradxform.squares import Residuals, linearised, squares_of
 
-# D falls at most by a half from one point to the next: a column that was long stays in mind
-_MEMORY = 0.5
+# D falls by at most this factor from one point to the next: a column that was long stays in mind
+_MEMORY = 0.99
 
 
 class ResidualModel(NamedTuple):
@@ -73,10 +73,10 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
             radius = usable_radius(radius, point.rough_radius)
         else:
             radius = scalar(initial_radius)
-        return Prepared(model, radius, products, finite, _full(model))
+        return Prepared(model, radius, products, finite)
 
     def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
-        return exact_step(model.eigen, radius)
+        return exact_step(model.eigen, radius)._replace(full=_full(model))
 
     return Subproblem(init, prepare, step)
 
@@ -86,9 +86,11 @@ def _full(model: ResidualModel) -> Full:
     slopes, values = model.eigen.slopes, model.eigen.values
     size = scalar(model.eigen.sizes[0])
     u = tree.divide(slopes, values)
+    length, of_params = size * scalar(tree.norm(u)), scalar(model.size)
+    relative = jnp.where(of_params > 0, tree.divide(length, of_params), tree.largest())
     return Full(
         predicted=0.5 * size * (size * scalar(jnp.sum(slopes * u))),
-        relative=tree.divide(size * scalar(tree.norm(u)), scalar(model.size)),
+        relative=jnp.where(length > 0, relative, 0),
     )
 
 
