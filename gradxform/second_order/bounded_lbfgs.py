@@ -61,7 +61,8 @@ def bounded_step(model: Model, box: Box, x: tree.PyTree, g: tree.PyTree) -> tree
     g = projected_gradient(box, x, g)
     inner = _scaled(model, model.gram)
     path = _path(box, x, g)
-    t = jax.lax.stop_gradient(_cauchy_length(model, inner, box, x, path))
+    # t only decides which entries are held, and JAX cannot reverse the loop
+    t = _cauchy_length(*jax.lax.stop_gradient((model, inner, box, x, path)))
     z = _displacement(box, x, path, t)
     held = jax.tree.map(
         lambda x, u, end, low, high: (end <= t) | ((u == 0) & ((x <= low) | (x >= high))),

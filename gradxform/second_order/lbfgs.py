@@ -25,6 +25,7 @@ from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
 from gradxform.second_order.bounded_lbfgs import Model, bounded_step, gram_after
 from gradxform.second_order.pairs import (
+    Pair,
     QuasiNewtonInfo,
     counted,
     curvature_pair,
@@ -154,11 +155,10 @@ def _lbfgs_direction(
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
-        oldest = jnp.where(pair.is_useful, _following(state.oldest, m), state.oldest)
         gram = state.gram
         if box is not None and not isinstance(gram, tuple):
             gram = gram_after(gram, s, y, pair, slot).astype(gram.dtype)
-            age = (jnp.arange(m, dtype=jnp.int32) - oldest) % m
+            age = (jnp.arange(m, dtype=jnp.int32) - _oldest_after(state, pair, m)) % m
             model = Model(s, y, gram, gamma, age)
             step = bounded_step(model, Box(*map(flatten, box)), theta, g)
             direction = jax.tree.map(jnp.negative, step)
@@ -169,7 +169,7 @@ def _lbfgs_direction(
             started=jnp.ones_like(state.started),
             params=theta if last is None else (),
             grad=g if last is None else (),
-            oldest=oldest,
+            oldest=_oldest_after(state, pair, m),
             s=s,
             y=y,
             sy=d.astype(state.sy.dtype),
@@ -214,8 +214,9 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     return jnp.asarray(sum(jax.tree.leaves(leaves), start=0.0))
 
 
-def _following(slot: jax.Array, m: int) -> jax.Array:
-    return jnp.where(slot == m - 1, 0, slot + 1)
+def _oldest_after(state: ScaleByLbfgsState, pair: Pair, m: int) -> jax.Array:
+    following = jnp.where(state.oldest == m - 1, 0, state.oldest + 1)
+    return jnp.where(pair.is_useful, following, state.oldest)
 
 
 @checked
