@@ -57,12 +57,12 @@ def hessian_free(
 
 
 def levenberg_marquardt(
-    initial_radius: float,
-    max_radius: float,
     decrease: float,
     noise: float,
     columns: int,
     max_size: int,
+    initial_radius: float | None = None,
+    max_radius: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Of any function: the default curvature is of residuals."""
     return gx.levenberg_marquardt(

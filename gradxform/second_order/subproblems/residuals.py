@@ -117,25 +117,26 @@ def _of_residuals(
 ) -> tuple[EigenModel, jax.Array]:
     """The eigenvalues and eigenvectors of KᵀK, and the new lengths of the columns of J."""
     jacobian = jacobian_of(linear, point.params, columns)
-    unit, jacobian = _normalised(jacobian)
+    size, jacobian = _normalised(jacobian)
+    unit = _finite(size)
     lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
-    size, r = _normalised(linear.r)
+    r_size, r = _normalised(linear.r)
     values, axes, slopes = normal_axes(jacobian * (unit * tree.reciprocal(lengths))[None, :], r)
-    return EigenModel(axes, values, slopes, _sizes(size, unit)), lengths
+    return EigenModel(axes, values, slopes, _sizes(r_size, size)), lengths
 
 
 def _of_curvature(
     product: Product, point: Point, lengths: jax.Array, columns: int
 ) -> tuple[EigenModel, jax.Array]:
     """The same from a matrix G in place of JᵀJ."""
-    unit, matrix = _normalised(dense(product, point.params, columns))
-    root = jnp.sqrt(unit)
+    size, matrix = _normalised(dense(product, point.params, columns))
+    root = jnp.sqrt(_finite(size))
     lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
     scale = tree.reciprocal(lengths)
     values, axes = eigh(matrix * (root * scale)[:, None] * (root * scale)[None, :])
-    size, gradient = _normalised(scale * tree.ravel(point.grad)[0])
+    slope, gradient = _normalised(scale * tree.ravel(point.grad)[0])
     slopes = _dot(axes.T, gradient)
-    return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(size, unit)), lengths
+    return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(slope, size)), lengths
 
 
 def jacobian_of(linear: Residuals, params: tree.PyTree, columns: int) -> jax.Array:
@@ -149,6 +150,10 @@ def _normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest absolute entry, and ``x`` divided by it; 0 if an entry is not finite."""
     size = tree.max_abs(x)
     return size, jnp.where(jnp.isfinite(size), x * tree.reciprocal(size), 0)
+
+
+def _finite(size: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(size), size, 0)
 
 
 def _lengths(new: jax.Array, old: jax.Array) -> jax.Array:
