@@ -53,7 +53,7 @@ bench-quick: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
 
-# JupyterLab with the five notebooks; Ctrl-C stops it
+# JupyterLab with the six notebooks; Ctrl-C stops it
 lab-notebook: $(INSTALLED_FOR_NOTEBOOKS)
 	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(JUPYTER_OPTIONS)
 

@@ -32,8 +32,9 @@ def _copy(app: Sphinx) -> None:
 
 
 def _with_links(text: str) -> str:
-    """Results of benchmarks are on one page of the site."""
-    return re.sub(r"\(\.\./benchmarks/results/\w+\.md\)", "(../../benchmarks.md)", text)
+    """Results of benchmarks are on one page of the site, and the pages of docs/ are two levels up."""
+    text = re.sub(r"\(\.\./benchmarks/results/\w+\.md\)", "(../../benchmarks.md)", text)
+    return text.replace("(../docs/", "(../../")
 
 
 def _picture(source: Path, name: str, notebook: dict[str, Any]) -> bytes:
