@@ -17,6 +17,7 @@ from typing import Literal
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Bounds
 from gradxform.curvature import Curvature, hessian
 from gradxform.hyperparameters import (
     BelowQuarter,
@@ -28,6 +29,8 @@ from gradxform.hyperparameters import (
 )
 from gradxform.second_order.region import Rules, region
 from gradxform.second_order.subproblems import Subproblem
+from gradxform.second_order.subproblems.bounded_exact import exact_within
+from gradxform.second_order.subproblems.bounded_steihaug import steihaug_within
 from gradxform.second_order.subproblems.exact import Scaling, exact
 from gradxform.second_order.subproblems.steihaug import steihaug
 
@@ -51,6 +54,7 @@ def trust_region(
     maxiter: Count = 1000,
     columns: Size = 64,
     max_size: Size = 2000,
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Newton's method within a radius: it needs no line search and leaves saddles.
 
@@ -137,12 +141,14 @@ def trust_region(
     def subproblem(params: tree.PyTree) -> Subproblem:
         size = tree.count(params)
         if solver == "steihaug" or (solver == "auto" and size > max_size):
-            return steihaug(
+            solve = steihaug if bounds is None else steihaug_within
+            return solve(
                 initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter
             )
-        return exact(
+        solve = exact if bounds is None else exact_within
+        return solve(
             initial_radius=initial_radius, scaling=scaling, columns=columns, max_size=max_size
         )
 
     rules = Rules(decrease, noise, _POOR, max_radius)
-    return region("trust_region", curvature or hessian(), subproblem, rules)
+    return region("trust_region", curvature or hessian(), subproblem, rules, bounds=bounds)
