@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Bounds
 from gradxform.hyperparameters import BelowQuarter, Fraction, Positive, Size, checked, scalar
 from gradxform.info import diagnostics
 from gradxform.second_order.region import Rules, no_info, region
 from gradxform.second_order.subproblems import Subproblem
+from gradxform.second_order.subproblems.bounded_residuals import from_residuals_within
 from gradxform.second_order.subproblems.residuals import from_residuals, least_squares_at
 
 _POOR = 0.25  # Moré's; residuals are closer to their model than a general objective
@@ -57,12 +59,14 @@ def levenberg_marquardt(
     decrease: BelowQuarter = 1e-4,
     noise: Fraction = 0.0,
     columns: Size = 64,
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """TODO"""
 
     def subproblem(params: tree.PyTree) -> Subproblem:
-        return from_residuals(initial_radius=initial_radius, columns=columns)
+        solve = from_residuals if bounds is None else from_residuals_within
+        return solve(initial_radius=initial_radius, columns=columns)
 
     linearise = functools.partial(least_squares_at, "levenberg_marquardt")
     rules = Rules(decrease, noise, _POOR, max_radius)
-    return region("levenberg_marquardt", linearise, subproblem, rules, _no_info)
+    return region("levenberg_marquardt", linearise, subproblem, rules, _no_info, bounds)

@@ -96,6 +96,7 @@ def _masked(matrix: jax.Array, free: jax.Array) -> jax.Array:
 
 def _step(point: Point, model: FaceModel, radius: jax.Array) -> Step:
     frame = frame_of(point, model.eigen, model.scale, radius)
+    _, bend = frame.sizes
     matrix, axes = square(model.matrix), square(model.eigen.axes) / model.scale[:, None]
 
     def solve(face: Face) -> OnFace:
@@ -104,10 +105,10 @@ def _step(point: Point, model: FaceModel, radius: jax.Array) -> Step:
             lambda: (model.eigen.values, axes),
             lambda: eigenvalues(_masked(matrix, face.free)),
         )
-        slope = jnp.where(face.free, frame.slope + frame.bend * matvec(matrix, face.fixed), 0)
+        slope = jnp.where(face.free, frame.slope + bend * matvec(matrix, face.fixed), 0)
         return frame.on_face(face, vectors, values, matvec(vectors.T, slope))
 
-    return frame.step(lambda v: frame.bend * matvec(matrix, v), solve)
+    return frame.step(lambda v: bend * matvec(matrix, v), solve)
 
 
 def square(rows: tree.PyTree) -> jax.Array:
@@ -122,18 +123,17 @@ class Frame(NamedTuple):
 
     point: Point
     slope: jax.Array  #: D⁻¹g
-    bend: jax.Array  #: the size of the curvature
+    sizes: tuple[jax.Array, jax.Array]  #: of slope and curvature
     free: jax.Array  #: the entries that can move from x
     room: Box  #: the bounds of u
     scale: jax.Array  #: u times this is p
     radius: jax.Array
     energy: jax.Array  #: m(u) times this is m(p)
 
-    def on_face(
-        self, face: Face, axes: jax.Array, values: jax.Array, slopes: jax.Array
-    ) -> OnFace:
+    def on_face(self, face: Face, axes: jax.Array, values: jax.Array, slopes: jax.Array) -> OnFace:
         """The minimum on a face with these axes, in which the model has these slopes."""
-        step = step_along(slopes, values, (jnp.ones_like(self.bend), self.bend), face.room)
+        _, bend = self.sizes
+        step = step_along(slopes, values, (jnp.ones_like(bend), bend), face.room)
         v = jnp.where(face.free, matvec(axes, step.p), 0)
         return OnFace(v, step.negative, step.products, step.finite)
 
@@ -169,7 +169,7 @@ def frame_of(point: Point, eigen: EigenModel, scale: jax.Array, radius: jax.Arra
     return Frame(
         point=point,
         slope=slope * scale * gradient * tree.reciprocal(linear),
-        bend=bend,
+        sizes=(slope, bend),
         free=free,
         room=Box(*flat),
         scale=delta * scale,

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from gradxform import tree
-from gradxform.bounds import Box
 from gradxform.curvature import Product
 from gradxform.hyperparameters import Scalar
 from gradxform.second_order.subproblems import Point, Step, Subproblem, usable_radius
@@ -33,9 +32,7 @@ def steihaug_within(
     *, initial_radius: Scalar | None, max_radius: Scalar | None, tol: Scalar, maxiter: Scalar
 ) -> Subproblem:
     """:func:`gradxform.second_order.subproblems.steihaug.steihaug` within bounds."""
-    plain = steihaug(
-        initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter
-    )
+    plain = steihaug(initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter)
 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
         limits = limits_of(point, sizes, tol=tol, maxiter=maxiter, max_radius=max_radius)
@@ -63,15 +60,11 @@ def _step(point: Point, sizes: Sizes, radius: jax.Array, limits: Limits) -> Step
         slope = jax.tree.map(
             lambda g, bent, is_free: jnp.where(is_free, g + bent, 0), g, bent, face.free
         )
-        found = steihaug_step(
-            _on(face.free, scaled), slope, tree.max_abs(slope), face.room, limits
-        )
+        found = steihaug_step(_on(face.free, scaled), slope, tree.max_abs(slope), face.room, limits)
         return OnFace(found.p, found.negative, found.products + 1, found.finite)
 
     unit = jax.tree.map(lambda x: jnp.full_like(x, radius), point.params)
-    inside = step_within(
-        Quadratic(g, bend * radius, room_at(point, unit), scaled, solve)
-    )
+    inside = step_within(Quadratic(g, bend * radius, room_at(point, unit), scaled, solve))
     return Step(
         p=tree.scale(radius, inside.u),
         length=radius * inside.length,

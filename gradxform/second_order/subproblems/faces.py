@@ -184,7 +184,8 @@ def _to_next_face(model: Quadratic, walk: _Walk) -> _Walk:
     found = model.solve(Face(jax.tree.map(jnp.logical_not, fixed), on, room))
     v = jax.tree.map(lambda is_fixed, u, v: jnp.where(is_fixed, u, v), fixed, u, found.v)
     search = _search(model, walk, v)
-    new, bent = (tree.select(search.is_good, x, y) for x, y in zip((search.u, search.bent), (u, walk.bent)))
+    new = tree.select(search.is_good, search.u, u)
+    bent = tree.select(search.is_good, search.bent, walk.bent)
     at = _at_bound(model.room, new)
     hit = jax.tree.map(lambda at, is_fixed: at & ~is_fixed, at, fixed)
     gradient = jax.tree.map(jnp.add, model.slope, bent)
@@ -224,8 +225,6 @@ def _search(model: Quadratic, walk: _Walk, v: tree.PyTree) -> _Search:
     gradient = jax.tree.map(jnp.add, model.slope, walk.bent)
     ends = jax.tree.map(_end, walk.u, v, model.room.low, model.room.high)
     first = _least(ends)
-    most = tree.largest(first.dtype)
-    del most
 
     def at(t: jax.Array, looks: jax.Array) -> _Search:
         u = jax.tree.map(
