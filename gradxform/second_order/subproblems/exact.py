@@ -47,8 +47,8 @@ def exact(
     """Moré and Sorensen's step, with the arguments of ``trust_region``."""
 
     def init(params: tree.PyTree) -> EigenModel:
-        check_size(params, max_size)
-        return no_model(params)
+        _check_size(params, max_size)
+        return _no_model(params)
 
     def prepare(point: Point, model: EigenModel) -> Prepared:
         def made() -> EigenModel:  # both branches need the same types
@@ -58,7 +58,7 @@ def exact(
         finite = jnp.isfinite(model.sizes[1])
         products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
         if initial_radius is None:
-            radius = usable_radius(first_radius(model), point.rough_radius)
+            radius = usable_radius(_first_radius(model), point.rough_radius)
         else:
             radius = scalar(initial_radius)
         return Prepared(model, radius, products, finite)
@@ -69,7 +69,7 @@ def exact(
     return Subproblem(init, prepare, step)
 
 
-def check_size(params: tree.PyTree, max_size: int) -> None:
+def _check_size(params: tree.PyTree, max_size: int) -> None:
     size = tree.count(params)
     if size > max_size:
         raise ValueError(
@@ -79,7 +79,7 @@ def check_size(params: tree.PyTree, max_size: int) -> None:
         )
 
 
-def no_model(params: tree.PyTree) -> EigenModel:
+def _no_model(params: tree.PyTree) -> EigenModel:
     zero, _ = tree.ravel(tree.zeros_like(params))
     return EigenModel(
         axes=identity_rows(params),
@@ -89,45 +89,29 @@ def no_model(params: tree.PyTree) -> EigenModel:
     )
 
 
-def matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
 
 
 def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
     """The model. If the curvature is not finite, the model has zero curvature."""
-    matrix, inverse, curvature_size = scaled_matrix(point, columns, scaling)
+    matrix = dense(point.linearise(), point.grad, columns)
+    curvature_size = tree.max_abs(matrix)
+    unit = tree.reciprocal(curvature_size)
+    matrix = jnp.where(jnp.isfinite(curvature_size), (matrix / 2 + matrix.T / 2) * unit, 0)
     gradient, _ = tree.ravel(point.grad)
     grad_size = point.grad_size.astype(gradient.dtype)
-    values, axes = eigenvalues(matrix)
-    if inverse is not None:
+    if scaling == "curvature":
+        inverse = _inverse_scales(matrix)
+        values, axes = eigh(matrix * inverse[:, None] * inverse[None, :])
         axes = axes * inverse[:, None]
-    slopes = matvec(axes.T, gradient * tree.reciprocal(grad_size))
+    else:
+        values, axes = eigh(matrix)
+    rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
+    values = jnp.where((values < 0) & (values >= -rounding), 0, values)
+    slopes = _matvec(axes.T, gradient * tree.reciprocal(grad_size))
     axes = rows_like(axes, point.grad)
     return EigenModel(axes, values, slopes, jnp.stack([grad_size, curvature_size]))
-
-
-def scaled_matrix(
-    point: Point, columns: int, scaling: Scaling
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """D⁻¹HD⁻¹ with H divided by its largest entry, the diagonal of D⁻¹, and that entry.
-
-    The diagonal is None for D = I.
-    """
-    matrix = dense(point.linearise(), point.grad, columns)
-    size = tree.max_abs(matrix)
-    unit = tree.reciprocal(size)
-    matrix = jnp.where(jnp.isfinite(size), (matrix / 2 + matrix.T / 2) * unit, 0)
-    if scaling == "none":
-        return matrix, None, size
-    inverse = _inverse_scales(matrix)
-    return matrix * inverse[:, None] * inverse[None, :], inverse, size
-
-
-def eigenvalues(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors; an eigenvalue is 0 if it is negative only by rounding."""
-    values, axes = eigh(matrix)
-    rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
-    return jnp.where((values < 0) & (values >= -rounding), 0, values), axes
 
 
 def _inverse_scales(matrix: jax.Array) -> jax.Array:
@@ -140,14 +124,14 @@ def _inverse_scales(matrix: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sqrt(jnp.where(largest > 0, ratio, 1)))
 
 
-def first_radius(model: EigenModel) -> jax.Array:
+def _first_radius(model: EigenModel) -> jax.Array:
     """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest distance at which the gradient may vanish."""
-    units = tree.divide(*sizes_of(model))
+    units = tree.divide(*_sizes(model))
     norm = tree.norm(model.slopes)
     return scalar(_FIRST * units * tree.divide(norm, _largest(model.values)))
 
 
-def sizes_of(model: EigenModel) -> tuple[jax.Array, jax.Array]:
+def _sizes(model: EigenModel) -> tuple[jax.Array, jax.Array]:
     """The sizes of gradient and curvature; 0 for a curvature that is not finite."""
     grad, curvature = model.sizes
     return grad, jnp.where(jnp.isfinite(curvature), curvature, 0)
@@ -160,8 +144,8 @@ def _largest(values: jax.Array) -> jax.Array:
 
 def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     """Moré & Sorensen's step within the radius."""
-    step = step_along(model.slopes, model.values, sizes_of(model), radius)
-    return step._replace(p=jax.tree.map(lambda rows: matvec(rows, step.p), model.axes))
+    step = step_along(model.slopes, model.values, _sizes(model), radius)
+    return step._replace(p=jax.tree.map(lambda rows: _matvec(rows, step.p), model.axes))
 
 
 def step_along(

@@ -9,7 +9,6 @@ it would square the condition number. D holds the lengths of the columns of J, a
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,8 +33,8 @@ from gradxform.second_order.subproblems.exact import EigenModel, exact_step
 from gradxform.sharding import varying_like
 from gradxform.squares import Residuals, linearised, squares_of
 
-# D falls at most by a half from one point to the next: a column that was long stays in mind
-_MEMORY = 0.5
+# D falls by at most this factor from one point to the next: a column that was long stays in mind
+_MEMORY = 0.99
 
 
 class ResidualModel(NamedTuple):
@@ -70,11 +69,11 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
         finite = jnp.isfinite(model.eigen.sizes).all()
         products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
         if initial_radius is None:
-            radius = usable_radius(scalar(model.size), toward_minimum(model.eigen))
+            radius = usable_radius(scalar(model.size), _toward_minimum(model.eigen))
             radius = usable_radius(radius, point.rough_radius)
         else:
             radius = scalar(initial_radius)
-        return Prepared(model, radius, products, finite, full_step(model.eigen, model.size))
+        return Prepared(model, radius, products, finite, _full(model))
 
     def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
         return exact_step(model.eigen, radius)
@@ -82,17 +81,20 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
     return Subproblem(init, prepare, step)
 
 
-def full_step(model: EigenModel, params_size: jax.Array) -> Full:
-    """The Gauss–Newton step, for parameters of the size ``params_size`` = ‖D x‖."""
-    size = scalar(model.sizes[0])
-    u = tree.divide(model.slopes, model.values)
+def _full(model: ResidualModel) -> Full:
+    """The Gauss–Newton step."""
+    slopes, values = model.eigen.slopes, model.eigen.values
+    size = scalar(model.eigen.sizes[0])
+    u = tree.divide(slopes, values)
+    length, of_params = size * scalar(tree.norm(u)), scalar(model.size)
+    relative = jnp.where(of_params > 0, tree.divide(length, of_params), tree.largest())
     return Full(
-        predicted=0.5 * size * (size * scalar(jnp.sum(model.slopes * u))),
-        relative=tree.divide(size * scalar(tree.norm(u)), scalar(params_size)),
+        predicted=0.5 * size * (size * scalar(jnp.sum(slopes * u))),
+        relative=jnp.where(length > 0, relative, 0),
     )
 
 
-def toward_minimum(model: EigenModel) -> jax.Array:
+def _toward_minimum(model: EigenModel) -> jax.Array:
     """‖D⁻¹g‖ / ‖K‖², a distance at which the gradient may vanish."""
     steepness = model.sizes[0] * tree.norm(model.slopes)
     return scalar(tree.divide(steepness, model.sizes[1] * model.values[-1]))
@@ -115,25 +117,25 @@ def _of_residuals(
 ) -> tuple[EigenModel, jax.Array]:
     """The eigenvalues and eigenvectors of KᵀK, and the new lengths of the columns of J."""
     jacobian = jacobian_of(linear, point.params, columns)
-    unit, jacobian = normalised(jacobian)
-    lengths = lengths_after(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
-    size, r = normalised(linear.r)
+    unit, jacobian = _normalised(jacobian)
+    lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
+    size, r = _normalised(linear.r)
     values, axes, slopes = normal_axes(jacobian * (unit * tree.reciprocal(lengths))[None, :], r)
-    return EigenModel(axes, values, slopes, sizes_with(size, unit)), lengths
+    return EigenModel(axes, values, slopes, _sizes(size, unit)), lengths
 
 
 def _of_curvature(
     product: Product, point: Point, lengths: jax.Array, columns: int
 ) -> tuple[EigenModel, jax.Array]:
     """The same from a matrix G in place of JᵀJ."""
-    unit, matrix = normalised(dense(product, point.params, columns))
+    unit, matrix = _normalised(dense(product, point.params, columns))
     root = jnp.sqrt(unit)
-    lengths = lengths_after(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
+    lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
     scale = tree.reciprocal(lengths)
     values, axes = eigh(matrix * (root * scale)[:, None] * (root * scale)[None, :])
-    size, gradient = normalised(scale * tree.ravel(point.grad)[0])
-    slopes = dot(axes.T, gradient)
-    return EigenModel(axes, jnp.maximum(values, 0), slopes, sizes_with(size, unit)), lengths
+    size, gradient = _normalised(scale * tree.ravel(point.grad)[0])
+    slopes = _dot(axes.T, gradient)
+    return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(size, unit)), lengths
 
 
 def jacobian_of(linear: Residuals, params: tree.PyTree, columns: int) -> jax.Array:
@@ -143,94 +145,48 @@ def jacobian_of(linear: Residuals, params: tree.PyTree, columns: int) -> jax.Arr
     return dense(linear.push, params, columns).T
 
 
-def normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest absolute entry, and ``x`` divided by it; 0 if an entry is not finite."""
     size = tree.max_abs(x)
     return size, jnp.where(jnp.isfinite(size), x * tree.reciprocal(size), 0)
 
 
-def lengths_after(new: jax.Array, old: jax.Array) -> jax.Array:
+def _lengths(new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.where(jnp.isfinite(new), new, 0), _MEMORY * old)
 
 
-def sizes_with(slope: jax.Array, unit: jax.Array) -> jax.Array:
+def _sizes(slope: jax.Array, unit: jax.Array) -> jax.Array:
     """The sizes of an :class:`EigenModel`, whose matrix is scaled by D; not finite if J is not."""
     return jnp.stack([slope, jnp.where(jnp.isfinite(unit), 1, unit)])
 
 
-dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
-_Axes = tuple[jax.Array, jax.Array, jax.Array]
+_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_jvp
-def normal_axes(matrix: jax.Array, r: jax.Array) -> _Axes:
+def normal_axes(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """S² ascending, V, and S Uᵀ r of ``matrix`` = U S Vᵀ; 0 where S is only rounding."""
-    return _axes(*_triangle(matrix, r), rounding_of(matrix))
-
-
-@jax.custom_jvp
-def axes_of_triangle(triangle: jax.Array, q: jax.Array, rounding: jax.Array) -> _Axes:
-    """:func:`normal_axes` from the results of :func:`triangle_of` and :func:`rounding_of`."""
-    return _axes(triangle, q, rounding)
-
-
-def rounding_of(matrix: jax.Array) -> float:
-    """The part of the largest singular value up to which another one may be only rounding."""
-    return max(matrix.shape) * float(jnp.finfo(matrix.dtype).eps)
-
-
-def _triangle(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
-    n = matrix.shape[1]
+    m, n = matrix.shape
     # of [K r] the triangle holds that of K, and Qᵀr beside it
     triangle = jnp.linalg.qr(jnp.concatenate([matrix, r[:, None]], axis=1), mode="r")
     triangle = jnp.pad(triangle, ((0, max(0, n - len(triangle))), (0, 0)))[:n]
-    return triangle[:, :n], triangle[:, n]
-
-
-def _axes(triangle: jax.Array, q: jax.Array, rounding: jax.Array | float) -> _Axes:
-    u, s, vt = jnp.linalg.svd(triangle)
-    s = jnp.where(s > rounding * s[0], s, 0)
-    slopes = s * dot(u.T, q)
+    u, s, vt = jnp.linalg.svd(triangle[:, :n])
+    is_known = s > max(m, n) * jnp.finfo(s.dtype).eps * s[0]
+    s = jnp.where(is_known, s, 0)
+    slopes = s * _dot(u.T, triangle[:, n])
     return jnp.square(s)[::-1], vt.T[:, ::-1], slopes[::-1]
 
 
-def _change_of_axes(
-    axes_of: Callable[..., _Axes], primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[_Axes, _Axes]:
-    """As the eigenvectors of KᵀK, with finite derivatives for equal singular values."""
-    matrix, r, *_ = primals
-    d_matrix, d_r, *_ = tangents
-    values, axes, slopes = axes_of(*primals)
-    image = dot(matrix, axes)
-    half = dot(dot(d_matrix, axes).T, image)
-    d_values, turn = turn_of(values, half + half.T)
-    d_slopes = dot(turn.T, slopes) + dot(axes.T, dot(d_matrix.T, r)) + dot(image.T, d_r)
-    return (values, axes, slopes), (d_values, dot(axes, turn), d_slopes)
-
-
-normal_axes.defjvp(functools.partial(_change_of_axes, normal_axes))
-axes_of_triangle.defjvp(functools.partial(_change_of_axes, axes_of_triangle))
-
-
-@jax.custom_jvp
-def triangle_of(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """R and Qᵀr of ``matrix`` = Q R, with as many rows as columns."""
-    return _triangle(matrix, r)
-
-
-@triangle_of.defjvp
+@normal_axes.defjvp
 def _(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """A change with Q held: only RᵀR and RᵀQᵀr matter, and R need not stay a triangle."""
-    matrix, residuals = primals
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """As the eigenvectors of KᵀK, with finite derivatives for equal singular values."""
+    matrix, r = primals
     d_matrix, d_r = tangents
-    r, q = triangle_of(matrix, residuals)
-    inverse = jnp.linalg.pinv(r)
-    basis = dot(matrix, inverse)
-    rest = residuals - dot(basis, q)
-    d_triangle = dot(basis.T, d_matrix)
-    d_q = dot(inverse.T, dot(d_matrix.T, rest)) + dot(basis.T, d_r)
-    return (r, q), (d_triangle, d_q)
+    values, axes, slopes = normal_axes(matrix, r)
+    image = _dot(matrix, axes)
+    half = _dot(_dot(d_matrix, axes).T, image)
+    d_values, turn = turn_of(values, half + half.T)
+    d_slopes = _dot(turn.T, slopes) + _dot(axes.T, _dot(d_matrix.T, r)) + _dot(image.T, d_r)
+    return (values, axes, slopes), (d_values, _dot(axes, turn), d_slopes)
