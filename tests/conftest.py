@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
+import gc
 from collections.abc import Iterator
 
 import jax
@@ -30,6 +31,13 @@ _STRICT = {
 }
 for _name, _value in _STRICT.get(os.environ.get("GRADXFORM_STRICT", ""), {}).items():
     jax.config.update(_name, _value)
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes many short-lived objects: to look for garbage so often takes a tenth."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What every method promises, over the one table of methods."""
 
-import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,16 @@ def every_second_method(first: int) -> pytest.MarkDecorator:
     """For tests that look at wrappers around a method: a half by default, in turns."""
     names = every(2, METHODS, first)
     return pytest.mark.parametrize("method", [METHODS[name] for name in names], ids=names)
+
+
+def each_method_with(*turns: tuple[str, ...], always: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Each method with some dtypes always, and by default with those of one turn."""
+    cases = [
+        pytest.param(method, dtype, id=f"{name}-{dtype}")
+        for i, (name, method) in enumerate(METHODS.items())
+        for dtype in (*always, *(sum(turns, ()) if LONG else turns[i % len(turns)]))
+    ]
+    return pytest.mark.parametrize(("method", "dtype"), cases)
 
 
 every_number = pytest.mark.parametrize(
@@ -74,13 +83,12 @@ def described(tree: Any) -> Any:
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
-@every_method
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@each_method_with(("bfloat16",), ("float16",), always=("float32", "float64"))
 def test_dtypes_and_structure_never_change(method: Method, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         params = nested_params(jnp.dtype(dtype))
         tx = method.build()
-        state = tx.init(params)
+        state = jax.eval_shape(tx.init, params)
 
         def one_step(params: Any, state: Any) -> tuple[Any, ...]:
             value, grads = jax.value_and_grad(objective)(params)
@@ -118,60 +126,78 @@ def test_descends_and_half_precision_follows_float32(method: Method) -> None:
 
 
 @every_second_method(0)
-def test_jit_equals_eager(method: Method) -> None:
+def test_a_compiled_step(method: Method) -> None:
+    """It is traced once, equals the eager one, takes donated arrays, lowers for every platform."""
     tx = method.build()
     params = nested_params()
-    eager_params, eager_state = params, tx.init(params)
-    for _ in range(2):
-        eager_params, eager_state = step(tx, eager_params, eager_state)
-    close(jax.jit(lambda p: run(tx, p, 2))(params), (eager_params, eager_state))
+    state, traces = tx.init(params), []
+
+    @jax.jit
+    def one_step(params: Any, state: Any) -> tuple[Any, Any]:
+        traces.append(None)
+        return step(tx, params, state)
+
+    first = one_step(params, state)
+    after = one_step(*first)
+    assert len(traces) == 1
+    eager = step(tx, params, state)
+    close(first, eager)
+    close(after, step(tx, *eager))
+    platforms = ("cpu", "cuda", "tpu")
+    exported = jax.export.export(one_step, platforms=platforms)(params, state)
+    assert exported.platforms == platforms
+    close(jax.jit(exported.call)(params, state), first)
+    close(jax.jit(lambda p, s: step(tx, p, s), donate_argnums=(0, 1))(params, state), first)
 
 
-@every_method
+@every_second_method(1)
 @pytest.mark.usefixtures("x64")  # where rounding cannot lead the lanes apart
 def test_vmap_equals_loop(method: Method) -> None:
     tx = method.build()
     batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), nested_params(jnp.float64))
     solve = jax.jit(lambda p: run(tx, p, 5))
-    together = jax.jit(jax.vmap(lambda p: run(tx, p, 5)))(batch)
+    together = jax.device_get(jax.jit(jax.vmap(lambda p: run(tx, p, 5)))(batch))
     for i in range(3):
         lane = jax.tree.map(lambda x, i=i: x[i], batch)
         close(jax.tree.map(lambda x, i=i: x[i], together), solve(lane))
 
 
 @every_method
+@pytest.mark.usefixtures("x64")
 def test_every_number_can_be_traced_and_vmapped(method: Method) -> None:
-    params = nested_params()
+    """With the parameters, too: each lane has a start and numbers of its own."""
     names = list(method.numbers)
     usual = [first for first, _ in method.numbers.values()]
     rows = [usual]  # and one row for each number, changed alone
     for i, (_, other) in enumerate(method.numbers.values()):
         rows.append([*usual[:i], other, *usual[i + 1 :]])
 
-    @jax.jit
-    @jax.vmap
-    def sweep(row: jax.Array) -> Any:
-        return run(method.build(**dict(zip(names, row, strict=True))), params, 5)[0]
+    def solve(row: jax.Array, factor: jax.Array) -> Any:
+        params = jax.tree.map(lambda x: factor * x, nested_params(jnp.float64))
+        return run(method.build(**dict(zip(names, row, strict=True))), params, 5)
 
-    @jax.jit
-    def traced(row: jax.Array) -> Any:
-        return run(method.build(**dict(zip(names, row, strict=True))), params, 5)[0]
-
-    table = jnp.asarray(rows, jnp.float32)
-    swept = sweep(table)
-    for i, row in enumerate(table):
-        close(jax.tree.map(lambda x, i=i: x[i], swept), traced(row))
-    close(traced(table[0]), jax.jit(lambda p: run(method.build(), p, 5)[0])(params))
+    table = np.asarray(rows, np.float32)
+    factors = np.asarray([(-1.0) ** i * (1 + i % 2) for i in range(len(rows))])
+    swept = jax.device_get(jax.jit(jax.vmap(solve))(table, factors))
+    traced = jax.jit(solve)
+    for i, arguments in enumerate(zip(table, factors, strict=True)):
+        close(jax.tree.map(lambda x, i=i: x[i], swept), traced(*arguments))
+    params = nested_params(jnp.float64)
+    close(traced(table[0], factors[0])[0], jax.jit(lambda p: run(method.build(), p, 5)[0])(params))
 
 
 @with_rate
 def test_learning_rate_may_be_a_schedule(method: Method) -> None:
     params = nested_params()
     rate, _ = method.numbers["learning_rate"]
-    constant, _ = run(method.build(learning_rate=lambda count: rate), params, 4)
+
+    @jax.jit
+    def with_decay(decay: float) -> Any:
+        tx = method.build(learning_rate=gx.inverse_time_decay(rate, decay))
+        return run(tx, params, 4)[0]
+
+    constant, decayed = with_decay(0.0), with_decay(1.0)
     close(constant, run(method.build(), params, 4)[0])
-    halving = method.build(learning_rate=gx.inverse_time_decay(rate, 1.0))
-    decayed, _ = run(halving, params, 4)
     assert not np.allclose(decayed["dense"]["kernel"], constant["dense"]["kernel"], atol=1e-4)
 
 
@@ -281,18 +307,18 @@ def test_apply_if_finite_skips_a_bad_gradient(method: Method) -> None:
     tx = optax.apply_if_finite(method.build(), max_consecutive_errors=5)
 
     @jax.jit
-    def one_step(params: Any, state: Any, factor: float = 1.0) -> tuple[Any, Any]:
+    def one_step(params: Any, state: Any, factor: float) -> tuple[Any, Any]:
         value, grads = jax.value_and_grad(objective)(params)
         grads = jax.tree.map(lambda g: factor * g, grads)
         return tx.update(grads, state, params, value=value, value_fn=objective)
 
-    updates, state = one_step(params, tx.init(params))
+    updates, state = one_step(params, tx.init(params), 1.0)
     params = optax.apply_updates(params, updates)
     updates, after = one_step(params, state, jnp.nan)
     close(updates, jax.tree.map(jnp.zeros_like, params))
     close(after.inner_state, state.inner_state)
-    resumed, _ = one_step(params, after)
-    unharmed, _ = one_step(params, state)
+    resumed, _ = one_step(params, after, 1.0)
+    unharmed, _ = one_step(params, state, 1.0)
     close(resumed, unharmed)
 
 
@@ -310,23 +336,17 @@ def test_chain_and_unknown_arguments(method: Method) -> None:
     close(gx.eval_params(state, params), gx.eval_params(inner_state, params))
 
 
-@every_second_method(0)
-def test_lowers_for_every_platform(method: Method) -> None:
-    tx = method.build()
-    params = nested_params()
-    one_step = jax.jit(lambda params, state: step(tx, params, state))
-    exported = jax.export.export(one_step, platforms=("cpu", "cuda", "tpu"))(
-        params, tx.init(params)
-    )
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    close(jax.jit(exported.call)(params, tx.init(params)), one_step(params, tx.init(params)))
-
-
 @every_second_method(1)
 def test_state_survives_flax_and_orbax(method: Method, tmp_path: Path) -> None:
     tx = method.build()
     start = {**nested_params(), "pair": jnp.asarray([0.75, -0.5])}  # orbax takes no empty arrays
-    one_step = jax.jit(functools.partial(step, tx))
+    traces = []
+
+    @jax.jit
+    def one_step(params: Any, state: Any) -> tuple[Any, Any]:
+        traces.append(None)
+        return step(tx, params, state)
+
     params, state = one_step(*one_step(start, tx.init(start)))
     blank = tx.init(start)
 
@@ -339,6 +359,7 @@ def test_state_survives_flax_and_orbax(method: Method, tmp_path: Path) -> None:
     chex.assert_trees_all_equal(restored, state)
     assert described(restored) == described(state)
     close(one_step(params, restored), one_step(params, state))
+    assert len(traces) == 1
 
 
 @every_method
@@ -372,34 +393,7 @@ def test_state_is_sharded_like_the_parameters(method: Method) -> None:
         assert all(leaf.sharding.is_equivalent_to(rows, leaf.ndim) for leaf in trees)
 
 
-@every_method
-def test_is_traced_once(method: Method) -> None:
-    params = nested_params()
-    tx = method.build()
-    traces = []
-
-    @jax.jit
-    def one_step(params: Any, state: Any) -> tuple[Any, Any]:
-        traces.append(None)
-        return step(tx, params, state)
-
-    state = tx.init(params)
-    for _ in range(3):
-        params, state = one_step(params, state)
-    assert len(traces) == 1
-
-
-@every_second_method(0)
-def test_parameters_and_state_can_be_donated(method: Method) -> None:
-    tx = method.build()
-    params = nested_params()
-    expected = jax.jit(lambda p, s: step(tx, p, s))(params, tx.init(params))
-    state = tx.init(params)
-    close(jax.jit(lambda p, s: step(tx, p, s), donate_argnums=(0, 1))(params, state), expected)
-
-
-@every_method
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@each_method_with(("float16",), ("bfloat16",), always=("float32",))
 def test_zero_gradient_moves_nothing(method: Method, dtype: str) -> None:
     params = {"w": jnp.asarray([1.0, -2.0], dtype)}
     tx = method.build()

@@ -24,11 +24,18 @@ def accepted_points(tx: Any, updates: int) -> list[tuple[float, float, int]]:
     """Value, largest gradient entry and evaluations of the accepted points, by an own loop."""
     tx, params = optax.with_extra_args_support(tx), START
     state, points, count = tx.init(params), [], 0
-    for k in range(updates):
+
+    @jax.jit
+    def turn(params: jax.Array, state: Any) -> Any:
         value, grads = jax.value_and_grad(rosenbrock)(params)
-        updated, state = tx.update(
-            grads, state, params, value=value, grad=grads, value_fn=rosenbrock
+        return (
+            value,
+            grads,
+            tx.update(grads, state, params, value=value, grad=grads, value_fn=rosenbrock),
         )
+
+    for k in range(updates):
+        value, grads, (updated, state) = turn(params, state)
         infos = getattr(state, "info", None)
         accepted = int(infos.accepted) if infos is not None else k + 1
         if accepted > count:

@@ -114,8 +114,9 @@ OTHERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "chunks"), [(n, c) for i, n in enumerate(OTHERS) for c in every(2, [1, 4], i % 2)]
+)
 def test_others_trace_without_promotion(name: str, chunks: int) -> None:
     value_fn = gx.compose(loss, net, chunks=chunks, x=X, y=Y)
 

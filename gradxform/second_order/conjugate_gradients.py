@@ -290,7 +290,7 @@ def _curvature(
     sizes = (jax.tree.map(jnp.abs, x) for x in (v, av))
     eps = jnp.finfo(bend.dtype).eps
     # with a curvature of 0, rounding errors in v give one of eps²
-    rounding = jnp.maximum(eps * tree.vdot(*sizes), eps**1.5 * length)
+    rounding = jnp.maximum(eps * tree.vdot(*sizes), eps**2 * length)
     flat = ~((jnp.abs(bend) > rounding) & jnp.isfinite(bend))
     return bend, flat, bend < floor.astype(bend.dtype) * length - rounding
 

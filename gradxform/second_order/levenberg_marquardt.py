@@ -2,7 +2,7 @@
 
 For f(x) = ½ ‖r(x)‖² with the Jacobian J of the residuals r, after Moré (1978)::
 
-    D ← the lengths of the columns of J, but at least half of the last D
+    D ← the lengths of the columns of J, but at least 0.99 times the last D
     p ← the minimum of ½ ‖r + J p‖² within ‖Dp‖ ≤ Δ
     ρ ← (f(x) − f(x + p)) / (½ ‖r‖² − ½ ‖r + J p‖²)
     if ρ < 1/4:                               Δ ← a part of ‖Dp‖

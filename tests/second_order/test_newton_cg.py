@@ -1,3 +1,5 @@
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -7,7 +9,6 @@ import optax
 import pytest
 
 import gradxform as gx
-from tests.thinning import every
 
 rng = np.random.default_rng(11)
 
@@ -75,31 +76,32 @@ def test_takes_as_many_iterations_as_there_are_eigenvalues() -> None:
         assert int(state.info.curvature_products) == distinct
 
 
-@pytest.mark.parametrize("unit", every(2, [1e-12, 1.0, 1e10]))
-@pytest.mark.parametrize("least", [0.1, -0.4])
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("warm_start", [0.0, 0.5])
-def test_counts_the_products_it_makes(
-    unit: float, least: float, inverse: bool, warm_start: float
-) -> None:
+def test_counts_the_products_it_makes(inverse: bool, warm_start: float) -> None:
     """In any unit of the objective, and where the curvature is negative."""
-    matrix = jnp.asarray(unit * symmetric(np.linspace(least, 4, 25)), jnp.float32)
     counter = Counter()
-    diagonal = lambda product, g, count: (lambda v: v / unit, 0)
-    tx = gx.scale_by_newton_cg(
-        curvature=counter,
-        tol=1e-3,
-        warm_start=warm_start,
-        preconditioner=diagonal if inverse else None,
-    )
-    f = lambda x: 0.5 * x @ matrix @ x
-    x = jnp.asarray(rng.normal(size=25), jnp.float32)
-    update = jax.jit(lambda g, state, x: tx.update(g, state, x, value_fn=f))
-    state = tx.init(x)
-    for _ in range(2):
-        _, state = update(matrix @ x, state, x)
-        jax.effects_barrier()
-        assert int(state.info.curvature_products) == counter.made > 0
+
+    @jax.jit
+    def update(matrix: jax.Array, unit: jax.Array, state: Any, x: jax.Array) -> Any:
+        diagonal = lambda product, g, count: (lambda v: v / unit, 0)
+        tx = gx.scale_by_newton_cg(
+            curvature=counter,
+            tol=1e-3,
+            warm_start=warm_start,
+            preconditioner=diagonal if inverse else None,
+        )
+        return tx.update(matrix @ x, state, x, value_fn=lambda x: 0.5 * x @ matrix @ x)[1]
+
+    start = gx.scale_by_newton_cg(warm_start=warm_start).init(jnp.zeros(25))
+    for unit, least in itertools.product([1e-12, 1.0, 1e10], [0.1, -0.4]):
+        matrix = jnp.asarray(unit * symmetric(np.linspace(least, 4, 25)), jnp.float32)
+        x = jnp.asarray(rng.normal(size=25), jnp.float32)
+        state, counter.made = start, 0
+        for _ in range(2):
+            state = update(matrix, jnp.float32(unit), state, x)
+            jax.effects_barrier()
+            assert int(state.info.curvature_products) == counter.made > 0
 
 
 def test_no_ascent_and_no_nan_on_indefinite_systems() -> None:
@@ -155,20 +157,41 @@ def test_counts_the_product_that_finds_no_curvature(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("unit", every(3, [1e-20, 1e-16, 1e-12, 1e20]))
-def test_the_unit_of_a_preconditioner_does_not_matter(dtype: str, unit: float) -> None:
+def test_the_unit_of_a_preconditioner_does_not_matter(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         diagonal = np.geomspace(1, 100, 20)
         root = jnp.asarray(np.sqrt(diagonal), dtype)
 
-        def solve(unit: float) -> tuple[jax.Array, Any]:
+        @jax.jit
+        def solve(unit: jax.Array) -> tuple[jax.Array, Any]:
             inverse = lambda product, g, count: (lambda v: (unit * v / root).astype(dtype), 0)
             matrix, g = np.diag(diagonal).astype(dtype), np.ones(20, dtype)
             return direction_on(matrix, g, tol=1e-4, forcing="fixed", preconditioner=inverse)
 
-        (d, state), (expected, usual) = solve(unit), solve(1.0)
-        np.testing.assert_allclose(d, expected, rtol=1e-4 if dtype == "float32" else 1e-12)
-        assert state.info.curvature_products == usual.info.curvature_products == 14
+        expected, usual = solve(jnp.asarray(1.0, dtype))
+        assert usual.info.curvature_products == 14
+        for unit in (1e-20, 1e-16, 1e-12, 1e20):
+            d, state = solve(jnp.asarray(unit, dtype))
+            np.testing.assert_allclose(d, expected, rtol=1e-4 if dtype == "float32" else 1e-12)
+            assert state.info.curvature_products == 14
+
+
+@pytest.mark.parametrize(("dtype", "little"), [("float32", 1e-12), ("float64", 1e-30)])
+def test_very_little_curvature_is_not_zero(dtype: str, little: float) -> None:
+    """Brown's badly scaled function has 1e-12 of the largest curvature along its valley."""
+    with jax.enable_x64(dtype == "float64"):
+        diagonal = np.asarray([1.0, little])
+        d, _ = direction_on(np.diag(diagonal).astype(dtype), np.ones(2, dtype))
+        np.testing.assert_allclose(d, 1 / diagonal, rtol=1e-5)
+
+
+def test_a_search_solves_browns_badly_scaled_function_in_float32() -> None:
+    residuals = lambda x: jnp.stack([x[0] - 1e6, x[1] - 2e-6, x[0] * x[1] - 2])
+    brown = lambda x: jnp.sum(residuals(x) ** 2)
+    tx = gx.with_line_search(gx.scale_by_newton_cg())
+    solution = gx.minimize(brown, jnp.ones(2), tx, max_steps=200)
+    np.testing.assert_allclose(solution.params, [1e6, 2e-6], rtol=1e-6)
+    assert solution.value < 1e-6
 
 
 def test_where_the_curvature_is_negative_the_direction_is_bounded() -> None:
@@ -218,16 +241,15 @@ def test_a_long_step_that_rises_is_shortened() -> None:
         assert (np.linalg.norm(updates) > longest) == (bound is None)
 
 
-@pytest.mark.parametrize("damping", [0.0, 1e-2])
-def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred(damping: float) -> None:
+def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred() -> None:
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         for layer in params[:-1]:
             x = jnp.tanh(x @ layer)
         return jnp.mean((x @ params[-1] - y) ** 2)
 
     @jax.jit
-    @jax.vmap
-    def losses(key: jax.Array) -> jax.Array:
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def losses(key: jax.Array, damping: float) -> jax.Array:
         keys = jax.random.split(key, 4)
         x = jax.random.normal(keys[0], (64, 4))
         y = jnp.sin(jnp.sum(x, axis=1, keepdims=True))
@@ -244,9 +266,10 @@ def test_no_update_on_a_small_net_multiplies_the_loss_by_a_hundred(damping: floa
 
         return jax.lax.scan(step, (params, tx.init(params)), length=12)[1]
 
-    values = losses(jax.random.split(jax.random.key(0), 20))
-    assert (values[:, 1:] < 100 * values[:, :-1]).all()
-    assert (values[:, -1] < 0.5 * values[:, 0]).all()
+    for damping in (0.0, 1e-2):
+        values = losses(jax.random.split(jax.random.key(0), 20), damping)
+        assert (values[:, 1:] < 100 * values[:, :-1]).all()
+        assert (values[:, -1] < 0.5 * values[:, 0]).all()
 
 
 @pytest.mark.parametrize("curvature", [0.0, float("nan"), float("inf")])
@@ -302,10 +325,11 @@ def test_a_preconditioner_of_another_structure_is_refused() -> None:
         tx.update(params, tx.init(params), params, value_fn=lambda p: jnp.sum(p["w"] ** 2))
 
 
-@pytest.mark.parametrize("start", [[1.0, 1e-3], [1.0, -1e-4], [0.0, 1e-2]])
-def test_ends_in_a_minimum_from_the_ridge_of_a_saddle(start: list[float]) -> None:
+def test_ends_in_a_minimum_from_the_ridge_of_a_saddle() -> None:
     ridge = lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4
-    for tx in (gx.newton_cg(), gx.with_line_search(gx.scale_by_newton_cg())):
+    starts = ([1.0, 1e-3], [1.0, -1e-4], [0.0, 1e-2])
+    methods = (gx.newton_cg(), gx.with_line_search(gx.scale_by_newton_cg()))
+    for tx, start in itertools.product(methods, starts):
         solution = gx.minimize(ridge, jnp.asarray(start), tx, tol=1e-5)
         assert solution.status == gx.Status.converged
         np.testing.assert_allclose(solution.value, -1, rtol=1e-4)
