@@ -23,7 +23,7 @@ from gradxform.hyperparameters import BelowQuarter, Fraction, Positive, Size, ch
 from gradxform.info import diagnostics
 from gradxform.second_order.region import Rules, no_info, region
 from gradxform.second_order.subproblems import Subproblem
-from gradxform.second_order.subproblems.bounded_residuals import from_residuals_within
+from gradxform.second_order.subproblems.dense_faces import residuals_within
 from gradxform.second_order.subproblems.residuals import from_residuals, least_squares_at
 
 _POOR = 0.25  # Moré's; residuals are closer to their model than a general objective
@@ -64,8 +64,8 @@ def levenberg_marquardt(
     """TODO"""
 
     def subproblem(params: tree.PyTree) -> Subproblem:
-        solve = from_residuals if bounds is None else from_residuals_within
-        return solve(initial_radius=initial_radius, columns=columns)
+        solve = from_residuals(initial_radius=initial_radius, columns=columns)
+        return solve if bounds is None else solve._replace(step=residuals_within)
 
     linearise = functools.partial(least_squares_at, "levenberg_marquardt")
     rules = Rules(decrease, noise, _POOR, max_radius)

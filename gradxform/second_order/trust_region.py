@@ -29,8 +29,8 @@ from gradxform.hyperparameters import (
 )
 from gradxform.second_order.region import Rules, region
 from gradxform.second_order.subproblems import Subproblem
-from gradxform.second_order.subproblems.bounded_exact import exact_within
 from gradxform.second_order.subproblems.bounded_steihaug import steihaug_within
+from gradxform.second_order.subproblems.dense_faces import exact_within
 from gradxform.second_order.subproblems.exact import Scaling, exact
 from gradxform.second_order.subproblems.steihaug import steihaug
 
@@ -145,10 +145,10 @@ def trust_region(
             return solve(
                 initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter
             )
-        solve = exact if bounds is None else exact_within
-        return solve(
+        solve = exact(
             initial_radius=initial_radius, scaling=scaling, columns=columns, max_size=max_size
         )
+        return solve if bounds is None else solve._replace(step=exact_within)
 
     rules = Rules(decrease, noise, _POOR, max_radius)
     return region("trust_region", curvature or hessian(), subproblem, rules, bounds=bounds)

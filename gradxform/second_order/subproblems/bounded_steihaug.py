@@ -27,6 +27,8 @@ from gradxform.second_order.subproblems.steihaug import (
     steihaug_step,
 )
 
+_CALLER = 'trust_region(solver="steihaug", bounds=…)'
+
 
 def steihaug_within(
     *, initial_radius: Scalar | None, max_radius: Scalar | None, tol: Scalar, maxiter: Scalar
@@ -55,16 +57,20 @@ def _step(point: Point, sizes: Sizes, radius: jax.Array, limits: Limits) -> Step
     def scaled(v: tree.PyTree) -> tree.PyTree:
         return jax.tree.map(lambda hv: jnp.where(finite, per_size * hv, 0), product(v))
 
+    def bent(v: tree.PyTree) -> tuple[tree.PyTree, jax.Array]:
+        cv = scaled(v)
+        return cv, tree.vdot(v, cv)
+
     def solve(face: Face) -> OnFace:
-        bent = scaled(face.fixed)
+        pull = scaled(face.fixed)
         slope = jax.tree.map(
-            lambda g, bent, is_free: jnp.where(is_free, g + bent, 0), g, bent, face.free
+            lambda g, pull, is_free: jnp.where(is_free, g + pull, 0), g, pull, face.free
         )
         found = steihaug_step(_on(face.free, scaled), slope, tree.max_abs(slope), face.room, limits)
         return OnFace(found.p, found.negative, found.products + 1, found.finite)
 
     unit = jax.tree.map(lambda x: jnp.full_like(x, radius), point.params)
-    inside = step_within(Quadratic(g, bend * radius, room_at(point, unit), scaled, solve))
+    inside = step_within(_CALLER, Quadratic(g, bend * radius, room_at(point, unit), bent, solve))
     return Step(
         p=tree.scale(radius, inside.u),
         length=radius * inside.length,

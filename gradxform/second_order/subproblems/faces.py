@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.bounds import Box
-from gradxform.kernels import vdots
+from gradxform.derivatives import forward_only
 from gradxform.second_order.subproblems import Point
 from gradxform.sharding import varying_like
 
@@ -35,6 +35,7 @@ _DECREASE = 0.01  # μ
 _FACES = 10  # most faces in one step
 _HALVINGS = 10  # most steps of the search on a face, before it goes to the first bound
 _CAUCHY_HALVINGS = 60
+_NEVER = 1.5  # the end of a path that stays within the box up to t = 1
 
 
 class Face(NamedTuple):
@@ -60,7 +61,7 @@ class Quadratic(NamedTuple):
     slope: tree.PyTree  #: g; 0 where an entry stays as it is
     bend: jax.Array  #: gᵀCg
     room: Box  #: the bounds of u
-    product: Callable[[tree.PyTree], tree.PyTree]  #: v ↦ C v
+    product: Callable[[tree.PyTree], tuple[tree.PyTree, jax.Array]]  #: v ↦ C v, vᵀCv
     solve: Callable[[Face], OnFace]  #: the minimum on a face
 
 
@@ -82,6 +83,21 @@ def free_at(point: Point) -> tree.PyTree:
         lambda x, g, low, high: ~(((x <= low) & (g >= 0)) | ((x >= high) & (g <= 0))),
         *(point.params, point.grad, point.box.low, point.box.high),
     )
+
+
+def on_face(point: Point, matrix: jax.Array) -> jax.Array:
+    """A symmetric matrix, with zeros in the rows and columns of entries that cannot move."""
+    if not point.box:
+        return matrix
+    return free_columns(point, free_columns(point, matrix).T).T
+
+
+def free_columns(point: Point, matrix: jax.Array) -> jax.Array:
+    """The matrix, with zeros in the columns of entries that cannot move, if there are bounds."""
+    if not point.box:
+        return matrix
+    free, _ = tree.ravel(free_at(point))
+    return jnp.where(free[None, :], matrix, 0)
 
 
 def room_at(point: Point, unit: tree.PyTree) -> Box:
@@ -117,14 +133,18 @@ class _Walk(NamedTuple):
     found: OnFace  # what the solver said; its products are those of all faces and looks
 
 
-def step_within(model: Quadratic) -> Inside:
-    """The step that minimises the model within the box and the radius, or an approximation."""
+def step_within(caller: str, model: Quadratic) -> Inside:
+    """The step that minimises the model within the box and the radius, or an approximation.
+
+    Reverse-mode derivatives raise an error that names ``caller``.
+    """
     walk = _cauchy(model)
     walk = jax.lax.while_loop(
         lambda walk: ~walk.is_over & (walk.faces < _FACES),
         lambda walk: _to_next_face(model, walk),
         walk,
     )
+    walk = forward_only(caller, walk)
     return Inside(
         u=walk.u,
         length=tree.sqrt(tree.vdot(walk.u, walk.u)),
@@ -137,8 +157,8 @@ def step_within(model: Quadratic) -> Inside:
 
 def _looked(model: Quadratic, u: tree.PyTree) -> tuple[tree.PyTree, jax.Array, jax.Array]:
     """C u, m(u), and gᵀu."""
-    bent = model.product(u)
-    first, second = vdots((model.slope, u), (bent, u))
+    bent, second = model.product(u)
+    first = tree.vdot(model.slope, u)
     return bent, first + 0.5 * second, first
 
 
@@ -147,32 +167,28 @@ def _cauchy(model: Quadratic) -> _Walk:
     steepness = tree.vdot(g, g)
     farthest = tree.divide(jnp.ones_like(steepness), tree.sqrt(steepness))
     is_bent = model.bend > 0
-    t = jnp.where(is_bent, steepness / jnp.where(is_bent, model.bend, 1), farthest)
-    t = jnp.minimum(t, farthest)
+    least = jnp.where(is_bent, steepness / jnp.where(is_bent, model.bend, 1), farthest)
 
-    def at(t: jax.Array) -> tuple[tree.PyTree, ...]:
+    def shorter(search: _Search) -> _Search:
+        t = 0.5 * search.t
         u = _projected(model.room, tree.scale(-t, g))
-        return u, *_looked(model, u)
+        bent, value, first = _looked(model, u)
+        return _Search(t, u, bent, value, value <= _DECREASE * first, search.looks + 1)
 
-    def is_poor(search: tuple[jax.Array, ...]) -> jax.Array:
-        _, count, _, _, value, first = search
-        return ~(value <= _DECREASE * first) & (count < _CAUCHY_HALVINGS)
-
-    def halved(search: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        t, count, *_ = search
-        return 0.5 * t, count + 1, *at(0.5 * t)
-
-    start = varying_like((t, jnp.array(1, jnp.int32), *at(t)), g)
-    _, count, u, bent, value, _ = jax.lax.while_loop(is_poor, halved, start)
+    found = jax.lax.while_loop(
+        lambda search: ~search.is_good & (search.looks < _CAUCHY_HALVINGS),
+        shorter,
+        _no_search(g, 2 * jnp.minimum(least, farthest)),
+    )
     none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
     walk = _Walk(
-        u=u,
-        bent=bent,
-        value=value,
-        fixed=_at_bound(model.room, u),
+        u=found.u,
+        bent=found.bent,
+        value=found.value,
+        fixed=_at_bound(model.room, found.u),
         faces=none,
-        is_over=steepness == 0,
-        found=OnFace((), no, count, yes),
+        is_over=no,
+        found=OnFace((), no, found.looks, yes),
     )
     return varying_like(walk, g)
 
@@ -221,41 +237,47 @@ class _Search(NamedTuple):
     looks: jax.Array
 
 
+def _no_search(like: tree.PyTree, t: jax.Array) -> _Search:
+    """Before the first look; ``t`` is twice the first one."""
+    zero = jax.tree.map(jnp.zeros_like, like)
+    start = _Search(t, zero, zero, jnp.zeros_like(t), jnp.array(False), jnp.array(0, jnp.int32))
+    return varying_like(start, like)
+
+
 def _search(model: Quadratic, walk: _Walk, v: tree.PyTree) -> _Search:
     gradient = jax.tree.map(jnp.add, model.slope, walk.bent)
     ends = jax.tree.map(_end, walk.u, v, model.room.low, model.room.high)
     first = _least(ends)
 
-    def at(t: jax.Array, looks: jax.Array) -> _Search:
+    def at(u: jax.Array, v: jax.Array, end: jax.Array, bound: jax.Array, t: jax.Array) -> jax.Array:
+        return jnp.where(end <= t, bound, v + (1 - t) * (u - v))
+
+    def shorter(search: _Search) -> _Search:
+        half = jnp.where(search.looks < _HALVINGS, 0.5 * search.t, 0)
+        t = jnp.where(search.looks == 0, half, jnp.maximum(half, first))
         u = jax.tree.map(
-            lambda u, v, end, low, high: jnp.where(
-                end <= t, jnp.where(v < u, low, high), v + (1 - t) * (u - v)
+            lambda u, v, end, low, high: jnp.clip(
+                at(u, v, end, jnp.where(v < u, low, high), t), low, high
             ),
             *(walk.u, v, ends, model.room.low, model.room.high),
         )
-        u = _projected(model.room, u)
         bent, value, _ = _looked(model, u)
         descent = tree.vdot(gradient, jax.tree.map(jnp.subtract, u, walk.u))
         needed = jnp.where(t <= first, 0, _DECREASE * jnp.minimum(descent, 0))
-        return _Search(t, u, bent, value, value <= walk.value + needed, looks + 1)
+        return _Search(t, u, bent, value, value <= walk.value + needed, search.looks + 1)
 
-    def shorter(search: _Search) -> _Search:
-        t = jnp.where(search.looks < _HALVINGS, jnp.maximum(0.5 * search.t, first), first)
-        return at(t, search.looks)
-
-    one = jnp.ones_like(walk.value)
     return jax.lax.while_loop(
         lambda search: ~search.is_good & (search.t > first),
         shorter,
-        varying_like(at(one, jnp.array(0, jnp.int32)), walk.u),
+        _no_search(walk.u, 2 * jnp.ones_like(walk.value)),
     )
 
 
 def _end(u: jax.Array, v: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """The t ≥ 0 at which u + t (v − u) leaves the box; 2 if it is beyond v."""
+    """The t ≥ 0 at which u + t (v − u) leaves the box; ``_NEVER`` if v is inside."""
     bound = jnp.where(v < u, low, high)
     leaves = jnp.where(v < u, v < low, v > high)
-    return jnp.where(leaves, (bound - u) / jnp.where(leaves, v - u, 1), 2)
+    return jnp.where(leaves, (bound - u) / jnp.where(leaves, v - u, 1), _NEVER)
 
 
 def _projected(room: Box, u: tree.PyTree) -> tree.PyTree:
@@ -278,4 +300,6 @@ def _any(flags: tree.PyTree) -> jax.Array:
 
 
 def _least(values: tree.PyTree) -> jax.Array:
-    return -tree.max_abs(jax.tree.map(lambda x: 2 - x, values)) + 2
+    return functools.reduce(
+        jnp.minimum, [jnp.min(x) for x in jax.tree.leaves(values) if jnp.size(x)]
+    )

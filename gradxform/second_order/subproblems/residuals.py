@@ -30,6 +30,7 @@ from gradxform.second_order.subproblems import (
     usable_radius,
 )
 from gradxform.second_order.subproblems.exact import EigenModel, exact_step
+from gradxform.second_order.subproblems.faces import free_columns, on_face
 from gradxform.sharding import varying_like
 from gradxform.squares import Residuals, linearised, squares_of
 
@@ -120,7 +121,8 @@ def _of_residuals(
     unit, jacobian = _normalised(jacobian)
     lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
     size, r = _normalised(linear.r)
-    values, axes, slopes = normal_axes(jacobian * (unit * tree.reciprocal(lengths))[None, :], r)
+    scaled = jacobian * (unit * tree.reciprocal(lengths))[None, :]
+    values, axes, slopes = normal_axes(free_columns(point, scaled), r)
     return EigenModel(axes, values, slopes, _sizes(size, unit)), lengths
 
 
@@ -132,7 +134,8 @@ def _of_curvature(
     root = jnp.sqrt(unit)
     lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
     scale = tree.reciprocal(lengths)
-    values, axes = eigh(matrix * (root * scale)[:, None] * (root * scale)[None, :])
+    scaled = matrix * (root * scale)[:, None] * (root * scale)[None, :]
+    values, axes = eigh(on_face(point, scaled))
     size, gradient = _normalised(scale * tree.ravel(point.grad)[0])
     slopes = _dot(axes.T, gradient)
     return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(size, unit)), lengths
