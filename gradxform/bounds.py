@@ -107,9 +107,11 @@ def _like(said: str, side: Any, nothing: float, params: tree.PyTree) -> tree.PyT
         raise ValueError(
             f"{said} must have the structure of the parameters or a prefix of it"
         ) from None
-    paths = jax.tree_util.tree_leaves_with_path(params)
+    paths = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_none)
     full = []
     for (path, p), x in zip(paths, jax.tree.leaves(filled, is_leaf=is_none), strict=True):
+        if p is None:  # no leaf: part of the structure of the parameters
+            continue
         # infinity would alarm JAX's debugging modes
         most = tree.largest(jnp.result_type(p))
         bound = jnp.clip(jnp.asarray(nothing if x is None else x), -most, most)

@@ -145,6 +145,19 @@ METHODS = {
         {"solver": "steihaug", "columns": 4, "max_size": 1, "curvature": None},
         needs=("value", "value_fn"),
     ),
+    "trust_region_bounded": Method(
+        gx.trust_region,
+        {**TRUST, "max_radius": (5.0, 0.3), "tol": (0.5, 0.1)},
+        {"columns": 4, "max_size": 100, "curvature": None, "bounds": (-2.5, 2.5)},
+        needs=("value", "value_fn"),
+        dense=True,
+    ),
+    "trust_region_steihaug_bounded": Method(
+        gx.trust_region,
+        {**TRUST, "tol": (0.1, 0.9), "maxiter": (20, 1)},
+        {"solver": "steihaug", "columns": 4, "max_size": 1, "bounds": (-2.5, 2.5)},
+        needs=("value", "value_fn"),
+    ),
     "hessian_free": Method(
         hessian_free,
         {

@@ -49,7 +49,12 @@ PATHS = {
 }
 DIRECTION, WEIGHTS = (0.3, 0.9, -0.5), (1.0, -0.7, 0.4)
 
-FORWARD_ONLY = ("trust_region_steihaug", "hessian_free")
+FORWARD_ONLY = (
+    "trust_region_steihaug",
+    "trust_region_bounded",
+    "trust_region_steihaug_bounded",
+    "hessian_free",
+)
 # derivatives are those of an exact section or solve, so that must be nearly one
 CHANGES: dict[str, dict[str, float]] = {
     "coordinate_descent": {"tol": 1e-12},

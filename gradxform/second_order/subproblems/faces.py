@@ -97,7 +97,7 @@ def free_columns(point: Point, matrix: jax.Array) -> jax.Array:
     if not point.box:
         return matrix
     free, _ = tree.ravel(free_at(point))
-    return jnp.where(free[None, :], matrix, 0)
+    return jnp.where(free, matrix, 0)
 
 
 def room_at(point: Point, unit: tree.PyTree) -> Box:

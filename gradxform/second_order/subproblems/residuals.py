@@ -43,7 +43,7 @@ class ResidualModel(NamedTuple):
 
     eigen: EigenModel  #: of KᵀK, with A = D⁻¹V, Λ = S² and Aᵀg = S Uᵀ r
     lengths: jax.Array  #: the diagonal of D
-    size: jax.Array  #: ‖D x‖
+    size: jax.Array  #: ‖D x‖; with bounds of the entries that can move
 
 
 def least_squares_at(method: str, value_fn: ValueFn, params: tree.PyTree) -> Residuals | Product:
@@ -110,7 +110,9 @@ def _model_at(point: Point, lengths: jax.Array, columns: int) -> ResidualModel:
     x, _ = tree.ravel(point.params)
     scale = tree.reciprocal(lengths)
     axes = rows_like(scale[:, None] * eigen.axes, point.grad)
-    return ResidualModel(eigen._replace(axes=axes), lengths, tree.norm(lengths * x))
+    return ResidualModel(
+        eigen._replace(axes=axes), lengths, tree.norm(free_columns(point, lengths * x))
+    )
 
 
 def _of_residuals(
