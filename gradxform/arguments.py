@@ -6,6 +6,7 @@ itself, and for floats among the arguments. Everything else, such as integers, s
 functions, may steer Python code in the objective and is compiled in.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from gradxform.configuration import ABSENT
 from gradxform.hyperparameters import shown
 from gradxform.objective import Composed, bind, data_of
+from gradxform.squares import squares_of
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
@@ -48,6 +50,8 @@ def with_arguments(
     the function that the user called.
     """
     by_name = isinstance(args, Mapping)
+    if isinstance(fn, Composed) and squares_of(fn) is not None:
+        return dataclasses.replace(fn, model=with_arguments(caller, fn.model, args))
     if isinstance(fn, Composed):
         return _with_data(caller, fn, args) if args else fn
     if not args and not before:

@@ -15,9 +15,10 @@ from jax.core import Tracer
 
 from gradxform.configuration import ATOMS, NotRecognisable, is_known_constant, read_by
 from gradxform.content import content
+from gradxform.objective import Composed
 
 _JITTED = type(jax.jit(len))
-_CONTAINERS = (tuple, dict, list)
+_CONTAINERS = (tuple, dict, list, Composed)
 # libraries whose functions never assign to a variable of their closure
 _SETTLED = ("gradxform", "optax")
 
@@ -100,4 +101,6 @@ def _identities(values: Iterable[Any]) -> list[int]:
 def _parts(value: Any) -> tuple[Any, ...]:
     if isinstance(value, dict):
         return (*value.keys(), *value.values())
+    if isinstance(value, Composed):
+        return tuple(vars(value).values())
     return tuple(value)

@@ -66,6 +66,10 @@ def minimize(
     the last point, and it stops when the parameters no longer change. It does not check methods
     that compare values (line searches, trust regions); put the penalty into ``fn`` for them.
 
+    With :func:`gradxform.proximal` and :func:`gradxform.projected` it returns the last point too.
+    It adds the subgradient that they have found to the gradient, so ``tol`` and ``grad_norm``
+    belong to objective and penalty together.
+
     **Success.** ``solution.converged`` is True for two statuses. ``converged`` means that the
     gradient is small enough, or that the stop rule says so. ``at_precision`` means that rounding
     hides any further decrease, as often in float32 before the gradient falls below ``tol``.

@@ -39,6 +39,10 @@ _IN_WORDS = {
 }
 
 
+# a bound on the gradient beyond this size is none: a stop rule takes its place
+_UNBOUNDED = 1e30
+
+
 class History(NamedTuple):
     """The last accepted points of a run, oldest first; see ``history`` of :func:`minimize`.
 
@@ -120,7 +124,7 @@ class Solution(NamedTuple):
         if lanes.ndim:
             counts = (f"{np.sum(lanes == s)} {s.name}" for s in Status if np.any(lanes == s))
             return f"{lanes.size} solves: {', '.join(counts)}"
-        bound = f"{float(self.tol):.2e}" if self.tol < tree.largest(np.float32) else ""
+        bound = f"{float(self.tol):.2e}" if self.tol < _UNBOUNDED else ""
         rows = (
             ("value", f"{float(self.value):.6g}", ""),
             ("gradient, largest entry", f"{float(self.grad_norm):.2e}", bound),

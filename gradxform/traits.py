@@ -8,6 +8,7 @@ from jax.extend.core import Literal as Constant
 from gradxform import tree
 from gradxform.info import reported
 from gradxform.objective import Composed
+from gradxform.wrappers.projection import subgradient_of
 
 
 def is_costly(state: optax.OptState) -> bool:
@@ -19,11 +20,14 @@ def is_costly(state: optax.OptState) -> bool:
 def is_penalised(
     tx: optax.GradientTransformationExtraArgs, params: tree.PyTree, state: optax.OptState
 ) -> jax.Array:
-    """Whether the method contains a penalty, such as weight decay or L1.
+    """Whether the method contains a penalty, such as weight decay or L1, or a projection.
 
-    A penalty moves parameters of zero gradient, and differently for positive and negative ones.
-    Noise moves both alike. Methods that search by values are not checked.
+    A proximal step or projection is seen in the state. Any other penalty moves parameters of zero
+    gradient, and differently for positive and negative ones. Noise moves both alike. Methods that
+    search by values are not checked.
     """
+    if subgradient_of(state, params) is not None:
+        return jnp.array(True)
     if reported(state, "stalled") or reported(state, "num_linesearch_steps"):
         return jnp.array(False)
     zeros = jax.tree.map(jnp.zeros_like, params)

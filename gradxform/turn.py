@@ -19,6 +19,7 @@ from gradxform.info import reported, total
 from gradxform.kernels import max_abs
 from gradxform.solution import Status
 from gradxform.stopping import Progress, Test, ends
+from gradxform.wrappers.projection import dual_change, has_stepped, subgradient_of
 
 
 class Point(NamedTuple):
@@ -98,6 +99,8 @@ def look(problem: Problem, loop: Loop) -> tuple[Loop, Seen]:
     free = grads
     if problem.box is not None:
         free = projected_gradient(problem.box, loop.params, free)
+    if (subgradient := subgradient_of(loop.state, loop.params)) is not None:
+        free = tree.map(jnp.add, subgradient, free)  # in at least float32
     free = jax.tree.map(lambda g, frozen: jnp.where(frozen, 0, g), free, problem.is_frozen)
     grad_norm, size = map(scalar, max_abs(free, loop.params))
     point = Point(loop.params, scalar(value), grad_norm, aux)
@@ -139,7 +142,7 @@ def move(problem: Problem, loop: Loop, seen: Seen) -> Loop:
     params = optax.apply_updates(loop.params, updates)
     if problem.box is not None:
         params = landed(problem.box, loop.params, updates)
-    is_waiting = tree.max_abs(updates) == 0
+    is_waiting = (tree.max_abs(updates) == 0) & ~has_stepped(state)
     accepts = _accepts(loop.state, state)
     stalled = (loop.status == RUNNING) & (total(state, "stalled") > 0)
     has_running = bool(jax.tree.leaves(loop.running))
@@ -173,6 +176,7 @@ def _step(loop: Loop, params: tree.PyTree, state: optax.OptState, accepts: jax.A
         return ()
     before, after = eval_params(loop.state, loop.params), eval_params(state, params)
     moved = scalar(tree.max_abs(jax.tree.map(jnp.subtract, after, before)))
+    moved = jnp.maximum(moved, dual_change(loop.state, state))
     is_first = ~jnp.isfinite(old.value)
     none = scalar(jnp.inf)
     new = Step(
@@ -225,9 +229,14 @@ def _verdict(
 ) -> tuple[jax.Array, jax.Array]:
     """Whether the run has converged, and whether a rule stops it for another reason."""
     counts = low | problem.keep_last
+    is_penalised = problem.penalised
+    if subgradient_of(loop.state, loop.params) is not None:
+        # the gradient contains the penalty as soon as an update has found its subgradient
+        counts &= loop.steps > 0
+        is_penalised = jnp.array(False)
     if problem.stop is None:
         tol = problem.limits.tol(loop.first_value, loop.first_grad_norm)
-        return (loop.grad_norm <= tol) & counts & ~problem.penalised, jnp.array(False)
+        return (loop.grad_norm <= tol) & counts & ~is_penalised, jnp.array(False)
     assert isinstance(loop.step, Step)
     end = ends(
         problem.stop,

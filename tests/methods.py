@@ -56,6 +56,28 @@ def hessian_free(
     )
 
 
+def levenberg_marquardt(
+    initial_radius: float,
+    max_radius: float,
+    decrease: float,
+    noise: float,
+    columns: int,
+    max_size: int,
+    bounds: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Of any function: the default curvature is of residuals."""
+    return gx.levenberg_marquardt(
+        curvature=gx.hessian(),
+        initial_radius=initial_radius,
+        max_radius=max_radius,
+        decrease=decrease,
+        noise=noise,
+        columns=columns,
+        max_size=max_size,
+        bounds=bounds,
+    )
+
+
 RATE = {"learning_rate": (0.05, 0.02)}
 MOMENTUM = {"momentum": (0.9, 0.5)}
 RMSPROP = {**RATE, "decay": (0.9, 0.8), "eps": (1e-6, 1e-2)}
@@ -148,15 +170,31 @@ METHODS = {
     "trust_region_bounded": Method(
         gx.trust_region,
         {**TRUST, "max_radius": (5.0, 0.3), "tol": (0.5, 0.1)},
-        {"columns": 4, "max_size": 100, "curvature": None, "bounds": (-2.5, 2.5)},
+        {"columns": 4, "max_size": 100, "curvature": None, "bounds": (-4.0, 4.0)},
         needs=("value", "value_fn"),
         dense=True,
     ),
     "trust_region_steihaug_bounded": Method(
         gx.trust_region,
         {**TRUST, "tol": (0.1, 0.9), "maxiter": (20, 1)},
-        {"solver": "steihaug", "columns": 4, "max_size": 1, "bounds": (-2.5, 2.5)},
+        {"solver": "steihaug", "columns": 4, "max_size": 1, "bounds": (-4.0, 4.0)},
         needs=("value", "value_fn"),
+    ),
+    "levenberg_marquardt": Method(
+        levenberg_marquardt,
+        {"initial_radius": (1.0, 0.2), "max_radius": (5.0, 0.3), "decrease": (1e-4, 0.2)}
+        | {"noise": (1e-6, 1e-2)},
+        {"columns": 4, "max_size": 100},
+        needs=("value", "value_fn"),
+        dense=True,
+    ),
+    "levenberg_marquardt_bounded": Method(
+        levenberg_marquardt,
+        {"initial_radius": (1.0, 0.2), "max_radius": (5.0, 0.3), "decrease": (1e-4, 0.2)}
+        | {"noise": (1e-6, 1e-2)},
+        {"columns": 4, "max_size": 100, "bounds": (-4.0, 4.0)},
+        needs=("value", "value_fn"),
+        dense=True,
     ),
     "hessian_free": Method(
         hessian_free,

@@ -53,6 +53,7 @@ FORWARD_ONLY = (
     "trust_region_steihaug",
     "trust_region_bounded",
     "trust_region_steihaug_bounded",
+    "levenberg_marquardt_bounded",
     "hessian_free",
 )
 # derivatives are those of an exact section or solve, so that must be nearly one

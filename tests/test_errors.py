@@ -39,7 +39,8 @@ REQUIRED = {
     **dict.fromkeys(("tx", "direction", "inner", "opt"), gx.sgd(0.1)),
     **dict.fromkeys(("learning_rate", "init_value", "end_value", "decay"), 0.1),
     **{"transition_steps": 3, "every_k_schedule": 2, "mask": True, "param_labels": "a"},
-    **{"rtol": 0.1, "value": 1.0, "number": 5},
+    **{"rtol": 0.1, "value": 1.0, "number": 5, "strength": 0.1},
+    **{"projection": jnp.tanh, "prox": lambda params, step: params},
     **{"transforms": {"a": gx.sgd(0.1)}, "inner_factory": gx.sgd, "fn": objective},
     **{"params": jnp.zeros(2), "loss": jnp.sum, "model": jnp.tanh, "state": optax.EmptyState()},
 }
@@ -129,12 +130,20 @@ WITH_PARAMS = {
     "with_line_search": gx.with_line_search(gx.scale_by_newton()),
     "polyak_average": gx.polyak_average(gx.sgd(0.1)),
     "rounded_stochastically": gx.rounded_stochastically(gx.sgd(0.1)),
+    "projected": gx.projected(gx.sgd(0.1), jnp.tanh),
+    "proximal": gx.proximal(gx.sgd(0.1), gx.soft_threshold(0.1)),
     **{
         name: getattr(gx, name)()
         for name in ("newton", "newton_cg", "hessian_free", "trust_region", "coordinate_descent")
     },
     **{name: getattr(gx, name)() for name in ("bfgs", "lbfgs", "nonlinear_cg")},
 }
+
+
+NEEDS_PARAMS_ALONE = (
+    *("scale_by_bfgs", "scale_by_lbfgs", "polyak_average"),
+    *("rounded_stochastically", "projected", "proximal"),
+)
 
 
 @pytest.mark.parametrize("name", WITH_PARAMS)
@@ -147,7 +156,7 @@ def test_update_names_the_function_that_made_the_method(name: str) -> None:
         ValueError, match=rf"^{name}: update got params that differ .*\(3,\).*\(2,\)"
     ):
         tx.update(x, state, jnp.ones(3))
-    if name not in ("scale_by_bfgs", "scale_by_lbfgs", "polyak_average", "rounded_stochastically"):
+    if name not in NEEDS_PARAMS_ALONE:
         with pytest.raises(ValueError, match=rf"^{name} needs value(_fn)?=…"):
             tx.update(x, state, x)
 

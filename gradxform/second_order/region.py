@@ -186,8 +186,8 @@ def region(
                 radius=step.radius, stalled=stuck | (improvement.idle >= PATIENCE)
             ),
         )
-        if prepared.full is not None:
-            expected, relative = prepared.full
+        if step.full is not None:
+            expected, relative = step.full
             info_now = new_state.info._replace(expected=expected, relative_step=relative)
             new_state = new_state._replace(info=info_now)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)

@@ -12,7 +12,7 @@ The loop holds the trial point x + p. An update sees f there and decides with ρ
 the next p within the new Δ; the modules of ``subproblems`` do that.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
@@ -155,10 +155,11 @@ def trust_region(
     def subproblem(params: tree.PyTree) -> Subproblem:
         size = tree.count(params)
         if solver == "steihaug" or (solver == "auto" and size > max_size):
-            solve = steihaug if bounds is None else steihaug_within
-            return solve(
-                initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter
-            )
+            limits: Any = {"tol": tol, "maxiter": maxiter}
+            radii: Any = {"initial_radius": initial_radius, "max_radius": max_radius}
+            if bounds is None:
+                return steihaug(**radii, **limits)
+            return steihaug_within("trust_region(bounds=…)", **radii, **limits)
         solve = exact(
             initial_radius=initial_radius, scaling=scaling, columns=columns, max_size=max_size
         )

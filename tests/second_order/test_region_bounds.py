@@ -14,8 +14,6 @@ import pytest
 from scipy.optimize import lsq_linear
 
 import gradxform as gx
-from gradxform.second_order.levenberg_marquardt import levenberg_marquardt
-from gradxform.squares import sum_of_squares
 from tests.methods import step
 
 rng = np.random.default_rng(5)
@@ -31,7 +29,7 @@ def steihaug(bounds: Bounds | None = None) -> Any:
 
 
 def squares(bounds: Bounds | None = None) -> Any:
-    return levenberg_marquardt(bounds=bounds)
+    return gx.levenberg_marquardt(bounds=bounds)
 
 
 MAKERS = {"exact": exact, "steihaug": steihaug, "squares": squares}
@@ -47,7 +45,7 @@ def valley(x: jax.Array) -> jax.Array:
     return jnp.concatenate([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]])
 
 
-rosenbrock = sum_of_squares(valley)
+rosenbrock = gx.sum_of_squares(valley)
 quartic = lambda x, c: jnp.sum((x - c) ** 4) + jnp.sum((x - c) ** 2) + (jnp.sum(x) - 1) ** 2
 
 
@@ -58,7 +56,7 @@ def test_minimum_of_a_quadratic_in_a_box_is_scipys(make: Any) -> None:
         residuals = lambda x: line(x, a, b)
         start = jnp.zeros(6) + 0.1
         bounds = low, high
-        return gx.minimize(sum_of_squares(residuals), start, make, bounds=bounds, tol=1e-10)
+        return gx.minimize(gx.sum_of_squares(residuals), start, make, bounds=bounds, tol=1e-10)
 
     solve = jax.jit(solve)
     for _ in range(8):
@@ -81,7 +79,8 @@ def test_with_bounds_out_of_reach_the_steps_are_those_without(make: Any) -> None
     without = gx.minimize(rosenbrock, start, make(), history=60)
     within = gx.minimize(rosenbrock, start, make, bounds=(-1e6, None), history=60)
     assert within.evaluations == without.evaluations
-    assert without.history is not None and within.history is not None
+    assert without.history is not None
+    assert within.history is not None
     values = without.history.value
     known = np.asarray(values) > 1e-8  # rounding is larger than the last values
     np.testing.assert_allclose(within.history.value[known], values[known], rtol=1e-6)
@@ -135,11 +134,11 @@ def test_a_start_outside_is_moved_inside_in_a_stock_loop(make: Any) -> None:
     tx = make((-0.5, 0.5))
     x = jnp.asarray([2.0, 0.1])
     moved, state = step(tx, x, tx.init(x), rosenbrock)
-    np.testing.assert_array_equal(moved, [0.5, 0.1])
+    np.testing.assert_array_equal(moved, np.float32([0.5, 0.1]))
     assert state.info.accepted == 0
     _, state = step(tx, moved, state, rosenbrock)
     assert state.info.accepted == 1
-    np.testing.assert_array_equal(gx.eval_params(state, x), [0.5, 0.1])
+    np.testing.assert_array_equal(gx.eval_params(state, x), np.float32([0.5, 0.1]))
 
 
 @every_method
@@ -169,7 +168,8 @@ def test_derivatives_with_active_bounds_are_those_of_finite_differences(make: An
     at = jnp.asarray([0.9, -0.5, 0.6, 0.1, 0.5, 2.0, 3.0])
     minimum = jax.jit(minimum)
     x = minimum(at)
-    assert x[0] == 0.5 and x[1] == 0.1 and 0.1 < x[2] < 3
+    np.testing.assert_array_equal(x[:2], [0.5, 0.1])
+    assert 0.1 < x[2] < 3
     h = 1e-4
     rows = [(minimum(at + h * e) - minimum(at - h * e)) / (2 * h) for e in np.eye(7)]
     found = jax.jacobian(minimum)(at)
@@ -184,7 +184,7 @@ def test_a_sweep_over_bounds_is_one_program(make: Any) -> None:
         traces.append(None)
         return valley(x)
 
-    objective = sum_of_squares(counted)
+    objective = gx.sum_of_squares(counted)
 
     @jax.jit
     @jax.vmap
@@ -236,7 +236,7 @@ def test_leaves_a_saddle_on_a_face() -> None:
 
 def test_the_full_step_is_that_of_the_free_entries() -> None:
     tx = squares((jnp.asarray([1.0, -9.0]), jnp.asarray([2.0, 9.0])))
-    objective = sum_of_squares(lambda x: jnp.asarray([3 * x[0], x[1] - 2, x[0] * 0]))
+    objective = gx.sum_of_squares(lambda x: jnp.asarray([3 * x[0], x[1] - 2, x[0] * 0]))
     x = jnp.asarray([1.0, 1.0])
     _, state = step(tx, x, tx.init(x), objective)
     np.testing.assert_allclose(state.info.expected, 0.5, rtol=1e-6)  # of x₁ alone
@@ -248,7 +248,7 @@ def test_the_full_step_is_that_of_the_free_entries() -> None:
 
 @every_method
 def test_a_trial_that_is_not_finite_is_rejected(make: Any) -> None:
-    walled = sum_of_squares(lambda x: jnp.where(x[0] > 0.6, jnp.nan, valley(x)))
+    walled = gx.sum_of_squares(lambda x: jnp.where(x[0] > 0.6, jnp.nan, valley(x)))
     solution = gx.minimize(walled, jnp.zeros(2), make, bounds=(-1.0, 0.9), max_steps=40)
     assert solution.value < walled(jnp.zeros(2))
     assert bool(jnp.all(jnp.isfinite(solution.params)))

@@ -31,7 +31,6 @@ class Prepared(NamedTuple):
     radius: jax.Array  #: the first Δ; 0 if the step computes it
     products: jax.Array  #: curvature products made, an int32
     finite: jax.Array  #: whether the curvature was finite
-    full: "Full | None" = None  #: the step without a radius, if the solver knows it
 
 
 class Full(NamedTuple):
@@ -51,6 +50,7 @@ class Step(NamedTuple):
     negative: jax.Array  #: whether negative curvature was found
     products: jax.Array  #: curvature products made, an int32
     finite: jax.Array  #: whether the curvature was finite
+    full: Full | None = None  #: the step without a radius, if the solver knows it
 
 
 class Subproblem(NamedTuple):

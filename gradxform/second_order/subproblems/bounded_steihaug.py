@@ -27,23 +27,26 @@ from gradxform.second_order.subproblems.steihaug import (
     steihaug_step,
 )
 
-_CALLER = 'trust_region(solver="steihaug", bounds=…)'
-
 
 def steihaug_within(
-    *, initial_radius: Scalar | None, max_radius: Scalar | None, tol: Scalar, maxiter: Scalar
+    caller: str,
+    *,
+    initial_radius: Scalar | None,
+    max_radius: Scalar | None,
+    tol: Scalar,
+    maxiter: Scalar,
 ) -> Subproblem:
-    """:func:`gradxform.second_order.subproblems.steihaug.steihaug` within bounds."""
+    """:func:`gradxform.second_order.subproblems.steihaug.steihaug` within bounds; errors name ``caller``."""
     plain = steihaug(initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter)
 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
         limits = limits_of(point, sizes, tol=tol, maxiter=maxiter, max_radius=max_radius)
-        return _step(point, sizes, radius, limits)
+        return _step(caller, point, sizes, radius, limits)
 
     return plain._replace(step=step)
 
 
-def _step(point: Point, sizes: Sizes, radius: jax.Array, limits: Limits) -> Step:
+def _step(caller: str, point: Point, sizes: Sizes, radius: jax.Array, limits: Limits) -> Step:
     free = free_at(point)
     product = _on(free, point.linearise())
     size = sizes.grad
@@ -70,7 +73,7 @@ def _step(point: Point, sizes: Sizes, radius: jax.Array, limits: Limits) -> Step
         return OnFace(found.p, found.negative, found.products + 1, found.finite)
 
     unit = jax.tree.map(lambda x: jnp.full_like(x, radius), point.params)
-    inside = step_within(_CALLER, Quadratic(g, bend * radius, room_at(point, unit), bent, solve))
+    inside = step_within(caller, Quadratic(g, bend * radius, room_at(point, unit), bent, solve))
     return Step(
         p=tree.scale(radius, inside.u),
         length=radius * inside.length,

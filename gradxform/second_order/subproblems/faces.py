@@ -85,6 +85,17 @@ def free_at(point: Point) -> tree.PyTree:
     )
 
 
+def meets_bound(point: Point, p: tree.PyTree) -> jax.Array:
+    """Whether the step p takes an entry to a bound."""
+    assert isinstance(point.box, Box)
+    return _any(
+        jax.tree.map(
+            lambda x, p, low, high: (p != 0) & ((x + p <= low) | (x + p >= high)),
+            *(point.params, p, point.box.low, point.box.high),
+        )
+    )
+
+
 def on_face(point: Point, matrix: jax.Array) -> jax.Array:
     """A symmetric matrix, with zeros in the rows and columns of entries that cannot move."""
     if not point.box:

@@ -74,10 +74,10 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
             radius = usable_radius(radius, point.rough_radius)
         else:
             radius = scalar(initial_radius)
-        return Prepared(model, radius, products, finite, _full(model))
+        return Prepared(model, radius, products, finite)
 
     def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
-        return exact_step(model.eigen, radius)
+        return exact_step(model.eigen, radius)._replace(full=_full(model))
 
     return Subproblem(init, prepare, step)
 
