@@ -130,7 +130,8 @@ def trust_region(
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
-        argument, the bounds do not fit the parameters, or there are more parameters than ``max_size`` with ``solver="exact"``.
+        argument, the bounds do not fit the parameters, or there are more parameters than
+        ``max_size`` with ``solver="exact"``.
 
     References:
       Lecture 7, "Newton's Method". Nocedal & Wright, *Numerical Optimization* (2006). Exact step:

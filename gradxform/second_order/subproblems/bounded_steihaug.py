@@ -36,7 +36,10 @@ def steihaug_within(
     tol: Scalar,
     maxiter: Scalar,
 ) -> Subproblem:
-    """:func:`gradxform.second_order.subproblems.steihaug.steihaug` within bounds; errors name ``caller``."""
+    """:func:`gradxform.second_order.subproblems.steihaug.steihaug` within the bounds of the point.
+
+    Errors name ``caller``.
+    """
     plain = steihaug(initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter)
 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:

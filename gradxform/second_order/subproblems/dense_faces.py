@@ -31,7 +31,7 @@ from gradxform.second_order.subproblems.faces import (
     room_at,
     step_within,
 )
-from gradxform.second_order.subproblems.residuals import ResidualModel, normal_axes
+from gradxform.second_order.subproblems.residuals import ResidualModel, full_step, normal_axes
 
 dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -119,7 +119,8 @@ def residuals_within(point: Point, model: ResidualModel, radius: jax.Array) -> S
         rest = dot(q, jnp.where(root > 0, 0, at_x.slopes))
         return Axes(axes, values, slopes + dot(axes.T, _free(face, rest)))
 
-    return dense_step("levenberg_marquardt(bounds=…)", point, model.eigen, radius, of_face)
+    step = dense_step("levenberg_marquardt(bounds=…)", point, model.eigen, radius, of_face)
+    return step._replace(full=full_step(model))
 
 
 def _free(face: Face, x: jax.Array) -> jax.Array:

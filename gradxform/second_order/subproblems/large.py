@@ -70,7 +70,7 @@ def large(
 
 
 def _unless_cut(step: Step, point: Point) -> Full:
-    """The step itself, if neither the radius nor a bound cut it; otherwise the full one is unknown."""
+    """The step itself if neither the radius nor a bound cut it, otherwise the largest numbers."""
     x = tree.sqrt(tree.vdot(point.params, point.params))
     is_known = (step.length < 0.9 * step.radius) & (x > 0)
     if point.box:

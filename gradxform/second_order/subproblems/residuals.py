@@ -77,12 +77,12 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
         return Prepared(model, radius, products, finite)
 
     def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
-        return exact_step(model.eigen, radius)._replace(full=_full(model))
+        return exact_step(model.eigen, radius)._replace(full=full_step(model))
 
     return Subproblem(init, prepare, step)
 
 
-def _full(model: ResidualModel) -> Full:
+def full_step(model: ResidualModel) -> Full:
     """The Gauss–Newton step."""
     slopes, values = model.eigen.slopes, model.eigen.values
     size = scalar(model.eigen.sizes[0])
