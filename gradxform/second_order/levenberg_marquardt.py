@@ -41,7 +41,7 @@ class LevenbergMarquardtInfo(NamedTuple):
     negative_curvature: jax.Array  #: always 0
     curvature_products: jax.Array  #: products with the Jacobian; a full one of n columns counts n
     value: jax.Array  #: f(x) at the accepted point x
-    grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
+    grad_norm: jax.Array  #: largest absolute entry of the (projected) gradient at that point
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
     expected: jax.Array  #: reduction of f predicted for the full step, which no radius cuts

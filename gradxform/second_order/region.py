@@ -57,7 +57,7 @@ class TrustRegionInfo(NamedTuple):
     negative_curvature: jax.Array  #: accepted points at which negative curvature was found
     curvature_products: jax.Array  #: products with the curvature; a full n × n matrix counts n
     value: jax.Array  #: f(x) at the accepted point x
-    grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
+    grad_norm: jax.Array  #: largest absolute entry of the (projected) gradient at that point
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
     expected: jax.Array  #: reduction of f predicted for the trial point in the loop
