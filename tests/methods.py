@@ -57,12 +57,12 @@ def hessian_free(
 
 
 def levenberg_marquardt(
-    initial_radius: float,
-    max_radius: float,
     decrease: float,
     noise: float,
     columns: int,
     max_size: int,
+    initial_radius: float | None = None,
+    max_radius: float | None = None,
     bounds: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Of any function: the default curvature is of residuals."""
@@ -128,6 +128,12 @@ METHODS = {
     ),
     "bfgs": Method(gx.bfgs, SEARCH, needs=("value",), dense=True),
     "lbfgs": Method(gx.lbfgs, SEARCH, {"memory_size": 2, "ravel": False}, needs=("value",)),
+    "lbfgs_bounded": Method(
+        gx.lbfgs,
+        SEARCH,
+        {"memory_size": 2, "ravel": False, "bounds": (-2.0, 3.0)},
+        needs=("value",),
+    ),
     "nonlinear_cg": Method(
         gx.nonlinear_cg,
         {**SEARCH, "curvature": (0.2, 0.4), "restart": (0.5, 0.2), "truncation": (0.4, 0.1)},

@@ -102,7 +102,7 @@ def test_dtypes_and_structure_never_change(method: Method, dtype: str) -> None:
         grads, updates, new_state, moved, evaluated = map(described, found)
         assert new_state == described(state)
         assert updates == grads
-        is_box = lambda node: isinstance(node, Box)  # bounds have the dtypes of the parameters
+        is_box = lambda node: isinstance(node, Box)  # bounds are parameters
         for leaf in jax.tree.leaves(state, is_leaf=is_box):
             if not is_box(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
                 assert leaf.dtype == gx.tree.wide(jnp.dtype(dtype))
