@@ -18,6 +18,7 @@ from gradxform import tree
 from gradxform.curvature import Product, gauss_newton_of
 from gradxform.derivatives import eigh, turn_of
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.kernels import unless_batched
 from gradxform.objective import Composed, ValueFn
 from gradxform.rows import identity_rows, rows_like
 from gradxform.second_order.newton import dense
@@ -30,7 +31,9 @@ from gradxform.second_order.subproblems import (
     usable_radius,
 )
 from gradxform.second_order.subproblems.exact import EigenModel, exact_step
+from gradxform.second_order.subproblems.faces import free_columns, on_face
 from gradxform.sharding import varying_like
+from gradxform.small_svd import LARGEST, orthogonalised, triangle_of
 from gradxform.squares import Residuals, linearised, squares_of
 
 # D falls by at most this factor from one point to the next: a column that was long stays in mind
@@ -42,7 +45,7 @@ class ResidualModel(NamedTuple):
 
     eigen: EigenModel  #: of KᵀK, with A = D⁻¹V, Λ = S² and Aᵀg = S Uᵀ r
     lengths: jax.Array  #: the diagonal of D
-    size: jax.Array  #: ‖D x‖
+    size: jax.Array  #: ‖D x‖; with bounds of the entries that can move
 
 
 def least_squares_at(method: str, value_fn: ValueFn, params: tree.PyTree) -> Residuals | Product:
@@ -58,8 +61,10 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
 
     def init(params: tree.PyTree) -> ResidualModel:
         zero, _ = tree.ravel(tree.zeros_like(params))
-        eigen = EigenModel(identity_rows(params), zero, zero, jnp.zeros(2, zero.dtype))
-        return ResidualModel(eigen, zero, jnp.zeros((), zero.dtype))
+        # in buffers of their own, so that a state can be donated
+        values, slopes, lengths = (jnp.zeros_like(zero) for _ in range(3))
+        eigen = EigenModel(identity_rows(params), values, slopes, jnp.zeros(2, zero.dtype))
+        return ResidualModel(eigen, lengths, jnp.zeros((), zero.dtype))
 
     def prepare(point: Point, model: ResidualModel) -> Prepared:
         def made() -> ResidualModel:
@@ -76,12 +81,12 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
         return Prepared(model, radius, products, finite)
 
     def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
-        return exact_step(model.eigen, radius)._replace(full=_full(model))
+        return exact_step(model.eigen, radius)._replace(full=full_step(model))
 
     return Subproblem(init, prepare, step)
 
 
-def _full(model: ResidualModel) -> Full:
+def full_step(model: ResidualModel) -> Full:
     """The Gauss–Newton step."""
     slopes, values = model.eigen.slopes, model.eigen.values
     size = scalar(model.eigen.sizes[0])
@@ -109,7 +114,9 @@ def _model_at(point: Point, lengths: jax.Array, columns: int) -> ResidualModel:
     x, _ = tree.ravel(point.params)
     scale = tree.reciprocal(lengths)
     axes = rows_like(scale[:, None] * eigen.axes, point.grad)
-    return ResidualModel(eigen._replace(axes=axes), lengths, tree.norm(lengths * x))
+    return ResidualModel(
+        eigen._replace(axes=axes), lengths, tree.norm(free_columns(point, lengths * x))
+    )
 
 
 def _of_residuals(
@@ -121,7 +128,8 @@ def _of_residuals(
     unit = _finite(size)
     lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
     r_size, r = _normalised(linear.r)
-    values, axes, slopes = normal_axes(jacobian * (unit * tree.reciprocal(lengths))[None, :], r)
+    scaled = jacobian * (unit * tree.reciprocal(lengths))[None, :]
+    values, axes, slopes = normal_axes(free_columns(point, scaled), r)
     return EigenModel(axes, values, slopes, _sizes(r_size, size)), lengths
 
 
@@ -133,7 +141,8 @@ def _of_curvature(
     root = jnp.sqrt(_finite(size))
     lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
     scale = tree.reciprocal(lengths)
-    values, axes = eigh(matrix * (root * scale)[:, None] * (root * scale)[None, :])
+    scaled = matrix * (root * scale)[:, None] * (root * scale)[None, :]
+    values, axes = eigh(on_face(point, scaled))
     slope, gradient = _normalised(scale * tree.ravel(point.grad)[0])
     slopes = _dot(axes.T, gradient)
     return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(slope, size)), lengths
@@ -171,15 +180,32 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 @jax.custom_jvp
 def normal_axes(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """S² ascending, V, and S Uᵀ r of ``matrix`` = U S Vᵀ; 0 where S is only rounding."""
-    m, n = matrix.shape
     # of [K r] the triangle holds that of K, and Qᵀr beside it
-    triangle = jnp.linalg.qr(jnp.concatenate([matrix, r[:, None]], axis=1), mode="r")
-    triangle = jnp.pad(triangle, ((0, max(0, n - len(triangle))), (0, 0)))[:n]
-    u, s, vt = jnp.linalg.svd(triangle[:, :n])
-    is_known = s > max(m, n) * jnp.finfo(s.dtype).eps * s[0]
-    s = jnp.where(is_known, s, 0)
-    slopes = s * _dot(u.T, triangle[:, n])
-    return jnp.square(s)[::-1], vt.T[:, ::-1], slopes[::-1]
+    both = jnp.concatenate([matrix, r[:, None]], axis=1)
+    in_a_batch = _of_batch if matrix.shape[1] <= LARGEST else _of_one
+    s, axes, slopes = unless_batched(_of_one, in_a_batch, both)
+    is_known = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[-1]
+    return jnp.where(is_known, jnp.square(s), 0), axes, jnp.where(is_known, slopes, 0)
+
+
+def _of_one(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """S ascending, V, and S Uᵀ r."""
+    triangle = _square(jnp.linalg.qr(both, mode="r"))
+    u, s, vt = jnp.linalg.svd(triangle[:, :-1])
+    return s[::-1], vt.T[:, ::-1], (s * _dot(u.T, triangle[:, -1]))[::-1]
+
+
+def _of_batch(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    triangle = _square(triangle_of(both))
+    images, axes = orthogonalised(triangle[:, :-1])  # K V, with columns of lengths S
+    s = jnp.sqrt(jnp.sum(jnp.square(images), axis=0))
+    return s, axes, _dot(images.T, triangle[:, -1])
+
+
+def _square(triangle: jax.Array) -> jax.Array:
+    """The first n rows of n + 1 columns."""
+    n = triangle.shape[1] - 1
+    return jnp.pad(triangle, ((0, max(0, n - len(triangle))), (0, 0)))[:n]
 
 
 @normal_axes.defjvp
