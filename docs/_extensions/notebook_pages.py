@@ -32,7 +32,7 @@ def _copy(app: Sphinx) -> None:
 
 
 def _with_links(text: str) -> str:
-    """Results of benchmarks are on one page of the site, and the pages of docs/ are two levels up."""
+    """Links of a page: benchmarks have one page, and docs/ is two levels up."""
     text = re.sub(r"\(\.\./benchmarks/results/\w+\.md\)", "(../../benchmarks.md)", text)
     return text.replace("(../docs/", "(../../")
 
