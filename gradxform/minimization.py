@@ -70,9 +70,13 @@ def minimize(
     It adds the subgradient that they have found to the gradient, so ``tol`` and ``grad_norm``
     belong to objective and penalty together.
 
-    **Success.** ``solution.converged`` is True for two statuses. ``converged`` means that the
-    gradient is small enough, or that the stop rule says so. ``at_precision`` means that rounding
-    hides any further decrease, as often in float32 before the gradient falls below ``tol``.
+    **Success.** ``solution.converged`` is True for three statuses. ``converged`` means that the
+    gradient is small enough, or that the stop rule says so; ``at_bound`` is the same, with a
+    parameter at one of its bounds. ``at_precision`` means that rounding hides any further decrease,
+    as often in float32 before the gradient falls below ``tol``.
+
+    **Bounds.** ``fn`` is never evaluated outside ``bounds``. Where −g points out of a bound that
+    holds a parameter, that gradient entry does not count in ``tol`` and ``grad_norm``.
 
     **Frozen and waiting parameters.** Leaves that the method never moves (``optax.set_to_zero`` in
     a partition) do not count in the size of the gradient. While a method waits (``accumulate``, or
