@@ -73,7 +73,7 @@ class Solution(NamedTuple):
 
     @property
     def converged(self) -> jax.Array:
-        """Whether the run succeeded: ``converged``, ``at_bound`` or ``at_precision``."""
+        """Whether the run succeeded, as ``converged``, ``at_bound`` or ``at_precision``."""
         successes = Status.converged, Status.at_bound, Status.at_precision
         return functools.reduce(operator.or_, (self.status == status for status in successes))
 

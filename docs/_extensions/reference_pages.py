@@ -46,7 +46,7 @@ GROUPS = (
     Group(
         "searches",
         "Searches and minimisation",
-        r"(line_search|minimization|least_squares|evaluation|progress|stopping)",
+        r"(line_search|minimization|fitting|evaluation|progress|stopping)",
         "A line search finds the step along a direction. :func:`gradxform.minimize` runs any "
         "method to the end.",
     ),
@@ -65,7 +65,7 @@ GROUPS = (
     Group(
         "curvature",
         "Curvature and objectives",
-        r"(curvature|objective|preconditioners|covariance|forward)",
+        r"(curvature|objective|squares|preconditioners|covariance|forward)",
         "A curvature turns an objective and a point into products with a matrix.",
     ),
     Group(

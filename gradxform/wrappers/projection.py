@@ -161,7 +161,7 @@ def proximal(
 
 @checked
 def soft_threshold(strength: NonNegative) -> Callable[[tree.PyTree, jax.Array], tree.PyTree]:
-    """The proximal operator of the L1 penalty λ Σ |θᵢ|, for :func:`proximal`.
+    """The proximal operator of the L1 penalty λ ‖θ‖₁, for :func:`proximal`.
 
     ::
 
