@@ -95,8 +95,9 @@ def is_at_precision(
 
     It is if it would hide the decrease that the method expects of its step, and if the gradient has
     become small: both compared with the start, and so small that changing the parameters by their
-    own size would change the value by little. At a kink, on a far plateau, or where the gradient is
-    wrong, it is not.
+    own size would change the value by little. A method that reports the length of its full step
+    relative to the parameters knows their units: then that must be small instead. At a kink, on a
+    far plateau, or where the gradient is wrong, it is not.
 
     Args:
       state: the state of the method.
@@ -106,8 +107,12 @@ def is_at_precision(
       first_grad_norm: the same at the start.
       size: largest absolute parameter at that point.
     """
-    scale = jnp.maximum(first_grad_norm, tree.divide(jnp.abs(value), size))
-    is_small = (grad_norm <= spacing**0.25 * scale) & (grad_norm * size <= _PART * jnp.abs(value))
+    if relative_steps := reported(state, "relative_step"):
+        is_small = jnp.all(jnp.stack(relative_steps) <= spacing**0.5)
+    else:
+        scale = jnp.maximum(first_grad_norm, tree.divide(jnp.abs(value), size))
+        is_small = grad_norm <= spacing**0.25 * scale
+        is_small &= grad_norm * size <= _PART * jnp.abs(value)
     for expected in reported(state, "expected"):
         is_small &= expected <= _DIGITS * spacing * jnp.abs(value)
     return is_small
