@@ -22,6 +22,7 @@ from jax.core import Tracer
 from gradxform import tree
 from gradxform.complex_leaves import has_parts
 from gradxform.hyperparameters import shown
+from gradxform.sharding import sharded_like
 
 Bounds: TypeAlias = tuple[Any, Any] | list[Any]
 
@@ -67,6 +68,8 @@ def _check_order(said: str, where: str, low: Any, high: Any) -> None:
 
 
 def _is_real(x: Any) -> bool:
+    if isinstance(x, str):  # the name of a dtype
+        return False
     try:
         dtype = jnp.result_type(x)
     except TypeError:
@@ -100,27 +103,37 @@ def box(caller: str, bounds: Bounds, params: tree.PyTree) -> Box:
 
 def _like(said: str, side: Any, nothing: float, params: tree.PyTree) -> tree.PyTree:
     """One side of the bounds as a tree like ``params``."""
-    is_none = lambda x: x is None
+
+    def fill(bound: Any, part: tree.PyTree) -> tree.PyTree:
+        return jax.tree.map(lambda _: nothing if bound is None else bound, part)
+
     try:
-        filled = jax.tree.broadcast(side, params, is_leaf=is_none)
+        filled = jax.tree.map(fill, side, params, is_leaf=lambda x: x is None)
     except ValueError:
         raise ValueError(
             f"{said} must have the structure of the parameters or a prefix of it"
         ) from None
     paths = jax.tree_util.tree_leaves_with_path(params)
     full = []
-    for (path, p), x in zip(paths, jax.tree.leaves(filled, is_leaf=is_none), strict=True):
+    for (path, p), x in zip(paths, jax.tree.leaves(filled), strict=True):
         # infinity would alarm JAX's debugging modes
         most = tree.largest(jnp.result_type(p))
-        bound = jnp.clip(jnp.asarray(nothing if x is None else x), -most, most)
+        bound = jnp.clip(jnp.asarray(x), -most, most)
         bound = bound.astype(jnp.result_type(p))
-        if jnp.broadcast_shapes(bound.shape, jnp.shape(p)) != jnp.shape(p):
+        if not _broadcasts(bound.shape, jnp.shape(p)):
             raise ValueError(
                 f"{said} has shape {bound.shape} where params{jax.tree_util.keystr(path)} has "
                 f"shape {jnp.shape(p)}"
             )
-        full.append(jnp.zeros_like(p) + bound)  # sharded like p
-    return jax.tree.unflatten(jax.tree.structure(params), full)
+        full.append(jnp.zeros_like(p) + bound)
+    return sharded_like(jax.tree.unflatten(jax.tree.structure(params), full), params)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def project(box: Box, x: tree.PyTree) -> tree.PyTree:
@@ -144,6 +157,25 @@ def held(box: Box, x: tree.PyTree, g: tree.PyTree) -> tree.PyTree:
 def projected_gradient(box: Box, x: tree.PyTree, g: tree.PyTree) -> tree.PyTree:
     """``g``, and 0 where a bound holds x."""
     return jax.tree.map(lambda g, held: jnp.where(held, 0, g), g, held(box, x, g))
+
+
+def reaches(box: Box, x: tree.PyTree, d: tree.PyTree) -> tree.PyTree:
+    """For each entry the t ≥ 0 at which x + t d meets a bound, the largest number if never."""
+
+    def reach(x: jax.Array, d: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        most = tree.largest(d.dtype)
+        gap, speed = jnp.maximum(jnp.where(d < 0, x - low, high - x), 0), jnp.abs(d)
+        # arranged so that nothing overflows
+        never = (d == 0) | (gap / most >= speed / 2)
+        return jnp.where(never, most, gap / jnp.where(never, 1, speed))
+
+    return jax.tree.map(reach, x, d, box.low, box.high)
+
+
+def longest(box: Box, x: tree.PyTree, d: tree.PyTree) -> jax.Array:
+    """The largest t for which x + t d is within the bounds."""
+    ends = [jnp.min(t) for t in jax.tree.leaves(reaches(box, x, d)) if jnp.size(t)]
+    return jnp.min(jnp.stack(ends)) if ends else jnp.zeros((), jnp.float32)
 
 
 def landed(box: Box, before: tree.PyTree, updates: tree.PyTree) -> tree.PyTree:

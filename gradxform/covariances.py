@@ -34,6 +34,7 @@ from gradxform.leaves import check_floating
 from gradxform.objective import bind
 from gradxform.programs import is_comparable, program
 from gradxform.second_order.newton import dense
+from gradxform.squares import squares_of
 
 # The result is NaN if rounding errors, times the condition number, reach this part of it.
 _WORST = 0.01
@@ -51,7 +52,8 @@ def covariance(
 
     What ``fn`` returns decides the formula:
 
-    * **Residuals**, one array or a pytree of arrays: s² (JᵀJ)⁻¹. J is the Jacobian of the m
+    * **Residuals**, one array or a pytree of arrays, or their plain
+      :func:`gradxform.sum_of_squares`: s² (JᵀJ)⁻¹. J is the Jacobian of the m
       residuals over the n parameters, and s² is the sum of the squared residuals divided by m − n.
       This is the covariance that least-squares programs print. Divide each residual by the standard
       deviation of its datum if these differ; a common factor does not matter.
@@ -119,6 +121,9 @@ def _covariance(
 ) -> jax.Array:
     fn, args = joined((fn, args), arrays)
     fn = with_arguments("covariance", fn, args)
+    squares = squares_of(fn)
+    if squares is not None and squares.name == "linear":
+        fn = fn.parts()[1]  # the residuals
     fn = of_real(fn) if has_parts(params) else fn
     if not _is_of_residuals(jax.eval_shape(fn, params)):
         value_fn = bind(fn, {}, "covariance: fn")

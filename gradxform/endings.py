@@ -65,6 +65,11 @@ def is_low(value: jax.Array, lowest: jax.Array, start: jax.Array) -> jax.Array:
     return value <= jnp.minimum(lowest + noise, start)
 
 
+def hidden_change(value: jax.Array) -> jax.Array:
+    """The size of a change of the value that rounding may hide."""
+    return _DIGITS * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+
 def is_unbounded(value: jax.Array, size: jax.Array, start: jax.Array, extent: Extent) -> jax.Array:
     """Whether the value falls without bound.
 

@@ -22,32 +22,28 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Bounds, Box, box, landed, project, updates_to
 from gradxform.complex_leaves import evaluated_as_real
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, checked, scalar
 from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
 from gradxform.info import carry_totals, diagnostics
-from gradxform.kernels import in_one_kernel, maxima
+from gradxform.kernels import in_one_kernel
 from gradxform.leaves import has_holes, map_unmasked
 from gradxform.objective import check_value
 from gradxform.protocol import require, require_params, transformation
+from gradxform.search_start import begin, begin_within, descends, free_gradient, inside_only
 from gradxform.section import (
+    Point,
     Rules,
     Section,
     Trial,
     Verdict,
-    first_step,
     is_finite,
     judge,
-    new_section,
     no_section,
-    slowness,
 )
 from gradxform.sharding import check_whole, sharded_like
-
-# The first trial is at most this many times as long as the last step. Directions with a scale of
-# their own (Newton's, say) may go farther.
-_REACH, _SCALED_REACH = 10.0, 1000.0
 
 
 @diagnostics
@@ -64,14 +60,6 @@ class LineSearchInfo(NamedTuple):
     stalled: jax.Array  #: whether no further progress is possible, even along −∇f
 
 
-class Point(NamedTuple):
-    """A point that was evaluated, in at least float32."""
-
-    params: tree.PyTree  #: x
-    value: jax.Array  #: f(x)
-    grad: tree.PyTree  #: ∇f(x)
-
-
 class LineSearchState(NamedTuple):
     """State of :func:`with_line_search`. The loop holds the trial point x + t d."""
 
@@ -85,6 +73,8 @@ class LineSearchState(NamedTuple):
     steepest: jax.Array  #: whether d is −∇f instead of the method's direction
     restart: jax.Array  #: whether the method gets a new state at its next call
     inner_state: optax.OptState  #: state of the method that gives the direction
+    box: Box | tuple[()]  #: the bounds, like the parameters; () without bounds
+    longest: jax.Array | tuple[()]  #: the largest t within the bounds; () without bounds
     info: LineSearchInfo
 
 
@@ -180,7 +170,8 @@ def search(
     unit_step: bool,
     ravel: bool,
     asked: Literal["always", "if accepted", "always, kept if accepted"],
-    passed: tuple[Literal["last", "direction", "restart"], ...] = (),
+    passed: tuple[Literal["last", "direction", "restart", "box"], ...] = (),
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`with_line_search`, with errors that name ``method``.
 
@@ -190,7 +181,8 @@ def search(
 
     ``passed`` lists extra arguments for ``direction``. ``last`` is the last accepted point, which
     ``direction`` then need not store, and ``direction`` is the one that was searched from there.
-    With ``restart`` it resets its own state.
+    With ``restart`` it resets its own state. ``box`` are the bounds, within which the direction
+    then has to end.
     """
     inner = optax.with_extra_args_support(direction)
 
@@ -198,12 +190,18 @@ def search(
         values = jax.tree.map(tree.promote, values)
         return tree.ravel(values)[0] if ravel and not has_holes(values) else values
 
+    def flatten_box(bounds: Box | tuple[()]) -> Box | None:
+        return Box(flatten(bounds.low), flatten(bounds.high)) if bounds else None
+
     def init(params: tree.PyTree) -> LineSearchState:
         def number() -> jax.Array:
             return jnp.array(scalar(0), copy=True)
 
         if ravel:
             check_whole(method, params)
+        within = () if bounds is None else box(method, bounds, params)
+        if within:
+            params = project(within, params)
         return LineSearchState(
             accepted=Point(flatten(tree.copy(params)), number(), flatten(tree.zeros_like(params))),
             direction=flatten(tree.zeros_like(params)),
@@ -215,6 +213,8 @@ def search(
             steepest=jnp.array(False),
             restart=jnp.array(False),
             inner_state=inner.init(flatten(params)),
+            box=within,
+            longest=number() if within else (),
             info=_no_info(),
         )
 
@@ -232,6 +232,7 @@ def search(
                 "last": state.accepted,
                 "direction": state.direction,
                 "restart": state.restart,
+                "box": flatten_box(state.box),
             }
             extra = {**extra_args, **{name: known[name] for name in passed}, "grad": point.grad}
             ascent, memory = inner.update(point.grad, memory, point.params, **extra)
@@ -257,27 +258,33 @@ def search(
 
         # judge the trial point in the loop
         point = Point(flatten(params), scalar(value), flatten(sharded_like(grads, params)))
+        within = flatten_box(state.box)
+        if within is not None:
+            point = inside_only(within, point)
         seen = _look(state, point, rules, float(jnp.finfo(value.dtype).eps))
         verdict, accepted = seen.verdict, seen.accepted
-        grad_norm = scalar(tree.max_abs(point.grad))
+        grad_norm = scalar(tree.max_abs(free_gradient(within, point)))
         improvement = improvement_after(state.improvement, verdict.accept, point.value, grad_norm)
 
         # ask the method for the next direction, and take −g if that does not descend
         d, inner_state = ask(state, accepted, verdict.accept, {**extra_args, "value": value})
-        is_usable = _descends(d, accepted.grad) & (improvement.idle != PATIENCE)
+        is_usable = descends(d, accepted.grad) & (improvement.idle != PATIENCE)
         steepest = verdict.reset | (verdict.accept & ~is_usable)
 
         # begin a search, at an accepted point or after a failure
-        d, size, new = _begin(
-            d, seen, state.section, steepest, unit_step, min(tree.spacings(params), default=0.0)
-        )
-        section = tree.select(verdict.begins, new, seen.section)
+        spacing = min(tree.spacings(params), default=0.0)
+        known = d, accepted, seen.moved, state.section, verdict.begins, steepest
+        if within is None:
+            start = begin(*known, unit_step=unit_step, spacing=spacing)
+        else:
+            start = begin_within(within, *known, spacing=spacing)
+        section = tree.select(verdict.begins, start.section, seen.section)
         is_asked = verdict.accept | (asked == "always")
         is_reset = verdict.begins & steepest
         new_state = LineSearchState(
             accepted=accepted,
-            direction=d,
-            size=size,
+            direction=start.direction,
+            size=start.size,
             moved=seen.moved,
             section=section,
             improvement=improvement,
@@ -285,10 +292,16 @@ def search(
             steepest=jnp.where(verdict.begins, steepest, state.steepest),
             restart=steepest | (state.restart & ~is_asked),
             inner_state=inner_state,
+            box=state.box,
+            longest=start.longest,
             info=_reported(state.info, seen, grad_norm, is_reset, improvement, section),
         )
+        if state.box and within is not None:
+            step = tree.scale(section.t, start.direction)
+            target = tree.unflatten(landed(within, accepted.params, step), params)
+            return tree.cast_like(updates_to(state.box, target, params), grads), new_state
         updates = tree.map(
-            lambda x, d, p: (x + section.t * d) - p, accepted.params, d, point.params
+            lambda x, d, p: (x + section.t * d) - p, accepted.params, start.direction, point.params
         )
         return tree.cast_like(tree.unflatten(updates, grads), grads), new_state
 
@@ -327,6 +340,7 @@ def _look(state: LineSearchState, point: Point, rules: Rules, spacing: float) ->
         take_next=state.take_next,
         steepest=state.steepest,
         spacing=spacing,
+        longest=None if isinstance(state.longest, tuple) else state.longest,
     )
     value = jnp.where(verdict.accept, trial.value, state.accepted.value)
     has_moved = verdict.accept & (trial.t > 0)
@@ -336,46 +350,6 @@ def _look(state: LineSearchState, point: Point, rules: Rules, spacing: float) ->
     section = section._replace(low=low, high=high, t=t)
     accepted = tree.select(verdict.accept, point, state.accepted)._replace(value=value)
     return _Seen(trial, verdict, section, accepted, moved)
-
-
-def _descends(d: tree.PyTree, g: tree.PyTree) -> jax.Array:
-    slope = tree.vdot(g, d)
-    return (slope < 0) & jnp.isfinite(slope)
-
-
-def _begin(
-    d: tree.PyTree,
-    seen: _Seen,
-    last: Section,
-    steepest: jax.Array,
-    unit_step: bool,
-    spacing: float,
-) -> tuple[tree.PyTree, jax.Array, Section]:
-    """A search along d, or along −g if ``steepest``: the direction, its size and the section.
-
-    A direction without a scale of its own is scaled to a largest entry of 1.
-    """
-    x, value, g = seen.accepted
-    sizes = (jax.tree.map(tree.magnitudes, y) for y in (x, d, g))
-    finest = (jax.tree.map(jnp.negative, slowness(y, x, spacing)) for y in (d, g))
-    size_x, size_d, size_g, finest_d, finest_g = map(scalar, maxima(*sizes, *finest))
-    size, finest = jnp.where(steepest, size_g, size_d), -jnp.where(steepest, finest_g, finest_d)
-
-    first = steepest | (seen.moved == 0)  # no step was made along such a direction yet
-    unscaled = seen.verdict.begins & (first | (not unit_step))
-    unit = tree.reciprocal(jnp.where(unscaled, size, 1))
-    finest = jnp.where(size > 0, finest * jnp.where(unscaled, size, 1), 0)
-    size = jnp.where(unscaled & (size > 0), 1, size)
-    numbers = steepest, first, unscaled, size, finest
-    steepest, first, unscaled, size, finest = in_one_kernel(numbers)
-
-    d = tree.map(lambda d, g: unit * jnp.where(steepest, -g, d), d, g)
-    slope = tree.vdot(g, d)
-    t = jnp.where(unscaled, first_step(size_x, value, slope, last, first), 1)
-    far = jnp.where(unscaled, _REACH, _SCALED_REACH) * seen.moved
-    is_bounded = (far > 0) & (size > 0)
-    t = in_one_kernel(jnp.where(is_bounded, jnp.minimum(t, tree.divide(far, size)), t))
-    return d, size, new_section(value, slope, t, finest)
 
 
 def _reported(

@@ -15,6 +15,14 @@ from gradxform.kernels import in_one_kernel
 _FLAT_TRIALS = 5  # number of trial points if rounding hides all differences of the values
 
 
+class Point(NamedTuple):
+    """A point that was evaluated, in at least float32."""
+
+    params: tree.PyTree  #: x
+    value: jax.Array  #: f(x)
+    grad: tree.PyTree  #: ∇f(x)
+
+
 class Trial(NamedTuple):
     """A point of the section φ(t) = f(x + t d)."""
 
@@ -79,6 +87,7 @@ def judge(
     take_next: jax.Array,
     steepest: jax.Array,
     spacing: float,
+    longest: jax.Array | None = None,
 ) -> tuple[Verdict, Section]:
     """The verdict on a trial point, and the section with the next t.
 
@@ -89,6 +98,7 @@ def judge(
       take_next: whether the point is accepted without a test.
       steepest: whether the search runs along the negative gradient after a failure.
       spacing: relative spacing of the floating-point numbers of the objective's dtype.
+      longest: the largest t within the bounds, None without bounds.
     """
     delta, sigma, noise, max_trials = map(scalar, rules)
     origin = section.origin
@@ -96,9 +106,11 @@ def judge(
     eps = jnp.maximum(noise * jnp.abs(origin.value), 10 * rounding)
     finite = is_finite(trial)
     is_enough = _is_wolfe(trial, origin, delta, sigma, eps) | _is_at_wall(section, trial, delta)
+    if longest is not None:
+        is_enough |= (trial.t >= longest) & _is_downhill(trial, origin, delta, rounding)
     accept = finite & (take_next | is_enough)
 
-    low, high, t = _narrow(section, trial, finite, eps)
+    low, high, t = _narrow(section, trial, finite, eps, longest)
     narrowed = Section(origin, low, high, t, section.resolution, section.trials + 1)
     failed = ~accept & ~take_next & _is_exhausted(narrowed, rounding, max_trials)
     lower = (low.t > 0) & (low.value < origin.value)
@@ -160,6 +172,12 @@ def _is_wolfe(
     return (jnp.abs(trial.slope) <= sigma * jnp.abs(origin.slope)) & (decreased | close)
 
 
+def _is_downhill(trial: Trial, origin: Trial, delta: jax.Array, rounding: jax.Array) -> jax.Array:
+    """Whether the trial descends enough, up to rounding, and a longer step would descend more."""
+    decreased = trial.value <= origin.value + delta * trial.t * origin.slope
+    return (decreased | (trial.value <= origin.value + 10 * rounding)) & (trial.slope < 0)
+
+
 def _is_at_wall(section: Section, trial: Trial, delta: jax.Array) -> jax.Array:
     """Whether the trial descends enough, and points of at most twice its t are not finite.
 
@@ -188,13 +206,19 @@ def _is_closed(high: Trial) -> jax.Array:
 
 
 def _narrow(
-    section: Section, trial: Trial, finite: jax.Array, eps: jax.Array
+    section: Section,
+    trial: Trial,
+    finite: jax.Array,
+    eps: jax.Array,
+    longest: jax.Array | None,
 ) -> tuple[Trial, Trial, jax.Array]:
     """The bracket after a trial that was not accepted, and the next t."""
     before = section.low
     # branches that are not taken must be finite too, or their derivatives are NaN
     trial = tree.select(finite, trial, section.origin._replace(t=trial.t))
     too_far = ~finite | (trial.value > section.origin.value + eps) | (trial.slope >= 0)
+    if longest is not None:
+        too_far |= trial.t >= longest
     barrier = trial._replace(value=jnp.where(finite, trial.value, tree.largest()))
     low = tree.select(too_far, before, trial)
     high = tree.select(too_far, barrier, section.high)
@@ -212,6 +236,8 @@ def _narrow(
     ahead = _secant(before, trial, 10 * trial.t)
     ahead = jnp.where(ahead > trial.t, ahead, 10 * trial.t)
     beyond = jnp.clip(ahead, 2 * trial.t, 10 * trial.t)
+    if longest is not None:
+        beyond = jnp.minimum(beyond, longest)
     return low, high, in_one_kernel(jnp.where(closed, inside, beyond))
 
 

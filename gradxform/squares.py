@@ -147,11 +147,10 @@ def linearised(value_fn: Composed, params: tree.PyTree) -> Residuals:
 
 def flat_residuals(residuals: tree.PyTree) -> jax.Array:
     """All residuals as one real vector in at least float32."""
-    leaves = [x.ravel() for x in _real_leaves(residuals)]
+    leaves = _real_leaves(residuals)
     if not leaves:
         raise ValueError("least_squares: residuals returned no arrays: return at least one number")
-    dtype = jnp.result_type(*leaves)
-    return jnp.concatenate([x.astype(dtype) for x in leaves])
+    return tree.ravel(leaves)[0]
 
 
 def _real_leaves(residuals: tree.PyTree) -> list[jax.Array]:

@@ -154,10 +154,10 @@ def small_step(*, value_rtol: NonNegative = 1e-14, params_rtol: NonNegative = 1e
     expected there, and the length ℓ of its step relative to the parameters, it stops if one of
     these holds::
 
-        E ≤ value_rtol · |f|   and   |Δf| ≤ value_rtol · |f|
+        E ≤ value_rtol · |f|   and   |Δf| ≤ 100 value_rtol · |f|
         ℓ ≤ params_rtol        and   f has not risen
 
-    Rounding is allowed for: Δf may be ten units of rounding, ℓ one, and E the square of ten. The
+    Rounding is allowed for: Δf may be 100 units of rounding, ℓ one, and E the square of ten. The
     run has then converged. :func:`gradxform.least_squares` stops so by default. Methods with a line
     search tell E, trust regions tell it too, and :func:`gradxform.levenberg_marquardt` tells ℓ, in
     its own scaling; with other methods the rule never holds.
@@ -293,8 +293,8 @@ def _has_small_change(progress: Progress, rtol: jax.Array) -> jax.Array:
 def _expects_little(progress: Progress, value_rtol: jax.Array, params_rtol: jax.Array) -> jax.Array:
     unit = jnp.finfo(progress.value.dtype).eps
     size = jnp.abs(progress.value)
-    rounding = 10 * unit * size
-    is_level = jnp.abs(progress.decrease) <= jnp.maximum(value_rtol * size, rounding)
+    rounding = 100 * unit * size
+    is_level = jnp.abs(progress.decrease) <= jnp.maximum(100 * value_rtol * size, rounding)
     is_short = progress.relative_step <= jnp.maximum(params_rtol, unit)
     is_idle = progress.expected <= jnp.maximum(value_rtol, (10 * unit) ** 2) * size
     is_end = is_short & (progress.decrease >= -rounding) & jnp.isfinite(progress.decrease)

@@ -11,7 +11,16 @@ import optax
 from gradxform import tree
 from gradxform.bounds import Box, landed, projected_gradient
 from gradxform.complex_leaves import to_complex
-from gradxform.endings import PATIENCE, RUNNING, Extent, Limits, extent_after, is_low, is_unbounded
+from gradxform.endings import (
+    PATIENCE,
+    RUNNING,
+    Extent,
+    Limits,
+    extent_after,
+    hidden_change,
+    is_low,
+    is_unbounded,
+)
 from gradxform.evaluation import eval_params
 from gradxform.history import Recorder, moved_on, written
 from gradxform.hyperparameters import scalar
@@ -256,6 +265,8 @@ def _verdict(
             evaluations=loop.evaluations + total(loop.state, "evaluations"),
         ),
     )
+    # a rule may hold at a point that only rounding has lifted above the best one
+    counts |= decrease >= -hidden_change(loop.value)
     is_flat = loop.grad_norm == 0
     return (end.succeeds | is_flat) & counts, end.stops & ~end.succeeds
 

@@ -126,6 +126,12 @@ METHODS = {
     ),
     "bfgs": Method(gx.bfgs, SEARCH, needs=("value",), dense=True),
     "lbfgs": Method(gx.lbfgs, SEARCH, {"memory_size": 2, "ravel": False}, needs=("value",)),
+    "lbfgs_bounded": Method(
+        gx.lbfgs,
+        SEARCH,
+        {"memory_size": 2, "ravel": False, "bounds": (-2.0, 3.0)},
+        needs=("value",),
+    ),
     "nonlinear_cg": Method(
         gx.nonlinear_cg,
         {**SEARCH, "curvature": (0.2, 0.4), "restart": (0.5, 0.2), "truncation": (0.4, 0.1)},

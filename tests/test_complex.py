@@ -152,7 +152,7 @@ SCALED = ("adagrad", "rmsprop", "adam", "adadelta")  # by the size of the comple
 WHOLE = ("sgd", "momentum", "nesterov", "polyak", "average")  # have complex states
 
 
-AS_TWO = [name for name in ALL if not name.startswith(SCALED)]
+AS_TWO = [name for name in ALL if not name.startswith((*SCALED, "lbfgs_bounded"))]
 THINNED = (  # other tests of this module have most of them
     *("sgd", "coordinate_descent_random", "bfgs", "newton", "newton_cg", "newton_cg, diagonal"),
     *("trust_region", "trust_region_steihaug", "hessian_free"),

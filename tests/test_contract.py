@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradxform as gx
+from gradxform.bounds import Box
 from gradxform.second_order.subproblems.exact import EigenModel
 from tests.methods import METHODS, Method, nested_params, objective, run, step
 from tests.thinning import LONG, every
@@ -101,8 +102,9 @@ def test_dtypes_and_structure_never_change(method: Method, dtype: str) -> None:
         grads, updates, new_state, moved, evaluated = map(described, found)
         assert new_state == described(state)
         assert updates == grads
-        for leaf in jax.tree.leaves(state):
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
+        is_box = lambda node: isinstance(node, Box)  # bounds are parameters
+        for leaf in jax.tree.leaves(state, is_leaf=is_box):
+            if not is_box(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
                 assert leaf.dtype == gx.tree.wide(jnp.dtype(dtype))
         # on the path θ itself keeps its dtype, too
         assert moved == evaluated == described(params)

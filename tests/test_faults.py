@@ -28,7 +28,14 @@ ROWS = {
         needs=("value", "value_fn"),
     ),
 }
-SEARCHED = ("bfgs", "lbfgs", "nonlinear_cg", "searched_newton", "searched_newton_cg")
+SEARCHED = (
+    "bfgs",
+    "lbfgs",
+    "lbfgs_bounded",
+    "nonlinear_cg",
+    "searched_newton",
+    "searched_newton_cg",
+)
 every_row = pytest.mark.parametrize("name", ROWS)
 
 STEPS, FAULTY = 40, 20  # updates of a run, and how many of them are faulty in one run each

@@ -180,7 +180,7 @@ def gathered(found: Any) -> list[int]:
     return sorted(c.size for c in found if c.kind == "all-gather")
 
 
-@pytest.mark.parametrize("name", ["nonlinear_cg", "lbfgs", "bfgs"])
+@pytest.mark.parametrize("name", ["nonlinear_cg", "lbfgs", "lbfgs_bounded", "bfgs"])
 def test_searches_gather_what_the_gradient_does_and_no_more(name: str) -> None:
     mesh, tx = mesh_of(8), build(name)
     with jax.set_mesh(mesh):

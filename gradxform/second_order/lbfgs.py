@@ -18,11 +18,14 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Bounds, Box, check_bounds
 from gradxform.hyperparameters import BelowHalf, Count, Fraction, Size, checked
 from gradxform.inverse import in_layout_of, inverse_product
 from gradxform.line_search import Point, search
 from gradxform.protocol import require_params, transformation
+from gradxform.second_order.bounded_lbfgs import Model, bounded_step, gram_after
 from gradxform.second_order.pairs import (
+    Pair,
     QuasiNewtonInfo,
     counted,
     curvature_pair,
@@ -49,6 +52,7 @@ class ScaleByLbfgsState(NamedTuple):
     sy: jax.Array  #: sᵀy of each pair, the diagonal of D
     r_inverse: jax.Array  #: R⁻¹, m × m; R holds sᵢᵀyⱼ where pair i is not newer than pair j
     gamma: jax.Array  #: γ, the scale of the initial inverse Hessian H₀ = γ I
+    gram: jax.Array | tuple[()]  #: with bounds: the inner products of all s and y, 2m × 2m
     info: QuasiNewtonInfo
 
 
@@ -75,12 +79,13 @@ def scale_by_lbfgs(
 
 
 def _lbfgs_direction(
-    method: str, m: int, ravel: bool, *, search_keeps_last: bool
+    method: str, m: int, ravel: bool, *, search_keeps_last: bool, bounded: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_lbfgs`, with errors that name ``method``.
 
     With ``search_keeps_last`` a line search passes the last accepted point to ``update``, and the
-    state does not store it.
+    state does not store it. If ``bounded``, it passes the bounds too, and the direction ends within
+    them.
     """
 
     def flatten(values: tree.PyTree) -> tree.PyTree:
@@ -108,6 +113,7 @@ def _lbfgs_direction(
             sy=jnp.zeros(m, dtype),
             r_inverse=jnp.zeros((m, m), dtype),
             gamma=jnp.ones((), dtype),
+            gram=jnp.zeros((2 * m, 2 * m), dtype) if bounded else (),
             info=no_pairs(),
         )
 
@@ -117,6 +123,7 @@ def _lbfgs_direction(
         params: tree.PyTree = None,
         *,
         last: Point | None = None,
+        box: Box | None = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, ScaleByLbfgsState]:
         del extra_args
@@ -148,18 +155,27 @@ def _lbfgs_direction(
         r_inverse = jnp.where(slot, column[:, None], rest)
         gamma = jnp.where(pair.is_useful, tree.divide(pair.sy, pair.yy), state.gamma)
 
-        direction = _inverse_times(s, y, d, r_inverse, gamma, g)
+        gram = state.gram
+        if box is not None and not isinstance(gram, tuple):
+            gram = gram_after(gram, s, y, pair, slot).astype(gram.dtype)
+            age = (jnp.arange(m, dtype=jnp.int32) - _oldest_after(state, pair, m)) % m
+            model = Model(s, y, gram, gamma, age)
+            step = bounded_step(model, Box(*map(flatten, box)), theta, g)
+            direction = jax.tree.map(jnp.negative, step)
+        else:
+            direction = _inverse_times(s, y, d, r_inverse, gamma, g)
         direction = tree.unflatten(direction, grads)
         new_state = ScaleByLbfgsState(
             started=jnp.ones_like(state.started),
             params=theta if last is None else (),
             grad=g if last is None else (),
-            oldest=jnp.where(pair.is_useful, _following(state.oldest, m), state.oldest),
+            oldest=_oldest_after(state, pair, m),
             s=s,
             y=y,
             sy=d.astype(state.sy.dtype),
             r_inverse=r_inverse.astype(state.r_inverse.dtype),
             gamma=gamma.astype(state.gamma.dtype),
+            gram=gram,
             info=counted(state.info, pair),
         )
         return tree.cast_like(direction, grads), new_state
@@ -198,8 +214,9 @@ def _products(slots: tree.PyTree, vector: tree.PyTree) -> jax.Array:
     return jnp.asarray(sum(jax.tree.leaves(leaves), start=0.0))
 
 
-def _following(slot: jax.Array, m: int) -> jax.Array:
-    return jnp.where(slot == m - 1, 0, slot + 1)
+def _oldest_after(state: ScaleByLbfgsState, pair: Pair, m: int) -> jax.Array:
+    following = jnp.where(state.oldest == m - 1, 0, state.oldest + 1)
+    return jnp.where(pair.is_useful, following, state.oldest)
 
 
 @checked
@@ -211,6 +228,7 @@ def lbfgs(
     curvature: Fraction = 0.9,
     noise: Fraction = 1e-6,
     max_trials: Count = 30,
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """L-BFGS with a line search: :func:`bfgs` with a memory of the last m pairs.
 
@@ -221,6 +239,10 @@ def lbfgs(
     The step t comes from :func:`gradxform.with_line_search`. The loop holds the trial point;
     :func:`gradxform.eval_params` gives the accepted θ.
 
+    With ``bounds`` this is L-BFGS-B. The direction leads to the minimum of the quasi-Newton model
+    within the bounds, and the search ends at the first bound. No trial point is outside. If θ is
+    outside, as at the start, the next update moves it to the closest point inside.
+
     Args:
       memory_size: m ≥ 1, the number of pairs stored.
       ravel: True flattens all parameters into one vector, which compiles and runs many times faster
@@ -229,30 +251,42 @@ def lbfgs(
       curvature: σ of the line search.
       noise: relative error of the objective.
       max_trials: number of trial points after which a line search has failed.
+      bounds: a pair ``(low, high)``, each a pytree like the parameters or a prefix of it; ``None``
+        or ±inf in place of a number means no bound. Arrays may be traced.
 
     Returns:
       The transformation. ``update`` needs ``params`` and ``value``. The objective must be the same
-      in every update: the full batch, not minibatches. The state holds 2m + 3 vectors.
+      in every update: the full batch, not minibatches. The state holds 2m + 3 vectors, and the
+      bounds.
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
-        argument, or the parameters are sharded and ``ravel`` is True.
+        argument, the parameters are sharded and ``ravel`` is True, or the bounds do not fit the
+        parameters.
 
     References:
       Lecture 7, "Limited Memory BFGS". Byrd, Nocedal & Schnabel, "Representations of quasi-Newton
       matrices and their use in limited memory methods", Math. Program. 63:129 (1994), eq. 3.1.
+      Byrd, Lu, Nocedal & Zhu, "A limited memory algorithm for bound constrained optimization", SIAM
+      J. Sci. Comput. 16:1190 (1995). Morales & Nocedal, "Remark on Algorithm 778", ACM Trans. Math.
+      Softw. 38:7 (2011). Differs: Newton's method in a bracket finds the Cauchy point. So if the
+      model has several minima along the path, it need not be the first.
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> valley = lambda x: jnp.sum(jnp.arange(1.0, 101.0) * (x - 1) ** 2)
     >>> gx.Status(int(gx.minimize(valley, jnp.zeros(100), gx.lbfgs(), tol=1e-3).status)).name
     'converged'
     """
+    bounded = bounds is not None
+    if bounded:
+        check_bounds("lbfgs", bounds)
     return search(
         "lbfgs",
-        _lbfgs_direction("lbfgs", memory_size, ravel, search_keeps_last=True),
+        _lbfgs_direction("lbfgs", memory_size, ravel, search_keeps_last=True, bounded=bounded),
         Rules(decrease, curvature, noise, max_trials),
         unit_step=True,
         ravel=ravel,
         asked="always",
-        passed=("last",),
+        passed=("last", "box") if bounded else ("last",),
+        bounds=bounds,
     )

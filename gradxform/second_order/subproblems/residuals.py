@@ -18,6 +18,7 @@ from gradxform import tree
 from gradxform.curvature import Product, gauss_newton_of
 from gradxform.derivatives import eigh, turn_of
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.kernels import unless_batched
 from gradxform.objective import Composed, ValueFn
 from gradxform.rows import identity_rows, rows_like
 from gradxform.second_order.newton import dense
@@ -31,6 +32,7 @@ from gradxform.second_order.subproblems import (
 )
 from gradxform.second_order.subproblems.exact import EigenModel, exact_step
 from gradxform.sharding import varying_like
+from gradxform.small_svd import LARGEST, orthogonalised, triangle_of
 from gradxform.squares import Residuals, linearised, squares_of
 
 # D falls by at most this factor from one point to the next: a column that was long stays in mind
@@ -171,15 +173,34 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 @jax.custom_jvp
 def normal_axes(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """S² ascending, V, and S Uᵀ r of ``matrix`` = U S Vᵀ; 0 where S is only rounding."""
-    m, n = matrix.shape
     # of [K r] the triangle holds that of K, and Qᵀr beside it
-    triangle = jnp.linalg.qr(jnp.concatenate([matrix, r[:, None]], axis=1), mode="r")
-    triangle = jnp.pad(triangle, ((0, max(0, n - len(triangle))), (0, 0)))[:n]
-    u, s, vt = jnp.linalg.svd(triangle[:, :n])
-    is_known = s > max(m, n) * jnp.finfo(s.dtype).eps * s[0]
-    s = jnp.where(is_known, s, 0)
-    slopes = s * _dot(u.T, triangle[:, n])
-    return jnp.square(s)[::-1], vt.T[:, ::-1], slopes[::-1]
+    both = jnp.concatenate([matrix, r[:, None]], axis=1)
+    in_a_batch = _of_batch if matrix.shape[1] < LARGEST else _of_one
+    s, axes, slopes = unless_batched(_of_one, in_a_batch, both)
+    is_known = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[-1]
+    return jnp.where(is_known, jnp.square(s), 0), axes, jnp.where(is_known, slopes, 0)
+
+
+def _of_one(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """S ascending, V, and S Uᵀ r."""
+    triangle = _square(jnp.linalg.qr(both, mode="r"))
+    u, s, vt = jnp.linalg.svd(triangle[:, :-1])
+    return s[::-1], vt.T[:, ::-1], (s * _dot(u.T, triangle[:, -1]))[::-1]
+
+
+def _of_batch(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    triangle = _square(triangle_of(both))
+    images, axes = orthogonalised(triangle[:, :-1])  # K V, with columns of lengths S
+    s = jnp.sqrt(jnp.sum(jnp.square(images), axis=0))
+    order = jnp.argsort(s)
+    slopes = _dot(images.T, triangle[:, -1])
+    return s[order], axes[:, order], slopes[order]
+
+
+def _square(triangle: jax.Array) -> jax.Array:
+    """The first n rows of n + 1 columns."""
+    n = triangle.shape[1] - 1
+    return jnp.pad(triangle, ((0, max(0, n - len(triangle))), (0, 0)))[:n]
 
 
 @normal_axes.defjvp
