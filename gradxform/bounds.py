@@ -193,6 +193,18 @@ def landed(box: Box, before: tree.PyTree, updates: tree.PyTree) -> tree.PyTree:
     return project(box, jax.tree.map(land, before, updates, box.low, box.high))
 
 
+def on_bounds(box: Box, before: tree.PyTree, after: tree.PyTree) -> tree.PyTree:
+    """``after``, exactly on a bound if only the rounding of a step from ``before`` is between."""
+
+    def put(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        size = jnp.maximum(jnp.abs(x).astype(y.dtype), jnp.abs(y))
+        near = _ROUNDING * jnp.finfo(y.dtype).eps * size
+        y = jnp.where(jnp.abs(y - low) <= near, low, y)
+        return jnp.where(jnp.abs(high - y) <= near, high, y)
+
+    return jax.tree.map(put, before, after, box.low, box.high)
+
+
 def updates_to(box: Box, target: tree.PyTree, params: tree.PyTree) -> tree.PyTree:
     """The updates from ``params`` to ``target``, such that their rounded sum is within the bounds.
 

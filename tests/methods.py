@@ -63,6 +63,7 @@ def levenberg_marquardt(
     max_size: int,
     initial_radius: float | None = None,
     max_radius: float | None = None,
+    bounds: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Of any function: the default curvature is of residuals."""
     return gx.levenberg_marquardt(
@@ -73,6 +74,7 @@ def levenberg_marquardt(
         noise=noise,
         columns=columns,
         max_size=max_size,
+        bounds=bounds,
     )
 
 
@@ -171,11 +173,32 @@ METHODS = {
         {"solver": "steihaug", "columns": 4, "max_size": 1, "curvature": None},
         needs=("value", "value_fn"),
     ),
+    "trust_region_bounded": Method(
+        gx.trust_region,
+        {**TRUST, "max_radius": (5.0, 0.3), "tol": (0.5, 0.1)},
+        {"columns": 4, "max_size": 100, "curvature": None, "bounds": (-4.0, 4.0)},
+        needs=("value", "value_fn"),
+        dense=True,
+    ),
+    "trust_region_steihaug_bounded": Method(
+        gx.trust_region,
+        {**TRUST, "tol": (0.1, 0.9), "maxiter": (20, 1)},
+        {"solver": "steihaug", "columns": 4, "max_size": 1, "bounds": (-4.0, 4.0)},
+        needs=("value", "value_fn"),
+    ),
     "levenberg_marquardt": Method(
         levenberg_marquardt,
         {"initial_radius": (1.0, 0.2), "max_radius": (5.0, 0.3), "decrease": (1e-4, 0.2)}
         | {"noise": (1e-6, 1e-2)},
         {"columns": 4, "max_size": 100},
+        needs=("value", "value_fn"),
+        dense=True,
+    ),
+    "levenberg_marquardt_bounded": Method(
+        levenberg_marquardt,
+        {"initial_radius": (1.0, 0.2), "max_radius": (5.0, 0.3), "decrease": (1e-4, 0.2)}
+        | {"noise": (1e-6, 1e-2)},
+        {"columns": 4, "max_size": 100, "bounds": (-4.0, 4.0)},
         needs=("value", "value_fn"),
         dense=True,
     ),

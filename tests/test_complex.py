@@ -140,7 +140,7 @@ def split_wave(params: Any) -> jax.Array:
 
 
 ALL: Mapping[str, Callable[[], optax.GradientTransformation]] = {
-    **{name: method.build for name, method in METHODS.items()},
+    **{name: x.build for name, x in METHODS.items() if "bounds" not in x.options},
     "scale_by_lbfgs": lambda: optax.chain(gx.scale_by_lbfgs(), gx.sgd(0.1)),
     "newton with a search": lambda: gx.with_line_search(gx.scale_by_newton()),
     "newton_cg, diagonal": lambda: gx.newton_cg(preconditioner=gx.hutchinson_diagonal()),

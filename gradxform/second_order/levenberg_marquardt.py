@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import tree
+from gradxform.bounds import Bounds
 from gradxform.curvature import Curvature
 from gradxform.hyperparameters import BelowQuarter, Count, Fraction, Positive, Size, checked, scalar
 from gradxform.info import diagnostics
 from gradxform.second_order.region import Rules, no_info, region
 from gradxform.second_order.subproblems import Subproblem
+from gradxform.second_order.subproblems.dense_faces import residuals_within
 from gradxform.second_order.subproblems.large import large
 from gradxform.second_order.subproblems.residuals import from_residuals, least_squares_at
 
@@ -39,7 +41,7 @@ class LevenbergMarquardtInfo(NamedTuple):
     negative_curvature: jax.Array  #: always 0
     curvature_products: jax.Array  #: products with the Jacobian; a full one of n columns counts n
     value: jax.Array  #: f(x) at the accepted point x
-    grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
+    grad_norm: jax.Array  #: largest absolute entry of the (projected) gradient at that point
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
     expected: jax.Array  #: reduction of f predicted for the full step, which no radius cuts
@@ -65,6 +67,7 @@ def levenberg_marquardt(
     maxiter: Count = 1000,
     columns: Size = 64,
     max_size: Size = 2000,
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gauss–Newton's method within a radius, for objectives that are a sum of squares.
 
@@ -101,6 +104,10 @@ def levenberg_marquardt(
         the memory of a gradient or of all residuals.
       max_size: largest number n of parameters, or of residuals, for the first two ways. The state
         of the first one holds an n × n matrix.
+      bounds: a pair ``(low, high)``, each a pytree like the parameters or a prefix of it, or
+        ``None`` in place of a number without a bound. No trial point is ever outside; see
+        :func:`gradxform.trust_region`. On each set of fixed entries the step comes from the
+        singular values of the other columns, or beyond ``max_size`` from conjugate gradients.
 
     Returns:
       The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, which must come
@@ -110,13 +117,14 @@ def levenberg_marquardt(
 
     Raises:
       TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
-        argument, or ``value_fn`` does not tell its residuals.
+        argument, the bounds do not fit the parameters, or ``value_fn`` does not tell its residuals.
 
     References:
       Moré, "The Levenberg-Marquardt algorithm: implementation and theory", in *Numerical Analysis*
       (1978). Differs: the secular equation is solved by singular values, up to rounding; the
       lengths in D may fade by one percent at each point; after a poor step the radius shrinks by
-      the parabola through two values and a slope.
+      the parabola through two values and a slope. Bounds: Lin & Moré, "Newton's method for large
+      bound-constrained optimization problems", SIAM J. Optim. 9:1100 (1999).
 
     >>> import jax.numpy as jnp, gradxform as gx
     >>> valley = gx.sum_of_squares(lambda x: jnp.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)]))
@@ -126,7 +134,8 @@ def levenberg_marquardt(
 
     def subproblem(params: tree.PyTree) -> Subproblem:
         if tree.count(params) <= max_size:
-            return from_residuals(initial_radius=initial_radius, columns=columns)
+            solve = from_residuals(initial_radius=initial_radius, columns=columns)
+            return solve if bounds is None else solve._replace(step=residuals_within)
         return large(
             initial_radius=initial_radius,
             max_radius=max_radius,
@@ -134,8 +143,9 @@ def levenberg_marquardt(
             maxiter=maxiter,
             columns=columns,
             max_size=max_size,
+            bounded=bounds is not None,
         )
 
     linearise = curvature or functools.partial(least_squares_at, "levenberg_marquardt")
     rules = Rules(decrease, noise, _POOR, max_radius)
-    return region("levenberg_marquardt", linearise, subproblem, rules, _no_info)
+    return region("levenberg_marquardt", linearise, subproblem, rules, _no_info, bounds)

@@ -12,6 +12,17 @@ import jax.numpy as jnp
 import optax
 
 from gradxform import protocol, tree
+from gradxform.bounds import (
+    Bounds,
+    Box,
+    box,
+    check_bounds,
+    landed,
+    on_bounds,
+    project,
+    projected_gradient,
+    updates_to,
+)
 from gradxform.complex_leaves import evaluated_as_real
 from gradxform.evaluation import eval_params
 from gradxform.hyperparameters import Scalar, scalar
@@ -46,7 +57,7 @@ class TrustRegionInfo(NamedTuple):
     negative_curvature: jax.Array  #: accepted points at which negative curvature was found
     curvature_products: jax.Array  #: products with the curvature; a full n × n matrix counts n
     value: jax.Array  #: f(x) at the accepted point x
-    grad_norm: jax.Array  #: largest absolute entry of ∇f(x) at the accepted point
+    grad_norm: jax.Array  #: largest absolute entry of the (projected) gradient at that point
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
     expected: jax.Array  #: reduction of f predicted for the trial point in the loop
@@ -69,6 +80,7 @@ class TrustRegionState(NamedTuple):
     begin: jax.Array  #: whether the next point is accepted without a test
     improvement: Improvement  #: the best over the accepted points
     model: Any  #: data of the solver: an ``EigenModel`` ("exact") or ``Sizes`` ("steihaug")
+    box: Box | tuple[()]  #: the bounds, like the parameters; () without bounds
     info: TrustRegionInfo
 
 
@@ -78,15 +90,22 @@ def region(
     subproblem: Callable[[tree.PyTree], Subproblem],
     rules: Rules,
     info: Callable[[], Any] | None = None,
+    bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A trust region as a transformation, with errors that name ``method``.
 
     ``linearise(value_fn, params)`` is what a subproblem needs of the objective at a point, and
     ``subproblem(params)`` is the solver for such parameters. ``info()`` makes the first
-    diagnostics, with the fields of :class:`TrustRegionInfo` and others; None for these alone.
+    diagnostics, with the fields of :class:`TrustRegionInfo` and others; None for these alone. With
+    ``bounds`` the solver keeps x + p within the box of its :class:`Point`.
     """
+    if bounds is not None:
+        check_bounds(method, bounds)
 
     def init(params: tree.PyTree) -> TrustRegionState:
+        within = () if bounds is None else box(method, bounds, params)
+        if within:
+            params = project(within, params)
         return TrustRegionState(
             params=tree.copy(params),
             grad=tree.zeros_like(params),
@@ -98,6 +117,7 @@ def region(
             begin=jnp.array(True),
             improvement=no_improvement(),
             model=subproblem(params).init(params),
+            box=within,
             info=(info or no_info)(),
         )
 
@@ -119,23 +139,25 @@ def region(
         solve = subproblem(grads)
 
         # accept or reject the trial point
-        trial = _Trial(params, grads, value, scalar(tree.max_abs(grads)))
+        trial = _trial(state, params, grads, value)
         verdict = _verdict(state, trial, rules)
         accept, radius = verdict.accept, verdict.radius
-        x = tree.select(accept, jax.tree.map(tree.promote, params), state.params)
+        x = tree.select(accept, jax.tree.map(tree.promote, trial.params), state.params)
         g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
         improvement = improvement_after(state.improvement, accept, fx, trial.largest)
 
         # the model at the accepted point, and its radius
+        within = _wide(state.box)
         point = Point(
             params=x,
-            grad=g,
+            grad=projected_gradient(within, x, g) if within else g,
             linearise=functools.partial(linearise, value_fn, tree.cast_like(x, params)),
             is_new=accept,
             is_first=accept & state.begin,
             grad_size=trial.largest,
             rough_radius=state.rough_radius,
+            box=within,
         )
         prepared = solve.prepare(point, state.model)
         radius = jnp.where(state.begin, prepared.radius, radius)
@@ -146,7 +168,8 @@ def region(
         step = solve.step(point, prepared.model, radius)
         waiting = state.begin & ~accept  # the first value is not finite, so do not move
         p = tree.scale(jnp.where(waiting, 0, 1), step.p)
-        stuck = ~waiting & _is_zero_step(x, p, params)
+        target = landed(within, x, p) if within else tree.map(jnp.add, x, p)
+        stuck = ~waiting & _are_equal(target, x, params)
         new_state = TrustRegionState(
             params=x,
             grad=g,
@@ -158,6 +181,7 @@ def region(
             begin=waiting | stuck,
             improvement=improvement,
             model=prepared.model,
+            box=state.box,
             info=_reported(state.info, trial, verdict, prepared, step)._replace(
                 radius=step.radius, stalled=stuck | (improvement.idle >= PATIENCE)
             ),
@@ -167,6 +191,8 @@ def region(
             info_now = new_state.info._replace(expected=expected, relative_step=relative)
             new_state = new_state._replace(info=info_now)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+        if state.box:
+            return tree.cast_like(updates_to(state.box, target, params), grads), new_state
         return tree.map(lambda _, x, p, q: (x + p) - q, grads, x, p, params), new_state
 
     return protocol.transformation(init, update)
@@ -198,6 +224,25 @@ class _Trial(NamedTuple):
     grad: tree.PyTree
     value: jax.Array
     largest: jax.Array  # largest absolute entry of the gradient
+
+
+def _trial(
+    state: TrustRegionState, params: tree.PyTree, grads: tree.PyTree, value: jax.Array
+) -> _Trial:
+    """The trial point; with bounds, its value is infinite if it is outside."""
+    size = tree.max_abs(grads)
+    if not state.box:
+        return _Trial(params, grads, value, scalar(size))
+    x = on_bounds(state.box, state.params, params)
+    outside = tree.max_abs(jax.tree.map(jnp.subtract, project(state.box, x), x)) > 0
+    value = jnp.where(outside | ~jnp.isfinite(size), jnp.inf, value)
+    free = projected_gradient(_wide(state.box), jax.tree.map(tree.promote, x), grads)
+    return _Trial(x, grads, value, scalar(tree.max_abs(free)))
+
+
+def _wide(box: Box | tuple[()]) -> Any:
+    """The bounds in at least float32."""
+    return Box(*(jax.tree.map(tree.promote, side) for side in box)) if box else ()
 
 
 class _Verdict(NamedTuple):
@@ -234,9 +279,9 @@ def _verdict(state: TrustRegionState, trial: _Trial, rules: Rules) -> _Verdict:
     return in_one_kernel(_Verdict(accept, finite, ratio, radius))
 
 
-def _is_zero_step(x: tree.PyTree, p: tree.PyTree, params: tree.PyTree) -> jax.Array:
-    """Whether x + p equals x in the dtypes of the parameters."""
-    moved, x = (tree.cast_like(y, params) for y in (tree.map(jnp.add, x, p), x))
+def _are_equal(moved: tree.PyTree, x: tree.PyTree, params: tree.PyTree) -> jax.Array:
+    """Whether two trees are equal in the dtypes of the parameters."""
+    moved, x = (tree.cast_like(y, params) for y in (moved, x))
     return jnp.all(
         jnp.stack([jnp.all(a == b) for a, b in zip(*map(jax.tree.leaves, (moved, x)), strict=True)])
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradxform import tree
+from gradxform.bounds import Box
 from gradxform.hyperparameters import scalar
 
 
@@ -14,12 +15,13 @@ class Point(NamedTuple):
     """The accepted point."""
 
     params: tree.PyTree  #: x, in at least float32
-    grad: tree.PyTree  #: g, in at least float32
+    grad: tree.PyTree  #: g, in at least float32; with bounds the projected gradient
     linearise: Callable[[], Any]  #: what the solver needs at x; the call takes an evaluation
     is_new: jax.Array  #: whether this update accepted the point
     is_first: jax.Array  #: whether the point is new and the first one of a run
     grad_size: jax.Array  #: largest absolute entry of g if the point is new
     rough_radius: jax.Array  #: a fallback for the first Δ
+    box: Box | tuple[()] = ()  #: the bounds, in at least float32; () without bounds
 
 
 class Prepared(NamedTuple):

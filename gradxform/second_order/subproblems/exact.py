@@ -20,6 +20,7 @@ from gradxform.kernels import quotients, vdots
 from gradxform.rows import identity_rows, rows_like
 from gradxform.second_order.newton import dense
 from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem, usable_radius
+from gradxform.second_order.subproblems.faces import on_face
 from gradxform.sharding import varying_like
 
 Scaling = Literal["curvature", "none"]
@@ -103,15 +104,20 @@ def _eigen_model(point: Point, columns: int, scaling: Scaling) -> EigenModel:
     grad_size = point.grad_size.astype(gradient.dtype)
     if scaling == "curvature":
         inverse = _inverse_scales(matrix)
-        values, axes = eigh(matrix * inverse[:, None] * inverse[None, :])
+        values, axes = eigenvalues(on_face(point, matrix * inverse[:, None] * inverse[None, :]))
         axes = axes * inverse[:, None]
     else:
-        values, axes = eigh(matrix)
-    rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
-    values = jnp.where((values < 0) & (values >= -rounding), 0, values)
+        values, axes = eigenvalues(on_face(point, matrix))
     slopes = _matvec(axes.T, gradient * tree.reciprocal(grad_size))
     axes = rows_like(axes, point.grad)
     return EigenModel(axes, values, slopes, jnp.stack([grad_size, curvature_size]))
+
+
+def eigenvalues(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues and eigenvectors; an eigenvalue is 0 if it is negative only by rounding."""
+    values, axes = eigh(matrix)
+    rounding = 10 * jnp.finfo(values.dtype).eps * _largest(values)
+    return jnp.where((values < 0) & (values >= -rounding), 0, values), axes
 
 
 def _inverse_scales(matrix: jax.Array) -> jax.Array:
@@ -126,12 +132,12 @@ def _inverse_scales(matrix: jax.Array) -> jax.Array:
 
 def _first_radius(model: EigenModel) -> jax.Array:
     """A part of ‖D⁻¹g‖/‖D⁻¹HD⁻¹‖, the shortest distance at which the gradient may vanish."""
-    units = tree.divide(*_sizes(model))
+    units = tree.divide(*sizes_of(model))
     norm = tree.norm(model.slopes)
     return scalar(_FIRST * units * tree.divide(norm, _largest(model.values)))
 
 
-def _sizes(model: EigenModel) -> tuple[jax.Array, jax.Array]:
+def sizes_of(model: EigenModel) -> tuple[jax.Array, jax.Array]:
     """The sizes of gradient and curvature; 0 for a curvature that is not finite."""
     grad, curvature = model.sizes
     return grad, jnp.where(jnp.isfinite(curvature), curvature, 0)
@@ -144,7 +150,7 @@ def _largest(values: jax.Array) -> jax.Array:
 
 def exact_step(model: EigenModel, radius: jax.Array) -> Step:
     """Moré & Sorensen's step within the radius."""
-    step = step_along(model.slopes, model.values, _sizes(model), radius)
+    step = step_along(model.slopes, model.values, sizes_of(model), radius)
     return step._replace(p=jax.tree.map(lambda rows: _matvec(rows, step.p), model.axes))
 
 

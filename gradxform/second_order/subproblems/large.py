@@ -5,7 +5,8 @@ residuals. With J Jᵀ = U Λ Uᵀ the minimum within ‖p‖ ≤ Δ is::
 
     p = −Jᵀ U (Λ + λ)⁻¹ Uᵀ r,    λ ≥ 0 the least for which ‖p‖ ≤ Δ
 
-If the residuals are many too, Steihaug's conjugate gradients find p from products with JᵀJ.
+If the residuals are many too, or with bounds, Steihaug's conjugate gradients find p from products
+with JᵀJ.
 """
 
 import functools
@@ -26,10 +27,13 @@ from gradxform.second_order.subproblems import (
     Subproblem,
     usable_radius,
 )
+from gradxform.second_order.subproblems.bounded_steihaug import steihaug_within
 from gradxform.second_order.subproblems.exact import step_along
+from gradxform.second_order.subproblems.faces import meets_bound
 from gradxform.second_order.subproblems.steihaug import Sizes, steihaug
 from gradxform.squares import Residuals
 
+_CALLER = "levenberg_marquardt(bounds=…)"
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -41,9 +45,11 @@ def large(
     maxiter: Scalar,
     columns: int,
     max_size: int,
+    bounded: bool,
 ) -> Subproblem:
     """The step, with the arguments of ``levenberg_marquardt``."""
-    by_products = steihaug(
+    solver = functools.partial(steihaug_within, _CALLER) if bounded else steihaug
+    by_products = solver(
         initial_radius=initial_radius, max_radius=max_radius, tol=tol, maxiter=maxiter
     )
 
@@ -51,7 +57,7 @@ def large(
         linear = point.linearise()
         product: Any = linear
         if isinstance(linear, Residuals):
-            if linear.r.size <= max_size:
+            if linear.r.size <= max_size and not bounded:
                 return _of_few(linear, point, radius, columns)
             product = lambda v: linear.pull(linear.push(v))
         found = by_products.step(point._replace(linearise=lambda: product), sizes, radius)
@@ -64,9 +70,11 @@ def large(
 
 
 def _unless_cut(step: Step, point: Point) -> Full:
-    """The step itself, if the radius has not cut it; otherwise the full one is not known."""
+    """The step itself if neither the radius nor a bound cut it, otherwise the largest numbers."""
     x = tree.sqrt(tree.vdot(point.params, point.params))
     is_known = (step.length < 0.9 * step.radius) & (x > 0)
+    if point.box:
+        is_known &= ~meets_bound(point, step.p)
     numbers = step.predicted, tree.divide(step.length, x)
     return Full(*(jnp.where(is_known, scalar(n), tree.largest()) for n in numbers))
 

@@ -31,6 +31,7 @@ from gradxform.second_order.subproblems import (
     usable_radius,
 )
 from gradxform.second_order.subproblems.exact import EigenModel, exact_step
+from gradxform.second_order.subproblems.faces import free_columns, on_face
 from gradxform.sharding import varying_like
 from gradxform.small_svd import LARGEST, orthogonalised, triangle_of
 from gradxform.squares import Residuals, linearised, squares_of
@@ -44,7 +45,7 @@ class ResidualModel(NamedTuple):
 
     eigen: EigenModel  #: of KᵀK, with A = D⁻¹V, Λ = S² and Aᵀg = S Uᵀ r
     lengths: jax.Array  #: the diagonal of D
-    size: jax.Array  #: ‖D x‖
+    size: jax.Array  #: ‖D x‖; with bounds of the entries that can move
 
 
 def least_squares_at(method: str, value_fn: ValueFn, params: tree.PyTree) -> Residuals | Product:
@@ -60,8 +61,10 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
 
     def init(params: tree.PyTree) -> ResidualModel:
         zero, _ = tree.ravel(tree.zeros_like(params))
-        eigen = EigenModel(identity_rows(params), zero, zero, jnp.zeros(2, zero.dtype))
-        return ResidualModel(eigen, zero, jnp.zeros((), zero.dtype))
+        # in buffers of their own, so that a state can be donated
+        values, slopes, lengths = (jnp.zeros_like(zero) for _ in range(3))
+        eigen = EigenModel(identity_rows(params), values, slopes, jnp.zeros(2, zero.dtype))
+        return ResidualModel(eigen, lengths, jnp.zeros((), zero.dtype))
 
     def prepare(point: Point, model: ResidualModel) -> Prepared:
         def made() -> ResidualModel:
@@ -78,12 +81,12 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
         return Prepared(model, radius, products, finite)
 
     def step(point: Point, model: ResidualModel, radius: jax.Array) -> Step:
-        return exact_step(model.eigen, radius)._replace(full=_full(model))
+        return exact_step(model.eigen, radius)._replace(full=full_step(model))
 
     return Subproblem(init, prepare, step)
 
 
-def _full(model: ResidualModel) -> Full:
+def full_step(model: ResidualModel) -> Full:
     """The Gauss–Newton step."""
     slopes, values = model.eigen.slopes, model.eigen.values
     size = scalar(model.eigen.sizes[0])
@@ -111,7 +114,9 @@ def _model_at(point: Point, lengths: jax.Array, columns: int) -> ResidualModel:
     x, _ = tree.ravel(point.params)
     scale = tree.reciprocal(lengths)
     axes = rows_like(scale[:, None] * eigen.axes, point.grad)
-    return ResidualModel(eigen._replace(axes=axes), lengths, tree.norm(lengths * x))
+    return ResidualModel(
+        eigen._replace(axes=axes), lengths, tree.norm(free_columns(point, lengths * x))
+    )
 
 
 def _of_residuals(
@@ -123,7 +128,8 @@ def _of_residuals(
     unit = _finite(size)
     lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
     r_size, r = _normalised(linear.r)
-    values, axes, slopes = normal_axes(jacobian * (unit * tree.reciprocal(lengths))[None, :], r)
+    scaled = jacobian * (unit * tree.reciprocal(lengths))[None, :]
+    values, axes, slopes = normal_axes(free_columns(point, scaled), r)
     return EigenModel(axes, values, slopes, _sizes(r_size, size)), lengths
 
 
@@ -135,7 +141,8 @@ def _of_curvature(
     root = jnp.sqrt(_finite(size))
     lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
     scale = tree.reciprocal(lengths)
-    values, axes = eigh(matrix * (root * scale)[:, None] * (root * scale)[None, :])
+    scaled = matrix * (root * scale)[:, None] * (root * scale)[None, :]
+    values, axes = eigh(on_face(point, scaled))
     slope, gradient = _normalised(scale * tree.ravel(point.grad)[0])
     slopes = _dot(axes.T, gradient)
     return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(slope, size)), lengths

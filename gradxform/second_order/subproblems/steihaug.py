@@ -47,23 +47,29 @@ def steihaug(
         return Prepared(sizes, radius, jnp.array(0, jnp.int32), jnp.array(True))
 
     def step(point: Point, sizes: Sizes, radius: jax.Array) -> Step:
-        forcing = jnp.minimum(scalar(tol) ** 2, tree.divide(sizes.grad, sizes.first))
-        limits = _Limits(
-            forcing=forcing,
-            iterations=jnp.minimum(scalar(maxiter), 2.0 * tree.count(point.grad)),
-            rough=point.rough_radius,
-            radius=scalar(tree.largest() if max_radius is None else max_radius),
-        )
+        limits = limits_of(point, sizes, tol=tol, maxiter=maxiter, max_radius=max_radius)
         return steihaug_step(point.linearise(), point.grad, sizes.grad, radius, limits)
 
     return Subproblem(init, prepare, step)
+
+
+def limits_of(
+    point: Point, sizes: Sizes, *, tol: Scalar, maxiter: Scalar, max_radius: Scalar | None
+) -> "Limits":
+    """The limits of the loop, with the arguments of ``trust_region``."""
+    return Limits(
+        forcing=jnp.minimum(scalar(tol) ** 2, tree.divide(sizes.grad, sizes.first)),
+        iterations=jnp.minimum(scalar(maxiter), 2.0 * tree.count(point.grad)),
+        rough=point.rough_radius,
+        radius=scalar(tree.largest() if max_radius is None else max_radius),
+    )
 
 
 # how the loop of conjugate gradients ended
 _WITHIN, _BOUNDARY, _NEGATIVE, _NOT_FINITE = range(4)
 
 
-class _Limits(NamedTuple):
+class Limits(NamedTuple):
     """The limits of the loop."""
 
     forcing: jax.Array  # largest ‖residual‖² at the end, in units of ‖g‖²
@@ -88,7 +94,7 @@ def steihaug_step(
     g: tree.PyTree,
     size: jax.Array,
     radius: jax.Array,
-    limits: _Limits,
+    limits: Limits,
 ) -> Step:
     """N&W Algorithm 7.2, for a gradient whose largest absolute entry is ``size``.
 
