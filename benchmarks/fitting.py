@@ -42,17 +42,14 @@ the normal equations with a tolerance of 1e-3.
 
 import argparse
 import collections
-import contextlib
+import functools
 import importlib.util
 import math
 import os
 import statistics
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,198 +57,23 @@ import numpy as np
 
 import gradxform as gx
 from benchmarks import datasets, fitting_wide
-from benchmarks.common import stopwatch, table, timed, turns
-from benchmarks.fitting_solvers import (
-    Residuals,
-    Solver,
-    bounded_fitters,
-    default_fit,
-    fitters,
+from benchmarks.common import stopwatch, table, timed
+from benchmarks.fitting_cases import (
+    Case,
+    Result,
+    box_cases,
+    nist_cases,
+    precision,
+    problem_cases,
+    run_case,
 )
-from benchmarks.solvers import (
-    MAX_EVALUATIONS,
-    OUTCOMES,
-    PRECISIONS,
-    Answer,
-    make_judge,
-    usable_starts,
-)
+from benchmarks.fitting_solvers import Family, bounded_fitters, default_fit, fitters
+from benchmarks.solvers import OUTCOMES
 from testbed import boxes, nist
-from testbed.problems import PROBLEMS
 
-SOLVED = ("solved", "global", "listed")
 DIGITS, DIGITS_FLOAT32 = 6, 3  #: that count as solved
 TOL = 1e-8  #: of the projected gradient in boxes
-QUICK_NIST, QUICK_PROBLEMS, QUICK_BOXES = ("Misra1a", "MGH09"), (1, 8), (1,)
 LANES, WIDE = 2_000, (200, 100_000)
-
-
-class Start(NamedTuple):
-    """Where the solvers start, and what becomes of their answers."""
-
-    label: str
-    group: str  #: the column of the table that counts it
-    x: np.ndarray
-    bounds: tuple[np.ndarray, ...]  #: the lower and the upper ones, or ()
-    judge: Callable[[Answer], tuple[float, str]]  #: digits or value, and the outcome
-
-
-class Case(NamedTuple):
-    """One function of residuals with all its starts."""
-
-    name: str
-    residuals: Residuals
-    starts: Sequence[Start]
-    points: list[np.ndarray] | None = None  #: with bounds, all points evaluated since the last clear
-
-
-class Result(NamedTuple):
-    """One solver from one start."""
-
-    solver: Solver
-    case: str
-    start: Start
-    answer: Answer
-    found: float  #: digits or value
-    outcome: str
-    seconds: float
-    outside: int  #: points outside the box
-
-    @property
-    def solved(self) -> bool:
-        return self.outcome in SOLVED
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """For all threads, other than ``jax.enable_x64``, because solvers are compiled in several."""
-    before = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_x64", name == "float64")
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
-
-
-# -- runs
-
-
-def run_case(case: Case, solvers: Sequence[Solver]) -> list[Result]:
-    """All solvers from all starts; compiled side by side, then run one after another."""
-    if not case.starts:
-        return []
-    first = case.starts[0]
-    like = jax.ShapeDtypeStruct(first.x.shape, first.x.dtype)
-    with ThreadPoolExecutor(2) as pool:
-        compiled = list(
-            pool.map(lambda s: s.prepare(case.residuals, like, bool(first.bounds)), solvers)
-        )
-    results = []
-    for solver, prepared in zip(solvers, compiled, strict=True):
-        for start in case.starts:
-            if case.points is not None:
-                case.points.clear()
-            try:
-                answer, seconds = _measure(prepared, start, case.points is None)
-            except Exception as error:  # a peer's exception is its failure, not ours
-                answer = Answer(np.full(len(start.x), np.nan), 0, 0, type(error).__name__)
-                seconds = math.nan
-            jax.effects_barrier()
-            found, outcome = start.judge(answer)
-            if answer.evaluations > MAX_EVALUATIONS:
-                outcome = "failed"
-            outside = _outside(case.points or [], start.bounds)
-            results.append(
-                Result(solver, case.name, start, answer, found, outcome, seconds, outside)
-            )
-    return results
-
-
-def _measure(prepared: Any, start: Start, repeat: bool) -> tuple[Answer, float]:
-    def run() -> Any:
-        return prepared.run(start.x, *start.bounds)
-
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        seconds, raw = timed(run)
-        if repeat and seconds < 0.5:
-            seconds = min(seconds, *turns({"": run}, 2, warm_up=0)[""])
-    return prepared.read(raw), seconds
-
-
-def _outside(points: Sequence[np.ndarray], bounds: tuple[np.ndarray, ...]) -> int:
-    distinct = {x.tobytes(): x for x in points}.values()
-    return sum(bool(np.any(x < bounds[0]) or np.any(x > bounds[1])) for x in distinct)
-
-
-def _progress(clock: Callable[[], float], name: str) -> None:
-    print(f"{clock():6.0f} s  {name}", file=sys.stderr, flush=True)
-
-
-# -- the cases
-
-
-def nist_cases(dtype: Any, digits: int, quick: bool) -> Iterator[Case]:
-    for problem in nist.PROBLEMS:
-        if quick and problem.name not in QUICK_NIST:
-            continue
-
-        def judge(answer: Answer, problem: nist.Problem = problem) -> tuple[float, str]:
-            found = nist.correct_digits(problem, answer.params)
-            return found, "solved" if found >= digits else "failed"
-
-        starts = [
-            Start(group, group, np.asarray(x, dtype), (), judge)
-            for group, x in zip(("far", "near"), problem.starts, strict=True)
-        ]
-        yield Case(problem.name, problem.residuals, starts)
-
-
-def problem_cases(quick: bool) -> Iterator[Case]:
-    settings = PRECISIONS["float64"]
-    for problem in PROBLEMS:
-        if not quick or problem.number in QUICK_PROBLEMS:
-            judge = make_judge(problem, settings)
-            starts = [
-                Start(f"×{factor}", f"×{factor}", x, (), judge)
-                for factor, x in usable_starts(problem, settings)
-            ]
-            yield Case(f"{problem.number} {problem.name}", problem.residuals, starts)
-
-
-def box_cases(quick: bool) -> Iterator[Case]:
-    published = {box.problem.number: box for box in boxes.GAY}
-    for problem in PROBLEMS:
-        if quick and problem.number not in QUICK_BOXES:
-            continue
-        points: list[np.ndarray] = []
-        chosen = [published.get(problem.number), boxes.random_box(problem, 0)]
-        starts = []
-        for box in (box for box in chosen if box is not None):
-
-            def judge(answer: Answer, box: boxes.Box = box) -> tuple[float, str]:
-                return boxes.judge(box, answer.params)
-
-            group = box.name.split()[0]
-            starts += [
-                Start(f"{group} ×{factor}", group, x, (box.lower, box.upper), judge)
-                for factor, x in boxes.usable_starts(box)
-            ]
-        residuals = _recorded(problem.residuals, points)
-        yield Case(f"{problem.number} {problem.name}", residuals, starts, points)
-
-
-def _recorded(residuals: Residuals, points: list[np.ndarray]) -> Residuals:
-    """The same function, which notes where it is evaluated."""
-
-    def record(x: Any) -> None:
-        points.append(np.asarray(x))
-
-    def noting(x: jax.Array) -> jax.Array:
-        jax.debug.callback(record, x)
-        return residuals(x)
-
-    return noting
 
 
 # -- tables
@@ -260,7 +82,7 @@ def _recorded(residuals: Residuals, points: list[np.ndarray]) -> Residuals:
 def _by_solver(results: Sequence[Result]) -> dict[str, list[Result]]:
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.solver.name, []).append(result)
+        groups.setdefault(result.solver, []).append(result)
     return groups
 
 
@@ -312,10 +134,10 @@ def lost(results: Sequence[Result], found: str) -> str:
         starts.setdefault((result.case, result.start.label), []).append(result)
     rows = []
     for (case, label), group in starts.items():
-        peers = [r.solver.name for r in group if r.solved and not r.solver.is_ours]
+        peers = [r.solver for r in group if r.solved and not r.is_ours]
         for r in group:
-            if r.solver.is_ours and not r.solved and peers:
-                row = [case, label, r.solver.name, f"{r.found:.6g}", r.outcome]
+            if r.is_ours and not r.solved and peers:
+                row = [case, label, r.solver, f"{r.found:.6g}", r.outcome]
                 rows.append([*row, str(r.answer.evaluations), r.answer.ended, ", ".join(peers)])
     if not rows:
         return "Ours solve every start that a peer solves."
@@ -326,11 +148,15 @@ def lost(results: Sequence[Result], found: str) -> str:
 # -- the sections
 
 
-def _run(cases: Iterator[Case], solvers: Sequence[Solver]) -> list[Result]:
+def _progress(clock: Callable[[], float], name: str) -> None:
+    print(f"{clock():6.0f} s  {name}", file=sys.stderr, flush=True)
+
+
+def _run(cases: Iterator[Case], families: Sequence[Family]) -> list[Result]:
     clock = stopwatch()
     results: list[Result] = []
     for case in cases:
-        results += run_case(case, solvers)
+        results += run_case(case, families)
         jax.clear_caches()  # a program for every solver and problem adds up to gigabytes
         boxes.derivatives.cache_clear()
         _progress(clock, case.name)
@@ -344,9 +170,10 @@ def nist_section(quick: bool) -> str:
     with precision("float32"):
         single = _run(nist_cases(np.float32, DIGITS_FLOAT32, quick), [default_fit()])
     solved = [r for r in single if r.solved]
-    others = [[r.case, r.start.label, f"{r.found:.1f}", r.answer.ended] for r in single if not r.solved]
-    certified = f"to {DIGITS_FLOAT32} digits {len(solved)} of {len(single)} starts"
-    text = f"""## NIST's {len({r.case for r in results})} problems
+    others = [r for r in single if not r.solved]
+    rows = [[r.case, r.start.label, f"{r.found:.1f}", r.answer.ended] for r in others]
+    listed = table(["problem", "start", "digits", "ended"], rows) if rows else "none."
+    return f"""## NIST's {len({r.case for r in results})} problems
 
 {summary(results)}
 
@@ -354,17 +181,17 @@ def nist_section(quick: bool) -> str:
 
 {errors}
 
-In float32 `gx.least_squares` solves {certified} ({_ended(solved)}). The others:
+In float32 `gx.least_squares` solves {len(solved)} of {len(single)} starts to {DIGITS_FLOAT32}
+digits ({_ended(solved)}). The others:
 
-{table(["problem", "start", "digits", "ended"], others)}
+{listed}
 """
-    return text
 
 
 def _standard_errors(results: Sequence[Result]) -> str:
     """How far ``gx.covariance`` agrees with NIST at our solutions."""
     problems = {problem.name: problem for problem in nist.PROBLEMS}
-    mine = [r for r in results if r.solver.name == default_fit().name and r.solved]
+    mine = [r for r in results if r.solver == "gx.least_squares" and r.solved]
     digits = {}
     for r in mine:
         problem = problems[r.case]
@@ -413,30 +240,37 @@ def _least_squares(t: jax.Array, y: jax.Array) -> datasets.Fit:
 def batch_section(quick: bool) -> str:
     count, rounds = (100, 1) if quick else (LANES, 7)
     data = datasets.make_data(count)
-    best, errors = datasets.reference(data)
-    tables = []
-    for name, tol in datasets.TOL.items():
-        solvers = {"gx.least_squares": _least_squares}
-        if importlib.util.find_spec("optimistix") is not None:
-            solvers["Optimistix LM"] = datasets.optimistix("LevenbergMarquardt", tol)
-        with precision(name):
-            t, y = (jnp.asarray(x, name) for x in (data.t, data.y))
-            calls, compiling = {}, {}
-            for solver, solve in solvers.items():
-                fit_all = jax.jit(jax.vmap(solve, (None, 0)))
-                compiling[solver], compiled = timed(lambda f=fit_all: f.lower(t, y).compile())
-                calls[solver] = lambda f=compiled: f(t, y)
-            times = datasets.taken_turns(calls, rounds)
-            rows = []
-            for solver, call in calls.items():
-                found = jax.tree.map(np.asarray, call())
-                own, ratios = zip(*((a, a / b) for a, b in times[solver]), strict=True)
-                row = [solver, *datasets.quality(found, data, best, errors)]
-                row += [f"{compiling[solver]:.1f}", f"{1e3 * statistics.median(own):.1f}"]
-                rows.append([*row, f"{statistics.median(ratios):.2f}"])
-        head = ["solver", "solved", "distance, 99 %", "evaluations: mean", "max"]
-        tables.append(f"In {name}:\n\n{table([*head, 'compile s', 'ms', 'ratio'], rows)}")
+    reference = datasets.reference(data)
+    tables = [
+        f"In {name}:\n\n{_batch_table(name, data, reference, rounds)}" for name in datasets.TOL
+    ]
     return f"## {count:,} data sets in one program\n\n" + "\n\n".join(tables) + "\n"
+
+
+def _batch_table(
+    name: str, data: datasets.Data, reference: tuple[np.ndarray, np.ndarray], rounds: int
+) -> str:
+    solvers: dict[str, datasets.Solve] = {"gx.least_squares": _least_squares}
+    if importlib.util.find_spec("optimistix") is not None:
+        tol = datasets.TOL[name]
+        solvers["Optimistix LM"] = datasets.optimistix("LevenbergMarquardt", tol)
+    with precision(name):
+        arrays = [jnp.asarray(x, name) for x in (data.t, data.y)]
+        fits = {s: jax.jit(jax.vmap(solve, (None, 0))) for s, solve in solvers.items()}
+        compiled = {
+            s: timed(lambda fit=fit: fit.lower(*arrays).compile()) for s, fit in fits.items()
+        }
+        calls = {s: functools.partial(fit, *arrays) for s, (_, fit) in compiled.items()}
+        times = datasets.taken_turns(calls, rounds)
+        rows = []
+        for solver, call in calls.items():
+            found = jax.tree.map(np.asarray, call())
+            own, ratios = zip(*((a, a / b) for a, b in times[solver]), strict=True)
+            row = [solver, *datasets.quality(found, data, *reference)]
+            row += [f"{compiled[solver][0]:.1f}", f"{1e3 * statistics.median(own):.1f}"]
+            rows.append([*row, f"{statistics.median(ratios):.2f}"])
+    head = ["solver", "solved", "distance, 99 %", "evaluations: mean", "max"]
+    return table([*head, "compile s", "ms", "ratio"], rows)
 
 
 def wide_section(quick: bool) -> str:

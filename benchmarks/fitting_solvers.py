@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,19 +27,17 @@ _TRF_ENDS = {0: "max_nfev", 1: "gtol", 2: "ftol", 3: "xtol", 4: "ftol and xtol"}
 
 
 class Prepared(NamedTuple):
-    """A compiled solver: ``read(run(start, *bounds))``; ``run`` alone is timed."""
+    """A compiled solver: ``read(run(start, *bounds, **options))``; ``run`` alone is timed."""
 
     run: Callable[..., Any]
     read: Callable[[Any], Answer]
 
 
-class Solver(NamedTuple):
-    name: str
-    prepare: Callable[[Residuals, jax.ShapeDtypeStruct, bool], Prepared]  #: True: with bounds
+class Family(NamedTuple):
+    """Solvers that share what is compiled."""
 
-    @property
-    def is_ours(self) -> bool:
-        return self.name.startswith("gx.")
+    prepare: Callable[[Residuals, jax.ShapeDtypeStruct, bool], Prepared]  #: True: with bounds
+    variants: Mapping[str, Mapping[str, Any]]  #: for each solver's name the options of its runs
 
 
 def squares(residuals: Residuals) -> Objective:
@@ -77,82 +75,67 @@ def _read_scipy(ended: Callable[[Any], str]) -> Callable[[Any], Answer]:
     return read
 
 
-def scipy_squares(method: str, **options: Any) -> Callable[..., Prepared]:
+def scipy_squares(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
     """``scipy.optimize.least_squares``; it counts the points at which it asks for residuals."""
+    values, jacobian = (_compiled(fn, like, False) for fn in (residuals, jax.jacfwd(residuals)))
 
-    def prepare(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
-        values, jacobian = (
-            _compiled(fn, like, False) for fn in (residuals, jax.jacfwd(residuals))
-        )
+    def run(x: np.ndarray, *bounds: np.ndarray, **options: Any) -> tuple[Any, int]:
+        count = collections.Counter[str]()
 
-        def run(x: np.ndarray, *bounds: np.ndarray) -> tuple[Any, int]:
-            count = collections.Counter[str]()
+        def fun(x: np.ndarray) -> np.ndarray:
+            count["evaluations"] += 1
+            return np.asarray(values(x))
 
-            def fun(x: np.ndarray) -> np.ndarray:
-                count["evaluations"] += 1
-                return np.asarray(values(x))
+        options |= {"bounds": bounds} if bounded else {}
+        slope: Any = lambda x: np.asarray(jacobian(x))
+        result = scipy.optimize.least_squares(fun, x, slope, max_nfev=MAX_EVALUATIONS, **options)
+        return result, count["evaluations"]
 
-            more: dict[str, Any] = {"bounds": bounds} if bounds else {}
-            result = scipy.optimize.least_squares(
-                fun,
-                x,
-                lambda x: np.asarray(jacobian(x)),
-                method=method,
-                max_nfev=MAX_EVALUATIONS,
-                **more,
-                **options,
-            )
-            return result, count["evaluations"]
-
-        return Prepared(run, _read_scipy(lambda result: _TRF_ENDS.get(result.status, "error")))
-
-    return prepare
+    return Prepared(run, _read_scipy(lambda result: _TRF_ENDS.get(result.status, "error")))
 
 
-def scipy_minimize(method: str, **options: Any) -> Callable[..., Prepared]:
+def scipy_minimize(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
     """``scipy.optimize.minimize`` within bounds, with the exact gradient."""
+    value_and_grad = _compiled(jax.value_and_grad(squares(residuals)), like, False)
 
-    def prepare(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
-        value_and_grad = _compiled(jax.value_and_grad(squares(residuals)), like, False)
+    def run(x: np.ndarray, *bounds: np.ndarray, method: str, **options: Any) -> tuple[Any, int]:
+        count = collections.Counter[str]()
 
-        def run(x: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[Any, int]:
-            count = collections.Counter[str]()
+        def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+            count["evaluations"] += 1
+            value, grad = value_and_grad(x)
+            return float(value), np.asarray(grad)
 
-            def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
-                count["evaluations"] += 1
-                value, grad = value_and_grad(x)
-                return float(value), np.asarray(grad)
+        box = np.stack(bounds, axis=1)
+        result = scipy.optimize.minimize(
+            fun, x, jac=True, method=method, bounds=box, options=options
+        )
+        return result, count["evaluations"]
 
-            box = scipy.optimize.Bounds(lower, upper)
-            result = scipy.optimize.minimize(
-                fun, x, jac=True, method=method, bounds=box, options=options
-            )
-            return result, count["evaluations"]
-
-        return Prepared(run, _read_scipy(lambda r: "success" if r.success else "no success"))
-
-    return prepare
+    return Prepared(run, _read_scipy(lambda r: "success" if r.success else "no success"))
 
 
-def optimistix_squares(tol: float) -> Callable[..., Prepared]:
-    def prepare(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
-        optx = importlib.import_module("optimistix")
+def optimistix_squares(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
+    optx = importlib.import_module("optimistix")
 
-        def solve(x: jax.Array) -> Any:
-            method = optx.LevenbergMarquardt(tol, tol)
-            found = optx.least_squares(
-                lambda x, _: residuals(x), method, x, max_steps=MAX_EVALUATIONS, throw=False
-            )
-            return found.value, found.stats["num_steps"], found.result == optx.RESULTS.successful
+    def solve(x: jax.Array, tol: jax.Array) -> Any:
+        method = optx.LevenbergMarquardt(tol, tol)
+        found = optx.least_squares(
+            lambda x, _: residuals(x), method, x, max_steps=MAX_EVALUATIONS, throw=False
+        )
+        return found.value, found.stats["num_steps"], found.result == optx.RESULTS.successful
 
-        def read(found: Any) -> Answer:
-            params, steps, is_success = found
-            ended = "success" if is_success else "no success"
-            return Answer(np.asarray(params), int(steps), 0, ended)
+    compiled = jax.jit(solve).lower(like, jax.ShapeDtypeStruct((), like.dtype)).compile()
 
-        return Prepared(_compiled(solve, like, False), read)
+    def run(x: np.ndarray, tol: float) -> Any:
+        return compiled(x, np.asarray(tol, x.dtype))
 
-    return prepare
+    def read(found: Any) -> Answer:
+        params, steps, is_success = found
+        ended = "success" if is_success else "no success"
+        return Answer(np.asarray(params), int(steps), 0, ended)
+
+    return Prepared(run, read)
 
 
 def jaxopt_boxed(tol: float) -> Callable[..., Prepared]:
@@ -183,33 +166,35 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def default_fit() -> Solver:
-    return Solver("gx.least_squares", ours(gx.least_squares))
+def default_fit() -> Family:
+    return Family(ours(gx.least_squares), {"gx.least_squares": {}})
 
 
-def fitters() -> tuple[Solver, ...]:
+def fitters() -> tuple[Family, ...]:
     """The solvers without bounds, in float64."""
     newton = gx.trust_region(curvature=gx.gauss_newton())
 
     def by_region(residuals: Residuals, x: jax.Array, **options: Any) -> gx.Solution:
         return gx.least_squares(residuals, x, newton, stop=gx.small_step(), **options)
 
+    by_scipy = {
+        "SciPy lm": {"method": "lm"},
+        "SciPy lm, 1e-15": {"method": "lm", **_TIGHT},
+        "SciPy trf": {"method": "trf"},
+        "SciPy trf, 1e-15": {"method": "trf", **_TIGHT},
+    }
     found = [
         default_fit(),
-        Solver("gx.trust_region, Gauss–Newton", ours(by_region)),
-        Solver("SciPy lm", scipy_squares("lm")),
-        Solver("SciPy lm, 1e-15", scipy_squares("lm", **_TIGHT)),
-        Solver("SciPy trf", scipy_squares("trf")),
-        Solver("SciPy trf, 1e-15", scipy_squares("trf", **_TIGHT)),
+        Family(ours(by_region), {"gx.trust_region, Gauss–Newton": {}}),
+        Family(scipy_squares, by_scipy),
     ]
     if _installed("optimistix"):
-        found += [
-            Solver(f"Optimistix LM, {tol:.0e}", optimistix_squares(tol)) for tol in (1e-8, 1e-12)
-        ]
+        tols = {f"Optimistix LM, {tol:.0e}": {"tol": tol} for tol in (1e-8, 1e-12)}
+        found.append(Family(optimistix_squares, tols))
     return tuple(found)
 
 
-def bounded_fitters(tol: float) -> tuple[Solver, ...]:
+def bounded_fitters(tol: float) -> tuple[Family, ...]:
     """The solvers with bounds, in float64."""
 
     def minimized(
@@ -220,15 +205,18 @@ def bounded_fitters(tol: float) -> tuple[Solver, ...]:
     def region(bounds: Any) -> Any:
         return gx.trust_region(bounds=bounds)
 
-    by_scipy = functools.partial(scipy_minimize, maxfun=MAX_EVALUATIONS, ftol=0.0, gtol=tol)
+    asked = {"maxfun": MAX_EVALUATIONS, "ftol": 0.0, "gtol": tol}
+    by_scipy = {
+        "SciPy L-BFGS-B": {"method": "L-BFGS-B", "maxiter": MAX_ITERATIONS, **asked},
+        "SciPy TNC": {"method": "TNC", "xtol": 0.0, **asked},
+    }
     found = [
         default_fit(),
-        Solver("gx.trust_region", ours(functools.partial(minimized, region))),
-        Solver("gx.minimize (lbfgs)", ours(functools.partial(minimized, None))),
-        Solver("SciPy trf, 1e-15", scipy_squares("trf", **_TIGHT)),
-        Solver("SciPy L-BFGS-B", by_scipy("L-BFGS-B", maxiter=MAX_ITERATIONS)),
-        Solver("SciPy TNC", by_scipy("TNC", xtol=0.0)),
+        Family(ours(functools.partial(minimized, region)), {"gx.trust_region": {}}),
+        Family(ours(functools.partial(minimized, None)), {"gx.minimize": {}}),
+        Family(scipy_squares, {"SciPy trf, 1e-15": {"method": "trf", **_TIGHT}}),
+        Family(scipy_minimize, by_scipy),
     ]
     if _installed("jaxopt"):
-        found.append(Solver("jaxopt LBFGSB", jaxopt_boxed(tol)))
+        found.append(Family(jaxopt_boxed(tol), {"jaxopt LBFGSB": {}}))
     return tuple(found)

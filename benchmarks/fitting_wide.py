@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import gradxform as gx
 from benchmarks.common import table, timed, turns
@@ -70,13 +71,18 @@ def _ours(net: Net) -> Callable[[], Run]:
     return call
 
 
-def _stepping(net: Net, init: Callable[[], Any], step: Callable[[Any], Any]) -> Callable[[], Run]:
+def _stepping(
+    residuals: Callable[[Any], jax.Array],
+    goal: float,
+    start: tuple[Any, Any],
+    step: Callable[[Any], Any],
+) -> Callable[[], Run]:
     """Updates from Python until the goal is reached; the carry's first part is the parameters."""
-    norm = jax.jit(lambda p: jnp.linalg.norm(net.residuals(p)))
+    norm = jax.jit(lambda p: jnp.linalg.norm(residuals(p)))
 
     def call() -> Run:
-        carry, updates = init(), 0
-        while updates < MOST and norm(carry[0]) > net.goal:
+        carry, updates = start, 0
+        while updates < MOST and norm(carry[0]) > goal:
             carry, updates = step(carry), updates + 1
         return Run(carry[0], updates)
 
@@ -85,7 +91,7 @@ def _stepping(net: Net, init: Callable[[], Any], step: Callable[[Any], Any]) -> 
 
 def _by_hand(net: Net) -> Callable[[], Run]:
     """What one would write: p = −Jᵀ (J Jᵀ + λ)⁻¹ r, and λ a tenth or ten times the last one."""
-    flat, unravel = jax.flatten_util.ravel_pytree(net.start)
+    flat, unravel = ravel_pytree(net.start)
 
     def residuals(p: jax.Array) -> jax.Array:
         return net.residuals(unravel(p))
@@ -100,10 +106,13 @@ def _by_hand(net: Net) -> Callable[[], Run]:
 
     compiled = jax.jit(step)
     damping = jnp.asarray(1e-3, flat.dtype)
-    call = _stepping(
-        net._replace(residuals=residuals), lambda: (flat, damping), lambda carry: compiled(*carry)
-    )
-    return lambda: (run := call())._replace(params=unravel(run.params))
+    call = _stepping(residuals, net.goal, (flat, damping), lambda carry: compiled(*carry))
+
+    def unravelled() -> Run:
+        run = call()
+        return run._replace(params=unravel(run.params))
+
+    return unravelled
 
 
 def _nlls_gram(net: Net) -> Callable[[], Run]:
@@ -131,7 +140,7 @@ def _optimistix(net: Net) -> Callable[[], Run]:
     step = eqx.filter_jit(
         lambda carry: method.step(fn, carry[0], None, {}, carry[1], frozenset())[:2]
     )
-    return _stepping(net, lambda: (net.start, state), step)
+    return _stepping(net.residuals, net.goal, (net.start, state), step)
 
 
 def _solvers(net: Net) -> dict[str, Callable[[], Run]]:
