@@ -30,7 +30,7 @@ Residuals = Callable[[Params], jax.Array]
 class Run(NamedTuple):
     """Where a solver arrived."""
 
-    params: Params
+    params: Any
     updates: Any
 
 
