@@ -140,6 +140,7 @@ def project(box: Box, x: tree.PyTree) -> tree.PyTree:
     """P(x), the closest point within the bounds; NaN where low > high or a bound is NaN."""
 
     def closest(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
         inside = jnp.minimum(jnp.maximum(x, low.astype(x.dtype)), high.astype(x.dtype))
         return jnp.where(low <= high, inside, jnp.nan)
 

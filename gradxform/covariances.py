@@ -31,7 +31,7 @@ from gradxform.curvature import Curvature, hessian
 from gradxform.derivatives import constant_size
 from gradxform.hyperparameters import checked, shown
 from gradxform.leaves import check_floating
-from gradxform.objective import bind
+from gradxform.objective import Composed, bind
 from gradxform.programs import is_comparable, program
 from gradxform.second_order.newton import dense
 from gradxform.squares import squares_of
@@ -122,7 +122,7 @@ def _covariance(
     fn, args = joined((fn, args), arrays)
     fn = with_arguments("covariance", fn, args)
     squares = squares_of(fn)
-    if squares is not None and squares.name == "linear":
+    if isinstance(fn, Composed) and squares is not None and squares.name == "linear":
         fn = fn.parts()[1]  # the residuals
     fn = of_real(fn) if has_parts(params) else fn
     if not _is_of_residuals(jax.eval_shape(fn, params)):

@@ -9,6 +9,7 @@ from gradxform import tree
 from gradxform.arguments import with_arguments
 from gradxform.bounds import Bounds, check_bounds
 from gradxform.hyperparameters import Positive, checked
+from gradxform.loop import check_method
 from gradxform.minimization import minimize
 from gradxform.second_order.levenberg_marquardt import levenberg_marquardt
 from gradxform.solution import Solution
@@ -82,7 +83,9 @@ def least_squares(
     if bounds is not None:
         check_bounds("least_squares", bounds)
     with_arguments("least_squares", residuals, args)
-    if tx is None:
+    if tx is not None:
+        check_method("least_squares", tx, bounds)
+    else:
         tx = _DEFAULT if bounds is None else _within
         if options.get("tol") is None and options.get("stop") is None:
             options["stop"] = _STOP

@@ -105,6 +105,21 @@ def run(
     return solution._replace(aux=loop.best.aux if options.has_aux else None)
 
 
+def check_method(caller: str, tx: Any, bounds: Bounds | None) -> None:
+    """Raises an error if ``tx`` is a method although there are bounds, or else is none."""
+    is_method = hasattr(tx, "update")
+    if bounds is None and not is_method:
+        raise TypeError(
+            f"{caller}(tx={shown(tx)}): expected a method, for instance gx.momentum(0.1); a "
+            "function that makes one needs bounds=…"
+        )
+    if bounds is not None and is_method:
+        raise ValueError(
+            f"{caller}(bounds={shown(bounds)}): the method must know the bounds too: leave tx out, "
+            "or pass a function that makes it, tx=lambda bounds: gx.trust_region(bounds=bounds)"
+        )
+
+
 def method_of(tx: Method, given: Given) -> optax.GradientTransformationExtraArgs:
     """The method, within the bounds if there are any."""
     made: Any = tx if given.bounds is None else cast(Any, tx)(given.bounds)

@@ -19,7 +19,7 @@ from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.implicit import is_transformed, with_derivative
 from gradxform.leaves import check_floating
-from gradxform.loop import Given, Method, Options, method_of, run
+from gradxform.loop import Given, Method, Options, check_method, method_of, run
 from gradxform.programs import is_comparable, program
 from gradxform.reporting import Reporter, says_stop
 from gradxform.second_order.bfgs import bfgs
@@ -70,9 +70,13 @@ def minimize(
     It adds the subgradient that they have found to the gradient, so ``tol`` and ``grad_norm``
     belong to objective and penalty together.
 
-    **Success.** ``solution.converged`` is True for two statuses. ``converged`` means that the
-    gradient is small enough, or that the stop rule says so. ``at_precision`` means that rounding
-    hides any further decrease, as often in float32 before the gradient falls below ``tol``.
+    **Success.** ``solution.converged`` is True for three statuses. ``converged`` means that the
+    gradient is small enough, or that the stop rule says so; ``at_bound`` is the same, with a
+    parameter at one of its bounds. ``at_precision`` means that rounding hides any further decrease,
+    as often in float32 before the gradient falls below ``tol``.
+
+    **Bounds.** ``fn`` is never evaluated outside ``bounds``. Where −g points out of a bound that
+    holds a parameter, that gradient entry does not count in ``tol`` and ``grad_norm``.
 
     **Frozen and waiting parameters.** Leaves that the method never moves (``optax.set_to_zero`` in
     a partition) do not count in the size of the gradient. While a method waits (``accumulate``, or
@@ -332,20 +336,10 @@ def _within_bounds(ravel: bool) -> Method:
 
 
 def _check_bounds(method: Method, bounds: Bounds | None, params: tree.PyTree) -> None:
-    if bounds is None:
-        if callable(method) and not hasattr(method, "update"):
-            raise TypeError(
-                f"minimize(tx={shown(method)}): expected a method, for instance gx.momentum(0.1); "
-                "a function that makes one needs bounds=…"
-            )
-        return
-    check_bounds("minimize", bounds)
-    box("minimize", bounds, params)
-    if hasattr(method, "update"):
-        raise ValueError(
-            f"minimize(bounds={shown(bounds)}): the method must know the bounds too: leave tx out, "
-            "or pass a function that makes it, tx=lambda bounds: gx.trust_region(bounds=bounds)"
-        )
+    check_method("minimize", method, bounds)
+    if bounds is not None:
+        check_bounds("minimize", bounds)
+        box("minimize", bounds, params)
 
 
 def _strong(param: jax.typing.ArrayLike) -> jax.Array:

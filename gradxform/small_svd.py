@@ -11,14 +11,19 @@ until all are orthogonal. The lengths of the columns of A V are then the singula
         a, b ← c a − s b, s a + c b              and the same columns of V
 """
 
+import itertools
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gradxform import tree
 
-LARGEST = 16  #: columns up to which these functions are worth it
+LARGEST = 8  #: columns up to which these functions are worth it
 _SWEEPS = 12  # each pair is met once in a sweep; six are usually enough
+
+# the columns of A and of V, whether a pair was rotated, and the number of sweeps
+_State: TypeAlias = tuple[list[jax.Array], list[jax.Array], jax.Array, jax.Array]
 
 
 def triangle_of(matrix: jax.Array) -> jax.Array:
@@ -36,47 +41,43 @@ def triangle_of(matrix: jax.Array) -> jax.Array:
 
 
 def orthogonalised(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A V with orthogonal columns, and V, for a square A."""
+    """A V with orthogonal columns, the shortest first, and V, for a square A."""
     n = matrix.shape[1]
-    if n == 1:
-        return matrix, jnp.ones_like(matrix)
-    pairs = jnp.asarray(_rounds(n))
-    together = jnp.concatenate([matrix, jnp.eye(n, dtype=matrix.dtype)])  # V turns with A
-    small = jnp.finfo(matrix.dtype).eps
+    rows = [*matrix.T], [*jnp.eye(n, dtype=matrix.dtype)]  # the columns of A and of V
 
-    def turn(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        both, turned = state
-        first, second = pairs[k, 0], pairs[k, 1]
-        x, y = both[:, first], both[:, second]
-        a, b = x[: len(matrix)], y[: len(matrix)]
-        aa, bb, ab = (jnp.sum(p * q, axis=0) for p, q in ((a, a), (b, b), (a, b)))
-        skewed = jnp.abs(ab) > small * jnp.sqrt(aa) * jnp.sqrt(bb)
-        zeta = jnp.where(skewed, (bb - aa) / jnp.where(skewed, 2 * ab, 1), 1)
-        t = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.hypot(1, zeta))
-        t = jnp.where(skewed, t, 0)
-        c = 1 / jnp.sqrt(1 + t * t)
-        both = both.at[:, first].set(c * x - c * t * y).at[:, second].set(c * t * x + c * y)
-        return both, turned | jnp.any(skewed)
+    def sweep(state: _State) -> _State:
+        columns, axes, _, count = list(state[0]), list(state[1]), *state[2:]
+        turned = jnp.array(False)
+        for i, j in itertools.combinations(range(n), 2):
+            (c, s), (p, q), skewed = _rotation(columns[i], columns[j])
+            for x in (columns, axes):
+                x[i], x[j] = c * x[i] - s * x[j], p * x[i] + q * x[j]
+            turned |= skewed
+        return columns, axes, turned, count + 1
 
-    def sweep(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        both, _, count = state
-        both, turned = jax.lax.fori_loop(0, len(pairs), turn, (both, jnp.array(False)))
-        return both, turned, count + 1
-
-    unfinished = lambda state: state[1] & (state[2] < _SWEEPS)
-    start = together, jnp.array(True), jnp.array(0, jnp.int32)
-    both, _, _ = jax.lax.while_loop(unfinished, sweep, start)
-    return both[: len(matrix)], both[len(matrix) :]
+    unfinished = lambda state: state[2] & (state[3] < _SWEEPS)
+    start = *rows, jnp.array(True), jnp.array(0, jnp.int32)
+    columns, axes, _, _ = jax.lax.while_loop(unfinished, sweep, start)
+    return jnp.stack(columns, axis=1), jnp.stack(axes, axis=1)
 
 
-def _rounds(n: int) -> np.ndarray:
-    """All pairs of n columns in rounds of disjoint pairs: (rounds, 2, pairs)."""
-    odd = n % 2
-    players = list(range(n + odd))
-    rounds = []
-    for _ in range(n + odd - 1):
-        half = len(players) // 2
-        met = zip(players[:half], reversed(players[half:]), strict=True)
-        rounds.append([sorted(pair) for pair in met if max(pair) < n])
-        players = [players[0], players[-1], *players[1:-1]]
-    return np.asarray(rounds, np.int32).transpose(0, 2, 1)
+_Pair: TypeAlias = tuple[jax.Array, jax.Array]
+
+
+def _rotation(a: jax.Array, b: jax.Array) -> tuple[_Pair, _Pair, jax.Array]:
+    """(c, s) and (p, q) for which c a − s b and p a + q b are orthogonal; whether a and b were not.
+
+    The first of the two is the shorter one, so the columns come in ascending order.
+    """
+    aa, bb, ab = jnp.sum(a * a), jnp.sum(b * b), jnp.sum(a * b)
+    skewed = jnp.abs(ab) > jnp.finfo(a.dtype).eps * jnp.sqrt(aa) * jnp.sqrt(bb)
+    zeta = jnp.where(skewed, (bb - aa) / jnp.where(skewed, 2 * ab, 1), 1)
+    t = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.sqrt(1 + zeta * zeta))
+    t = jnp.where(skewed, t, 0)
+    c = 1 / jnp.sqrt(1 + t * t)
+    s, is_longer = c * t, aa - t * ab > bb + t * ab
+    return (
+        (jnp.where(is_longer, s, c), jnp.where(is_longer, -c, s)),
+        (jnp.where(is_longer, c, s), jnp.where(is_longer, -s, c)),
+        skewed,
+    )

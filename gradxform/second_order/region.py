@@ -141,7 +141,7 @@ def region(
         # accept or reject the trial point
         trial = _trial(state, params, grads, value)
         verdict = _verdict(state, trial, rules)
-        accept, radius = verdict.accept, verdict.radius
+        accept = verdict.accept
         x = tree.select(accept, jax.tree.map(tree.promote, trial.params), state.params)
         g = tree.select(accept, jax.tree.map(tree.promote, grads), state.grad)
         fx = jnp.where(accept, scalar(value), state.value)
@@ -160,12 +160,10 @@ def region(
             box=within,
         )
         prepared = solve.prepare(point, state.model)
-        radius = jnp.where(state.begin, prepared.radius, radius)
-        if rules.max_radius is not None:
-            radius = jnp.minimum(radius, scalar(rules.max_radius))
+        radius = jnp.where(state.begin, prepared.radius, verdict.radius)
 
         # the next trial point
-        step = solve.step(point, prepared.model, radius)
+        step = solve.step(point, prepared.model, _limited(radius, rules.max_radius))
         waiting = state.begin & ~accept  # the first value is not finite, so do not move
         p = tree.scale(jnp.where(waiting, 0, 1), step.p)
         target = landed(within, x, p) if within else tree.map(jnp.add, x, p)
@@ -183,13 +181,9 @@ def region(
             model=prepared.model,
             box=state.box,
             info=_reported(state.info, trial, verdict, prepared, step)._replace(
-                radius=step.radius, stalled=stuck | (improvement.idle >= PATIENCE)
+                stalled=stuck | (improvement.idle >= PATIENCE)
             ),
         )
-        if step.full is not None:
-            expected, relative = step.full
-            info_now = new_state.info._replace(expected=expected, relative_step=relative)
-            new_state = new_state._replace(info=info_now)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
         if state.box:
             return tree.cast_like(updates_to(state.box, target, params), grads), new_state
@@ -202,6 +196,10 @@ def region(
 @evaluated_as_real
 def _(state: TrustRegionState, params: tree.PyTree) -> tree.PyTree:
     return map_unmasked(lambda _, x: x, params, state.params)
+
+
+def _limited(radius: jax.Array, most: Scalar | None) -> jax.Array:
+    return radius if most is None else jnp.minimum(radius, scalar(most))
 
 
 def _number() -> jax.Array:
@@ -287,9 +285,10 @@ def _are_equal(moved: tree.PyTree, x: tree.PyTree, params: tree.PyTree) -> jax.A
     )
 
 
-def _reported(
-    info: TrustRegionInfo, trial: _Trial, verdict: _Verdict, prepared: Prepared, step: Step
-) -> TrustRegionInfo:
+def _reported(info: Any, trial: _Trial, verdict: _Verdict, prepared: Prepared, step: Step) -> Any:
+    full = {}
+    if step.full is not None:
+        full = {"expected": step.full.predicted, "relative_step": step.full.relative}
     accept, finite = verdict.accept, verdict.finite & prepared.finite & step.finite
     return info._replace(
         accepted=tree.add_count(info.accepted, accept.astype(jnp.int32)),
@@ -303,6 +302,7 @@ def _reported(
         ),
         value=jnp.where(accept, scalar(trial.value), info.value),
         grad_norm=jnp.where(accept, trial.largest, info.grad_norm),
+        radius=step.radius,
         ratio=verdict.ratio,
-        expected=step.predicted,
+        **{"expected": step.predicted, **full},
     )

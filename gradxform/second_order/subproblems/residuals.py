@@ -182,7 +182,7 @@ def normal_axes(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, 
     """S² ascending, V, and S Uᵀ r of ``matrix`` = U S Vᵀ; 0 where S is only rounding."""
     # of [K r] the triangle holds that of K, and Qᵀr beside it
     both = jnp.concatenate([matrix, r[:, None]], axis=1)
-    in_a_batch = _of_batch if matrix.shape[1] < LARGEST else _of_one
+    in_a_batch = _of_batch if matrix.shape[1] <= LARGEST else _of_one
     s, axes, slopes = unless_batched(_of_one, in_a_batch, both)
     is_known = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[-1]
     return jnp.where(is_known, jnp.square(s), 0), axes, jnp.where(is_known, slopes, 0)
@@ -199,9 +199,7 @@ def _of_batch(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     triangle = _square(triangle_of(both))
     images, axes = orthogonalised(triangle[:, :-1])  # K V, with columns of lengths S
     s = jnp.sqrt(jnp.sum(jnp.square(images), axis=0))
-    order = jnp.argsort(s)
-    slopes = _dot(images.T, triangle[:, -1])
-    return s[order], axes[:, order], slopes[order]
+    return s, axes, _dot(images.T, triangle[:, -1])
 
 
 def _square(triangle: jax.Array) -> jax.Array:
