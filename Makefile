@@ -38,6 +38,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.minimize
 	$(BIN)/python -m benchmarks.datasets
+	$(BIN)/python -m benchmarks.fitting
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.sweep
@@ -45,8 +46,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.accelerator
 
-# a tiny form of the last benchmark, to see that it works
+# tiny forms of two benchmarks, to see that they work
 bench-quick: $(INSTALLED)
+	$(BIN)/python -m benchmarks.fitting --quick
 	$(BIN)/python -m benchmarks.accelerator --quick
 
 # run all notebooks; the first error or warning ends the run
