@@ -297,8 +297,9 @@ def _expects_little(progress: Progress, value_rtol: jax.Array, params_rtol: jax.
     is_level = jnp.abs(progress.decrease) <= jnp.maximum(100 * value_rtol * size, rounding)
     is_short = progress.relative_step <= jnp.maximum(params_rtol, unit)
     is_idle = progress.expected <= jnp.maximum(value_rtol, (10 * unit) ** 2) * size
-    is_end = is_short & (progress.decrease >= -rounding) & jnp.isfinite(progress.decrease)
-    return is_end | (is_level & is_idle)
+    is_end = is_short & (progress.decrease >= -rounding)
+    # infinite at the start, and at a trial point that is not finite
+    return jnp.isfinite(progress.decrease) & (is_end | (is_level & is_idle))
 
 
 def _has_reached(progress: Progress, value: jax.Array) -> jax.Array:

@@ -182,10 +182,28 @@ def normal_axes(matrix: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, 
     """S² ascending, V, and S Uᵀ r of ``matrix`` = U S Vᵀ; 0 where S is only rounding."""
     # of [K r] the triangle holds that of K, and Qᵀr beside it
     both = jnp.concatenate([matrix, r[:, None]], axis=1)
-    in_a_batch = _of_batch if matrix.shape[1] <= LARGEST else _of_one
-    s, axes, slopes = unless_batched(_of_one, in_a_batch, both)
-    is_known = s > max(matrix.shape) * jnp.finfo(s.dtype).eps * s[-1]
+    m, n = matrix.shape
+    if n <= LARGEST:
+        s, axes, slopes = unless_batched(_of_one, _of_batch, both)
+    else:
+        s, axes, slopes = _of_few_rows(both) if m < n else _of_one(both)
+    return _known(s, axes, slopes)
+
+
+def _known(
+    s: jax.Array, axes: jax.Array, slopes: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    is_known = s > len(s) * jnp.finfo(s.dtype).eps * s[-1]
     return jnp.where(is_known, jnp.square(s), 0), axes, jnp.where(is_known, slopes, 0)
+
+
+def _of_few_rows(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same as ``_of_one``, with zeros in place of the axes along which K is 0."""
+    n = both.shape[1] - 1
+    u, s, vt = jnp.linalg.svd(both[:, :-1], full_matrices=False)
+    slopes, none = s * _dot(u.T, both[:, -1]), n - len(s)
+    padded = jnp.pad(vt[::-1].T, ((0, 0), (none, 0)))
+    return jnp.pad(s[::-1], (none, 0)), padded, jnp.pad(slopes[::-1], (none, 0))
 
 
 def _of_one(both: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -215,7 +233,9 @@ def _(
     """As the eigenvectors of KᵀK, with finite derivatives for equal singular values."""
     matrix, r = primals
     d_matrix, d_r = tangents
-    values, axes, slopes = normal_axes(matrix, r)
+    # the derivative needs all axes
+    found = _of_one(jnp.concatenate([matrix, r[:, None]], axis=1))
+    values, axes, slopes = _known(*found)
     image = _dot(matrix, axes)
     half = _dot(_dot(d_matrix, axes).T, image)
     d_values, turn = turn_of(values, half + half.T)
