@@ -266,7 +266,7 @@ def _verdict(
         ),
     )
     # a rule may hold at a point that only rounding has lifted above the best one
-    counts |= jnp.isfinite(loop.value) & (decrease >= -hidden_change(loop.value))
+    counts |= jnp.isfinite(decrease) & (decrease >= -hidden_change(loop.value))
     is_flat = loop.grad_norm == 0
     return (end.succeeds | is_flat) & counts, end.stops & ~end.succeeds
 

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from gradxform import tree
 from gradxform.bounds import Box, longest, project, projected_gradient, reaches
 from gradxform.second_order.pairs import Pair
-from gradxform.sharding import whole
+from gradxform.sharding import varying_like, whole
 
 # the part of the decrease to first order that the model has at least at the Cauchy point
 _DECREASE = 0.01
@@ -278,7 +278,7 @@ def _cauchy_length(
     end = jax.lax.while_loop(
         lambda bracket: ~bracket.is_found & (bracket.turns < _MOST_TURNS),
         lambda bracket: _narrowed(bracket, look(bracket.t)),
-        start,
+        varying_like(start, unit),
     )
     return jnp.where(end.is_found, end.t, end.low)
 

@@ -95,7 +95,7 @@ def exact_within(point: Point, model: EigenModel, radius: jax.Array) -> Step:
 
     def of_face(at_x: Axes, face: Face) -> Axes:
         q = at_x.axes
-        matrix = _free(face, dot(q * at_x.values, q.T))
+        matrix = _free(face, dot(q * at_x.values[None, :], q.T))
         values, axes = eigenvalues(_free(face, matrix.T))
         pull = at_x.values * dot(q.T, face.fixed)
         slope = _free(face, dot(q, at_x.slopes + pull))
