@@ -74,7 +74,8 @@ def test_the_condition_number_is_not_squared() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", every(6, NIST))
+# from their far starts a trial point of these two overflows
+@pytest.mark.parametrize("name", sorted({"BoxBOD", "MGH17", *every(6, NIST)}))
 @pytest.mark.parametrize("which", [0, 1])
 def test_nist_certifies_the_parameters(name: str, which: int) -> None:
     problem = NIST[name]
