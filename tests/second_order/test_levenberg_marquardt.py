@@ -187,3 +187,11 @@ def test_residuals_that_are_not_finite_beyond_the_start(bad: float) -> None:
     solution = gx.least_squares(residuals, jnp.asarray([1.0, 0.1]))
     assert solution.converged
     np.testing.assert_allclose(solution.params, 2.0, rtol=1e-4)
+
+
+def test_a_plateau_on_which_squares_underflow_is_no_solution() -> None:
+    """The far start of MGH10 in float32: the model and its derivatives vanish."""
+    problem = NIST["MGH10"]
+    start = jnp.asarray(problem.starts[0], jnp.float32)
+    solution = gx.least_squares(problem.residuals, start, derivative=None)
+    assert not solution.converged or correct_digits(problem, solution.params) > 2

@@ -93,10 +93,13 @@ def full_step(model: ResidualModel) -> Full:
     u = tree.divide(slopes, values)
     length, of_params = size * scalar(tree.norm(u)), scalar(model.size)
     relative = jnp.where(of_params > 0, tree.divide(length, of_params), tree.largest())
-    return Full(
-        predicted=0.5 * size * (size * scalar(jnp.sum(slopes * u))),
-        relative=jnp.where(length > 0, relative, 0),
+    # where a square has underflowed, as far out on a plateau, the full step is not known
+    is_lost = jnp.any((values == 0) & (slopes != 0)) | (values[-1] == 0)
+    numbers = (
+        0.5 * size * (size * scalar(jnp.sum(slopes * u))),
+        jnp.where(length > 0, relative, 0),
     )
+    return Full(*(jnp.where(is_lost, tree.largest(), x) for x in numbers))
 
 
 def _toward_minimum(model: EigenModel) -> jax.Array:
