@@ -136,13 +136,35 @@ class Composed:
         Raises:
           ValueError: there are no data, or their leading axes differ.
         """
-        shapes = [jnp.shape(x) for x in jax.tree.leaves(self.data)]
-        if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
+        shapes = self._shapes()
+        if not self.has_examples:
             raise ValueError(
                 "compose: a sub-batch needs data with a common leading axis, passed by keyword to "
                 f"compose or to update; the shapes are {shapes}"
             )
         return shapes[0][0]
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether there are data, and their leading axes are equal."""
+        shapes = self._shapes()
+        return bool(shapes) and all(shape and shape[0] == shapes[0][0] for shape in shapes)
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [jnp.shape(x) for x in jax.tree.leaves(self.data)]
+
+    def spread(self, size: int) -> "Composed":
+        """The objective on ``size`` of its examples, evenly spread over them.
+
+        Each device gives its share of data that are divided over devices.
+        """
+        every = self.examples // size
+
+        def thin(x: jax.Array) -> jax.Array:
+            x = jnp.asarray(x)[: size * every]
+            return x.reshape(size, every, *x.shape[1:])[:, 0]
+
+        return dataclasses.replace(self, data=jax.tree.map(thin, self.data))
 
     def sample(self, size: int, key: jax.Array) -> "Composed":
         """The objective on ``size`` of its examples, drawn without replacement.

@@ -1,0 +1,381 @@
+"""Kronecker factors of the Gauss–Newton matrix, estimated from random backward passes.
+
+J is the Jacobian of the model and H the Hessian of the loss in the outputs. For random signs ε ::
+
+    V = Jᵀ H^½ ε,    E[vec V (vec V)ᵀ] = JᵀHJ, the Gauss–Newton matrix
+
+For a parameter of m × n entries, with V as a matrix of that shape::
+
+    L = E[V Vᵀ],    R = E[Vᵀ V],    its block of JᵀHJ ≈ L ⊗ R / tr L
+
+It needs no knowledge of the layers: the shapes of the parameters say everything. Shared weights,
+embeddings, convolutions and attention are treated alike, in each order of their axes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from gradxform import tree
+from gradxform.complex_leaves import to_complex, to_real
+from gradxform.hyperparameters import Scalar, scalar
+from gradxform.objective import Composed
+
+_FIRST = 10  # updates that make new factors in each
+
+
+class Pair(NamedTuple):
+    """The two factors of one parameter, or what they are inverted to.
+
+    A factor is a matrix, or its diagonal if the side is too long, with a leading axis for a stack.
+    """
+
+    left: jax.Array  #: of the rows
+    right: jax.Array  #: of the columns
+
+
+# of each leaf: a pair, or the mean V² of a vector
+Factors: TypeAlias = tuple[Pair | jax.Array, ...]
+Inverses: TypeAlias = tuple[Pair | None, ...]
+
+
+class Options(NamedTuple):
+    """How the factors are estimated and inverted; see :func:`gradxform.kronecker`."""
+
+    factor_every: Scalar
+    inverse_every: Scalar
+    decay: Scalar
+    max_dim: int
+    lanczos: int
+    seed: Scalar
+
+
+class Estimate(NamedTuple):
+    """The Kronecker factors and their inverses."""
+
+    factors: Factors  #: running means of V Vᵀ and Vᵀ V
+    inverses: Inverses  #: inverses of the damped factors, with the damping at that time
+
+
+class Layout(NamedTuple):
+    """How one leaf is seen as matrices."""
+
+    stack: tuple[int, ...]  #: (k,) for a stack of k matrices, () for one
+    rows: int
+    columns: int
+
+
+def layout(shape: Sequence[int], stacked: bool | None = None) -> Layout | None:
+    """The matrices that a leaf of this shape is cut into; None for a vector.
+
+    The axes are cut into two groups such that the matrix has the least sum of sides. A leaf with
+    three axes is a stack of matrices if their factors take less memory than those of any cut.
+
+    >>> layout((3, 3, 16, 32)), layout((12, 64, 64)), layout((64, 4, 16)), layout((10, 1))
+    (Layout(stack=(), rows=144, columns=32), Layout(stack=(12,), rows=64, columns=64), \
+Layout(stack=(), rows=64, columns=64), None)
+    """
+    if stacked and shape:
+        inner = layout(shape[1:], stacked=False)
+        return inner and inner._replace(stack=(shape[0],))
+    sides = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
+    cuts = [Layout((), *cut) for cut in sides if min(cut) > 1]
+    if not cuts:
+        return None
+    best = min(cuts, key=lambda cut: cut.rows + cut.columns)
+    if stacked is None and len(shape) == 3 and min(shape) > 1:
+        batched = Layout((shape[0],), shape[1], shape[2])
+        return min(best, batched, key=_entries)
+    return best
+
+
+def _entries(cut: Layout) -> int:
+    """The number of entries in both factors."""
+    return math.prod(cut.stack) * (cut.rows**2 + cut.columns**2)
+
+
+def no_factors(layouts: Sequence[Layout | None], params: tree.PyTree, max_dim: int) -> Factors:
+    """Factors of zeros."""
+
+    def of_leaf(cut: Layout | None, x: jax.Array) -> Pair | jax.Array:
+        dtype = tree.wide(jnp.asarray(x).dtype)
+        if cut is None:
+            return jnp.zeros(jnp.shape(x), dtype)
+        sides = [(n, n) if n <= max_dim else (n,) for n in (cut.rows, cut.columns)]
+        return Pair(*(jnp.zeros((*cut.stack, *side), dtype) for side in sides))
+
+    return tuple(of_leaf(*leaf) for leaf in zip(layouts, jax.tree.leaves(params), strict=True))
+
+
+# -- the random backward pass
+
+
+class Part(NamedTuple):
+    """A part of the examples, on which a curvature is computed."""
+
+    value_fn: Composed
+    times: int  #: number of such parts in the whole batch
+
+
+class Linear(NamedTuple):
+    """Model and loss at θ, linearised: Jᵀ (scale · H) J is the Gauss–Newton matrix."""
+
+    outputs: tree.PyTree  #: of the model; complex ones are pairs of real ones
+    push: Callable[..., tree.PyTree]  #: v ↦ J v
+    bend: Callable[[tree.PyTree], tree.PyTree]  #: y ↦ H y
+    scale: jax.Array  #: the objective over that of the part: 1 for a mean over the examples
+
+
+def linearised(part: Part, params: tree.PyTree, value: jax.Array) -> Linear:
+    """The model and the loss of a part of the examples; ``value`` is the whole objective."""
+    loss, model = part.value_fn.parts()
+
+    def real_outputs(params: tree.PyTree) -> tree.PyTree:
+        return to_real(jax.tree.map(tree.promote, model(params)))
+
+    def real_loss(outputs: tree.PyTree) -> jax.Array:
+        return jnp.asarray(loss(to_complex(outputs)))
+
+    outputs, push = jax.linearize(real_outputs, params)
+    (of_part, _), bend = jax.linearize(jax.value_and_grad(real_loss), outputs)
+    # a sum over the examples is as many times larger as there are more examples; a mean is equal
+    of_part, value = scalar(of_part), scalar(value)
+    is_sum = jnp.abs(value - part.times * of_part) < jnp.abs(value - of_part)
+    return Linear(
+        outputs, push, lambda y: bend(y)[1], jnp.where(is_sum, scalar(part.times), scalar(1))
+    )
+
+
+class Probe(NamedTuple):
+    """A random vector whose covariance is the Gauss–Newton matrix."""
+
+    v: tree.PyTree  #: V, like the parameters
+    convex: jax.Array  #: whether Lanczos's method saw no negative curvature of the loss
+
+
+def probe(
+    part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lanczos: int
+) -> Probe:
+    """V = Jᵀ H^½ ε for random signs ε, with ``lanczos`` products with H."""
+    at = linearised(part, params, value)
+    leaves, structure = jax.tree.flatten(at.outputs)
+    keys = jax.random.split(key, len(leaves))
+    signs = [jax.random.rademacher(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)]
+    root, convex = root_times(at.bend, jax.tree.unflatten(structure, signs), lanczos)
+    (v,) = jax.linear_transpose(at.push, params)(root)
+    return Probe(tree.scale(jnp.sqrt(at.scale), v), convex)
+
+
+def root_times(
+    bend: Callable[[tree.PyTree], tree.PyTree], x: tree.PyTree, steps: int
+) -> tuple[tree.PyTree, jax.Array]:
+    """H^½ x by Lanczos's method, and whether H showed no negative eigenvalue.
+
+    With one step it is exact if H is a multiple of the identity, as for squared errors.
+    """
+    size = tree.sqrt(tree.vdot(x, x))
+    q = tree.scale(tree.reciprocal(size), x)
+    basis, diagonal, beside = [q], [], []
+    for _ in range(steps):
+        w = bend(basis[-1])
+        if beside:
+            w = tree.map(lambda w, p, b=beside[-1]: w - b * p, w, basis[-2])
+        diagonal.append(tree.vdot(w, basis[-1]))
+        if len(basis) < steps:
+            w = tree.map(lambda w, p, a=diagonal[-1]: w - a * p, w, basis[-1])
+            left = tree.sqrt(tree.vdot(w, w))
+            # below this the rest is rounding: the space is exhausted
+            left = jnp.where(left > 1e-5 * jnp.abs(diagonal[0]), left, 0)
+            beside.append(left)
+            basis.append(tree.map(lambda w, n=left: tree.divide(w, n), w))
+    matrix = jnp.diag(jnp.stack(diagonal))
+    if beside:
+        off = jnp.stack(beside)
+        matrix = matrix + jnp.diag(off, 1) + jnp.diag(off, -1)
+    values, vectors = jnp.linalg.eigh(matrix)
+    weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
+    rounding = 1e-4 * jnp.max(jnp.abs(values))
+    root = tree.map(lambda *qs: sum(w * q for w, q in zip(weights, qs, strict=True)), *basis)
+    return root, values[0] >= -rounding
+
+
+# -- the factors and what they make of a gradient
+
+
+@custom_vmap
+def of_all_lanes(count: jax.Array) -> jax.Array:
+    """The largest update count of a batch, so that what depends on it has one branch for all.
+
+    The lanes of ``jax.vmap`` that still run have equal counts, because each update counts.
+    """
+    return count
+
+
+@of_all_lanes.def_vmap
+def _(axis_size: int, in_batched: list[bool], count: jax.Array) -> tuple[jax.Array, bool]:
+    return jnp.max(count), False
+
+
+def is_due(count: jax.Array, every: Scalar) -> jax.Array:
+    """Whether an update with this count is one of each ``every``."""
+    return count % jnp.round(scalar(every)).astype(count.dtype) == 0
+
+
+def layouts_of(params: tree.PyTree) -> list[Layout | None]:
+    """How each leaf is seen as matrices."""
+    return [layout(jnp.shape(x)) for x in jax.tree.leaves(params)]
+
+
+def first_estimate(options: Options, params: tree.PyTree) -> Estimate:
+    """Factors and inverses before the first update."""
+    factors = no_factors(layouts_of(params), params, options.max_dim)
+    inverses = (jax.tree.map(jnp.zeros_like, x) if isinstance(x, Pair) else None for x in factors)
+    return Estimate(factors, tuple(inverses))
+
+
+class Refreshed(NamedTuple):
+    """An estimate after one more update."""
+
+    estimate: Estimate
+    probes: jax.Array  #: probes made: 0 or 1
+    inversions: jax.Array  #: inverses made: 0 or 1
+    convex: jax.Array  #: whether the loss showed no negative curvature
+
+
+def refreshed(
+    options: Options,
+    estimate: Estimate,
+    params: tree.PyTree,
+    make_probe: Callable[[jax.Array, int], Probe],
+    count: jax.Array,
+    damping: jax.Array,
+) -> Refreshed:
+    """New factors and new inverses in the updates in which they are due."""
+    layouts = layouts_of(params)
+    key = jax.random.fold_in(
+        jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count
+    )
+    new_factors = is_due(count, options.factor_every) | (count < _FIRST)
+    mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
+    weight = 1 - jnp.minimum(mean, scalar(options.decay))
+
+    def probed() -> tuple[Factors, jax.Array]:
+        v, convex = make_probe(key, options.lanczos)
+        return averaged(estimate.factors, layouts, v, weight), convex
+
+    factors, convex = jax.lax.cond(
+        new_factors, probed, lambda: (estimate.factors, jnp.array(True))
+    )
+    # at 0, 1, 2, 4, 8, … the factors are still new
+    power_of_two = (count & (count - 1)) == 0
+    early = power_of_two & (scalar(count) < scalar(options.inverse_every))
+    new_inverses = is_due(count, options.inverse_every) | early
+    inverses = jax.lax.cond(
+        new_inverses,
+        lambda: _finite_or(inverses_of(factors, layouts, damping), estimate.inverses),
+        lambda: estimate.inverses,
+    )
+    return Refreshed(
+        Estimate(factors, inverses),
+        new_factors.astype(jnp.int32),
+        new_inverses.astype(jnp.int32),
+        convex,
+    )
+
+
+def _finite_or(new: Inverses, old: Inverses) -> Inverses:
+    """The new inverses, and the old ones where a new one is not finite."""
+    usable = lambda x, y: jnp.where(jnp.isfinite(tree.max_abs(x)), x, y)
+    return jax.tree.map(usable, new, old)
+
+
+def averaged(
+    factors: Factors, layouts: Sequence[Layout | None], v: tree.PyTree, weight: jax.Array
+) -> Factors:
+    """The factors moved by the part ``weight`` towards those of the probe ``v``, if it is finite."""
+    finite = jnp.isfinite(tree.max_abs(v))
+    v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
+    weight = jnp.where(finite, weight, 0)
+
+    def mix(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (old + weight * (new - old)).astype(old.dtype)
+
+    def of_leaf(old: Pair | jax.Array, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
+        if cut is None or not isinstance(old, Pair):
+            return mix(old, jnp.square(v))
+        v = as_matrix(v, cut)
+        is_full = (x.ndim == len(cut.stack) + 2 for x in old)
+        return Pair(*(mix(x, _gram(u, f)) for x, u, f in zip(old, (v, _turned(v)), is_full)))
+
+    return tuple(map(of_leaf, factors, layouts, jax.tree.leaves(v)))
+
+
+def _gram(v: jax.Array, full: bool) -> jax.Array:
+    """V Vᵀ, or its diagonal."""
+    return v @ _turned(v) if full else jnp.sum(jnp.square(v), axis=-1)
+
+
+def _turned(v: jax.Array) -> jax.Array:
+    return jnp.swapaxes(v, -1, -2)
+
+
+def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
+    return x.reshape(*cut.stack, cut.rows, cut.columns)
+
+
+def inverses_of(
+    factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array
+) -> Inverses:
+    """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
+    gamma = jnp.sqrt(damping)
+
+    def of_leaf(pair: Pair | jax.Array, cut: Layout | None) -> Pair | None:
+        if cut is None or not isinstance(pair, Pair):
+            return None
+        left, right = pair
+        is_full = left.ndim == len(cut.stack) + 2
+        trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full else jnp.sum(left, axis=-1)
+        tau, pi = tree.sqrt(trace), math.sqrt(cut.columns / cut.rows)
+        sides = (left, pi * gamma), (right, gamma / pi)
+        return Pair(*(_inverse(x, tau, shift, x.ndim == len(cut.stack) + 2) for x, shift in sides))
+
+    return tuple(map(of_leaf, factors, layouts))
+
+
+def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:
+    """(factor/τ + shift I)⁻¹ by Cholesky's method and a triangular inverse."""
+    shift = shift.astype(factor.dtype)
+    scaled = tree.divide(factor, tau[..., None, None] if full else tau[..., None])
+    if not full:
+        return 1 / (scaled + shift)
+    eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)
+    lower = jnp.linalg.cholesky(scaled + shift * eye)
+    w = jax.lax.linalg.triangular_solve(
+        lower, jnp.broadcast_to(eye, lower.shape), left_side=True, lower=True
+    )
+    return jnp.matmul(_turned(w), w, precision=jax.lax.Precision.HIGHEST)
+
+
+def divided(
+    g: tree.PyTree, estimate: Estimate, damping: Scalar
+) -> tree.PyTree:
+    """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
+
+    def of_leaf(
+        g: jax.Array, factor: Pair | jax.Array, inverse: Pair | None, cut: Layout | None
+    ) -> jax.Array:
+        if cut is None or inverse is None or not isinstance(factor, Pair):
+            return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
+        left, right = inverse
+        matrices = left.ndim == len(cut.stack) + 2, right.ndim == len(cut.stack) + 2
+        x = as_matrix(g, cut)
+        x = left @ x if matrices[0] else left[..., :, None] * x
+        x = x @ right if matrices[1] else x * right[..., None, :]
+        return x.reshape(g.shape)
+
+    leaves, structure = jax.tree.flatten(g)
+    return jax.tree.unflatten(structure, list(map(of_leaf, leaves, *estimate, layouts_of(g))))
