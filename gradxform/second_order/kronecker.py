@@ -82,6 +82,7 @@ class KroneckerState(NamedTuple):
     unit: jax.Array  #: curvature along the first gradient
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
+    memory: quadratic.Memory  #: curvature in earlier sub-batches
     info: KroneckerInfo
 
 
@@ -270,6 +271,7 @@ def kronecker(
             unit=_number(),
             estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
+            memory=quadratic.first_memory(),
             info=_no_info(),
         )
 
@@ -297,12 +299,18 @@ def kronecker(
         made = kf.refreshed(options, state.estimate, batch.params, probe, count, lam)
         directions = kf.divided(batch.g, made.estimate, lam), state.step
         model = quadratic.model_along(at, batch.g, *directions)
+        model, relative = quadratic.averaged(model, state.memory)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
         change = quadratic.predicted(model, alpha, mu)
         usable = batch.finite & jnp.isfinite(change)
         alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
         step = tree.map(lambda d, s: alpha * d + mu * s, *directions)
+
+        memory = quadratic.Memory(
+            jnp.where(usable, relative, state.memory.relative),
+            quadratic.curvature_along(model, alpha, mu),
+        )
 
         # the damping
         due = kf.is_due(count + 1, adapt_every)
@@ -321,7 +329,7 @@ def kronecker(
             expected=-change,
         )
         count = tree.add_count(state.count, 1)
-        new_state = KroneckerState(count, next_damping, unit, made.estimate, step, info)
+        new_state = KroneckerState(count, next_damping, unit, made.estimate, step, memory, info)
         back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
         return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
 

@@ -370,9 +370,7 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
-    def of_leaf(
-        g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None
-    ) -> jax.Array:
+    def of_leaf(g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None) -> jax.Array:
         if cut is None or inverse is None:
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse
