@@ -150,6 +150,13 @@ def linearised(part: Part, params: tree.PyTree, value: jax.Array) -> Linear:
     )
 
 
+def curvature_along(at: Linear, g: tree.PyTree) -> jax.Array:
+    """gᵀFg / gᵀg, or 1 if it is 0."""
+    pushed = at.push(g)
+    ratio = tree.divide(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
+    return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 1)
+
+
 class Probe(NamedTuple):
     """A random vector whose covariance is the Gauss–Newton matrix."""
 
@@ -157,9 +164,7 @@ class Probe(NamedTuple):
     convex: jax.Array  #: whether Lanczos's method saw no negative curvature of the loss
 
 
-def probe(
-    part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lanczos: int
-) -> Probe:
+def probe(part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lanczos: int) -> Probe:
     """V = Jᵀ H^½ ε for random signs ε, with ``lanczos`` products with H."""
     at = linearised(part, params, value)
     leaves, structure = jax.tree.flatten(at.outputs)
@@ -178,6 +183,7 @@ def root_times(
     With one step it is exact if H is a multiple of the identity, as for squared errors.
     """
     size = tree.sqrt(tree.vdot(x, x))
+    eps = jnp.finfo(size.dtype).eps
     q = tree.scale(tree.reciprocal(size), x)
     basis, diagonal, beside = [q], [], []
     for _ in range(steps):
@@ -189,7 +195,7 @@ def root_times(
             w = tree.map(lambda w, p, a=diagonal[-1]: w - a * p, w, basis[-1])
             left = tree.sqrt(tree.vdot(w, w))
             # below this the rest is rounding: the space is exhausted
-            left = jnp.where(left > 1e-5 * jnp.abs(diagonal[0]), left, 0)
+            left = jnp.where(left > 100 * eps * jnp.abs(diagonal[0]), left, 0)
             beside.append(left)
             basis.append(tree.map(lambda w, n=left: tree.divide(w, n), w))
     matrix = jnp.diag(jnp.stack(diagonal))
@@ -198,8 +204,8 @@ def root_times(
         matrix = matrix + jnp.diag(off, 1) + jnp.diag(off, -1)
     values, vectors = jnp.linalg.eigh(matrix)
     weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
-    rounding = 1e-4 * jnp.max(jnp.abs(values))
-    root = tree.map(lambda *qs: sum(w * q for w, q in zip(weights, qs, strict=True)), *basis)
+    rounding = 1000 * eps * jnp.max(jnp.abs(values))
+    root = tree.map(lambda *qs: jnp.tensordot(weights, jnp.stack(qs), 1), *basis)
     return root, values[0] >= -rounding
 
 
@@ -256,9 +262,7 @@ def refreshed(
 ) -> Refreshed:
     """New factors and new inverses in the updates in which they are due."""
     layouts = layouts_of(params)
-    key = jax.random.fold_in(
-        jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count
-    )
+    key = jax.random.fold_in(jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count)
     new_factors = is_due(count, options.factor_every) | (count < _FIRST)
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
     weight = 1 - jnp.minimum(mean, scalar(options.decay))
@@ -267,9 +271,7 @@ def refreshed(
         v, convex = make_probe(key, options.lanczos)
         return averaged(estimate.factors, layouts, v, weight), convex
 
-    factors, convex = jax.lax.cond(
-        new_factors, probed, lambda: (estimate.factors, jnp.array(True))
-    )
+    factors, convex = jax.lax.cond(new_factors, probed, lambda: (estimate.factors, jnp.array(True)))
     # at 0, 1, 2, 4, 8, … the factors are still new
     power_of_two = (count & (count - 1)) == 0
     early = power_of_two & (scalar(count) < scalar(options.inverse_every))
@@ -296,7 +298,7 @@ def _finite_or(new: Inverses, old: Inverses) -> Inverses:
 def averaged(
     factors: Factors, layouts: Sequence[Layout | None], v: tree.PyTree, weight: jax.Array
 ) -> Factors:
-    """The factors moved by the part ``weight`` towards those of the probe ``v``, if it is finite."""
+    """The factors moved by the part ``weight`` towards those of ``v``, if it is finite."""
     finite = jnp.isfinite(tree.max_abs(v))
     v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
     weight = jnp.where(finite, weight, 0)
@@ -304,12 +306,12 @@ def averaged(
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
         return (old + weight * (new - old)).astype(old.dtype)
 
-    def of_leaf(old: Pair | jax.Array, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
-        if cut is None or not isinstance(old, Pair):
+    def of_leaf(old: Any, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
+        if cut is None:
             return mix(old, jnp.square(v))
         v = as_matrix(v, cut)
-        is_full = (x.ndim == len(cut.stack) + 2 for x in old)
-        return Pair(*(mix(x, _gram(u, f)) for x, u, f in zip(old, (v, _turned(v)), is_full)))
+        left, right = _gram(v, is_full(old.left, cut)), _gram(_turned(v), is_full(old.right, cut))
+        return Pair(mix(old.left, left), mix(old.right, right))
 
     return tuple(map(of_leaf, factors, layouts, jax.tree.leaves(v)))
 
@@ -323,25 +325,30 @@ def _turned(v: jax.Array) -> jax.Array:
     return jnp.swapaxes(v, -1, -2)
 
 
+def is_full(factor: jax.Array, cut: Layout) -> bool:
+    """Whether a factor is a matrix, not a diagonal."""
+    return factor.ndim == len(cut.stack) + 2
+
+
 def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
+    """A leaf as a matrix, or as a stack of them."""
     return x.reshape(*cut.stack, cut.rows, cut.columns)
 
 
-def inverses_of(
-    factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array
-) -> Inverses:
+def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array) -> Inverses:
     """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
     gamma = jnp.sqrt(damping)
 
-    def of_leaf(pair: Pair | jax.Array, cut: Layout | None) -> Pair | None:
-        if cut is None or not isinstance(pair, Pair):
+    def of_leaf(pair: Any, cut: Layout | None) -> Pair | None:
+        if cut is None:
             return None
-        left, right = pair
-        is_full = left.ndim == len(cut.stack) + 2
-        trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full else jnp.sum(left, axis=-1)
+        left = pair.left
+        trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full(left, cut) else jnp.sum(left, -1)
         tau, pi = tree.sqrt(trace), math.sqrt(cut.columns / cut.rows)
-        sides = (left, pi * gamma), (right, gamma / pi)
-        return Pair(*(_inverse(x, tau, shift, x.ndim == len(cut.stack) + 2) for x, shift in sides))
+        shifts = pi * gamma, gamma / pi
+        return Pair(
+            *(_inverse(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
+        )
 
     return tuple(map(of_leaf, factors, layouts))
 
@@ -360,21 +367,18 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
     return jnp.matmul(_turned(w), w, precision=jax.lax.Precision.HIGHEST)
 
 
-def divided(
-    g: tree.PyTree, estimate: Estimate, damping: Scalar
-) -> tree.PyTree:
+def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
     def of_leaf(
-        g: jax.Array, factor: Pair | jax.Array, inverse: Pair | None, cut: Layout | None
+        g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None
     ) -> jax.Array:
-        if cut is None or inverse is None or not isinstance(factor, Pair):
+        if cut is None or inverse is None:
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse
-        matrices = left.ndim == len(cut.stack) + 2, right.ndim == len(cut.stack) + 2
         x = as_matrix(g, cut)
-        x = left @ x if matrices[0] else left[..., :, None] * x
-        x = x @ right if matrices[1] else x * right[..., None, :]
+        x = left @ x if is_full(left, cut) else left[..., :, None] * x
+        x = x @ right if is_full(right, cut) else x * right[..., None, :]
         return x.reshape(g.shape)
 
     leaves, structure = jax.tree.flatten(g)
