@@ -147,10 +147,6 @@ def adam(gx: Any, batch_size: int, settings: Settings) -> Any:
     return gx.adam(rate)
 
 
-def kronecker(gx: Any, batch_size: int, settings: Settings) -> Any:
-    return importlib.import_module("gradxform.second_order.kronecker").kronecker()
-
-
 def hessian_free(gx: Any, batch_size: int, settings: Settings) -> Any:
     diagonal = gx.hutchinson_diagonal(power=0.75) if settings["preconditioned"] else None
     return gx.hessian_free(
@@ -266,7 +262,7 @@ METHODS = (
     Method(
         "gx.kronecker",
         "gradxform",
-        ours(kronecker, lambda state: state.info.curvature_products),
+        ours(lambda gx, *_: gx.kronecker(), lambda state: state.info.curvature_products),
         ({},),
     ),
     Method("kfac-jax", "kfac_jax", kfac, grid(initial_damping=(1.0, 0.1, 10.0, 100.0))),
