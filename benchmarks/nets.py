@@ -100,7 +100,7 @@ def transformer(data_dir: Path | None) -> Case:
     options = {"width": 32, "layers": 2, "heads": 4}
     rates = {"Adam": 0.01, "Adam, cosine": 0.01, "Adam, cosine, weight decay": 0.01}
     return Case(
-        title="Transformer on synthetic text, batch 64",
+        title="Transformer on synthetic text",
         task=make_task(synthetic_text(length=32), "transformer", model_options=options),
         batch_size=64,
         updates=600,
@@ -117,7 +117,7 @@ def images(data_dir: Path | None) -> Dataset:
 def mlp(data_dir: Path | None) -> Case:
     data = images(data_dir)
     return Case(
-        title=f"Keras's net on {data.name}, batch 1,000",
+        title=f"Keras's net on {data.name}",
         task=make_task(data, "keras_mlp"),
         batch_size=1000,
         updates=2000,
@@ -134,7 +134,7 @@ def cnn(batch_size: int, updates: int, data_dir: Path | None) -> Case:
         data = data._replace(train=next(parts), test=next(parts))
     options = {"channels": [4, 8], "hidden": 64, "input_dropout": 0.0, "dropout": 0.0}
     return Case(
-        title=f"CNN on {data.name}, batch {batch_size:,}",
+        title=f"CNN on {data.name}",
         task=make_task(data, "cnn", model_options=options),
         batch_size=batch_size,
         updates=updates,
@@ -385,7 +385,7 @@ def section(case: Case, entries: Sequence[Entry]) -> str:
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(case.task.init(jax.random.key(0))))
     lines = [
-        f"## {case.title}",
+        f"## {case.title}, batch {case.batch_size:,}",
         f"{parameters:,} parameters; {case.updates} updates.",
         entry_table(entries),
         f"To the best loss of each method, {OURS} over that method:",
@@ -408,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = (
         "# gx.kronecker against tuned first-order methods on small nets\n\n"
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; medians of {settings[0]} runs. "
-        "The head of `benchmarks/nets.py` explains the columns.\n"
+        "What the columns mean is at the head of `benchmarks/nets.py`.\n"
     )
     for name in options.task or CASES:
         case = CASES[name](options.data_dir)
