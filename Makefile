@@ -41,6 +41,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fitting
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.curvature
+	$(BIN)/python -m benchmarks.nets
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.soak
