@@ -16,7 +16,6 @@ An update at θ, with the gradient g, the Gauss–Newton matrix F and the dampin
 The module ``kronecker_factors`` holds V, L and R; ``quadratic_model`` holds (α, μ).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,9 +38,9 @@ from gradxform.hyperparameters import (
 )
 from gradxform.info import diagnostics
 from gradxform.objective import Composed, bind, check_value
-from gradxform.second_order import kronecker_factors as factors
+from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
-from gradxform.second_order.kronecker_factors import Estimate, Layout, Options, Part
+from gradxform.second_order.kronecker_factors import Estimate, Options, Part
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 0.9  # limits of ρ, and what λ changes by for each update
 _ENOUGH = 256  # examples: with fewer, ten outputs each say too little about the curvature
@@ -66,15 +65,104 @@ class KroneckerInfo(NamedTuple):
     expected: jax.Array  #: reduction of f that the model predicts for the last step
 
 
+class ScaleByKroneckerState(NamedTuple):
+    """State of :func:`scale_by_kronecker`."""
+
+    count: jax.Array  #: updates made so far
+    unit: jax.Array  #: curvature along the first gradient that has any; 0 before
+    estimate: Estimate  #: the factors and their inverses
+    info: KroneckerInfo
+
+
 class KroneckerState(NamedTuple):
     """State of :func:`kronecker`."""
 
     count: jax.Array  #: updates made so far
-    damping: jax.Array  #: λ; 0 until it is estimated
-    unit: jax.Array  #: curvature along the first gradient
+    damping: jax.Array  #: λ, relative to ``unit``
+    unit: jax.Array  #: curvature along the first gradient that has any; 0 before
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
     info: KroneckerInfo
+
+
+@checked
+def scale_by_kronecker(
+    damping: NonNegative = 1e-3,
+    *,
+    factor_batch_size: Size | None = None,
+    factor_every: Count = 2,
+    inverse_every: Count = 20,
+    decay: Fraction = 0.98,
+    max_dim: Size = 4096,
+    lanczos: Size = 4,
+    seed: Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of :func:`kronecker` alone, for chains: Δ = L⁻¹ G R⁻¹ of each matrix G.
+
+    The damping is constant and there is no rate: follow it by ``optax.scale_by_learning_rate``, a
+    schedule, clipping or momentum.
+
+    Args:
+      damping: λ ≥ 0, relative to the curvature along the first gradient.
+      factor_batch_size, factor_every, inverse_every, decay, max_dim, lanczos, seed: see
+        :func:`kronecker`.
+
+    Returns:
+      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, as for
+      :func:`kronecker`.
+
+    Raises:
+      TypeError, ValueError: see :func:`kronecker`.
+
+    References:
+      See :func:`kronecker`.
+
+    >>> import jax, jax.numpy as jnp, optax, gradxform as gx
+    >>> x = jax.random.normal(jax.random.key(0), (512, 8)) * jnp.logspace(0, -1, 8)
+    >>> squares = lambda outputs, y: 0.5 * jnp.mean(jnp.sum((outputs - y) ** 2, axis=1))
+    >>> loss = gx.compose(squares, lambda w, x: x @ w, x=x, y=x @ jnp.ones((8, 3)))
+    >>> tx = optax.chain(gx.scale_by_kronecker(), optax.scale_by_learning_rate(0.3))
+    >>> solution = gx.minimize(loss, jnp.zeros((8, 3)), tx, tol=1e-4)
+    >>> bool(solution.converged), int(solution.steps) < 100
+    (True, True)
+    """
+    options = Options(factor_every, inverse_every, decay, max_dim, lanczos, seed)
+
+    def init(params: tree.PyTree) -> ScaleByKroneckerState:
+        return ScaleByKroneckerState(
+            jnp.array(0, jnp.int32), _number(), kf.first_estimate(options, params), _no_info()
+        )
+
+    def update(
+        grads: tree.PyTree,
+        state: ScaleByKroneckerState,
+        params: tree.PyTree | None = None,
+        *,
+        value: jax.typing.ArrayLike | None = None,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[tree.PyTree, ScaleByKroneckerState]:
+        batch = _batch("scale_by_kronecker", grads, params, value, value_fn, extra_args)
+        if tree.count(grads) == 0:
+            return grads, state
+        part = batch.part("factor_batch_size", factor_batch_size)
+        count = state.count
+        unit = kf.when(
+            state.unit == 0,
+            lambda: kf.curvature_along(kf.linearised(part, batch.params, batch.value), batch.g),
+            state.unit,
+        )
+        lam = scalar(damping) * kf.or_one(unit)
+        made = kf.refreshed(options, state.estimate, batch.params, batch.probe(part), count, lam)
+        delta = kf.divided(batch.g, made.estimate, lam)
+        finite = jnp.isfinite(tree.max_abs(delta))
+        delta = tree.select(finite, delta, jax.tree.map(jnp.zeros_like, delta))
+        info = _counted(state.info, batch, made, finite, made.probes / part.times)
+        info = info._replace(damping=lam)
+        new_state = ScaleByKroneckerState(tree.add_count(state.count, 1), unit, made.estimate, info)
+        return tree.cast_like(delta, grads), tree.cast_floating_like(new_state, state)
+
+    return protocol.transformation(init, update)
 
 
 @checked
@@ -94,7 +182,85 @@ def kronecker(
     lanczos: Size = 4,
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """TODO."""
+    """Kronecker-factored Gauss–Newton steps for nets (K-FAC), with no rate to tune.
+
+    For a parameter that is a matrix, with the gradient G, the method approximates its block of the
+    Gauss–Newton matrix by a Kronecker product, whose inverse is cheap::
+
+        L ≈ E[V Vᵀ],  R ≈ E[Vᵀ V]       V = Jᵀ H^½ ε, a backward pass of random signs ε
+        Δ = (L/τ + π√λ I)⁻¹ G (R/τ + √λ/π I)⁻¹       τ² = tr L,  π² = columns/rows
+
+    J is the Jacobian of the model and H the Hessian of the loss in the outputs. L and R are running
+    means. The entries of vectors, such as biases, are divided by E[V²] + λ. A parameter with more
+    axes is cut into the matrix with the least sum of sides. One with three axes is a stack of
+    matrices if their factors take less memory. So the method knows no layers, and shared weights,
+    embeddings, convolutions and attention need no preparation.
+
+    The step is the minimum of the quadratic model of the objective along two directions, Δ and the
+    last step δ₋ (Martens & Grosse, section 7)::
+
+        δ = −αΔ + μδ₋,    (α, μ) minimise  gᵀδ + ½ δᵀ (F + λI) δ,    θ ← θ + δ
+
+    F is the exact Gauss–Newton matrix on a part of the batch. The damping follows Levenberg and
+    Marquardt. Every k = ``adapt_every`` updates::
+
+        ρ = (f(θ + δ) − f(θ)) / (gᵀδ + ½ δᵀFδ)
+        λ ← 0.9^k λ if ρ > 3/4,   λ ← 0.9^−k λ if ρ < 1/4
+
+    Use large batches: with few examples the step follows their noise. 1,000 are good, 256 are
+    enough for a small net. On top of the gradient, an update costs about one to one and a half
+    gradients of such a batch, plus the inverses. The state holds about seven times the parameters.
+
+    If value or gradient is NaN or infinite, the update takes the last step back and counts it. If
+    the loss is not convex in the outputs, its negative curvature counts as zero, and
+    ``info.indefinite`` counts the updates that saw it.
+
+    Args:
+      damping: the first λ ≥ 0, relative to the curvature along the first gradient, gᵀFg / gᵀg.
+      min_damping: the smallest λ, in the same unit. A larger one is safer with small batches.
+      learning_rate: α, a number, an array or a schedule of the update count; ``None`` for the
+        minimum of the model.
+      momentum: μ ≥ 0; ``None`` for the minimum of the model.
+      factor_batch_size: number of examples for V; ``None`` for a quarter of the batch, but at least
+        256 or all. They are spread evenly over the batch. The loss may be a mean or a sum over the
+        examples.
+      model_batch_size: number of examples for F; ``None`` for the same.
+      factor_every: updates from one V to the next. The first ten updates each make one.
+      inverse_every: updates from one inverse to the next; early ones make more.
+      adapt_every: k, updates from one change of λ to the next.
+      decay: in [0, 1): the largest part of the old L and R in the running means.
+      max_dim: of a side of more entries, such as the words of an embedding, only the diagonal is
+        kept.
+      lanczos: number of products with H for H^½ ε. One is exact for squared errors.
+      seed: seed of the random signs.
+
+    Returns:
+      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, which must come
+      from :func:`gradxform.compose`; they and the gradient must belong to the same batch. Other
+      keyword arguments of ``update`` reach the arguments of ``value_fn`` of the same name.
+
+    Raises:
+      TypeError, ValueError: an argument is of the wrong type or out of range, ``update`` misses an
+        argument, ``value_fn`` does not come from :func:`gradxform.compose`, or the batch has fewer
+        examples than asked for.
+
+    References:
+      Martens & Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature",
+      ICML 2015. Morwani et al., "A new perspective on Shampoo's preconditioner" (2024), for
+      L ⊗ R / tr L. Differs: the factors come from random backward passes, not from the inputs and
+      outputs of layers.
+
+    >>> import jax, jax.numpy as jnp, gradxform as gx
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> x = jax.random.normal(keys[0], (512, 4))
+    >>> model = lambda p, x: jnp.tanh(x @ p["hidden"]) @ p["out"]
+    >>> loss = lambda outputs, y: jnp.mean((outputs - y) ** 2)
+    >>> objective = gx.compose(loss, model, x=x, y=jnp.sin(x[:, :1]) * x[:, 1:2])
+    >>> start = {"hidden": jax.random.normal(keys[1], (4, 32)) / 2, "out": jnp.zeros((32, 1))}
+    >>> solution = gx.minimize(objective, start, gx.kronecker(), max_steps=200)
+    >>> float(objective(start)) > 100 * float(solution.value)
+    True
+    """
     options = Options(factor_every, inverse_every, decay, max_dim, lanczos, seed)
 
     def init(params: tree.PyTree) -> KroneckerState:
@@ -102,7 +268,7 @@ def kronecker(
             count=jnp.array(0, jnp.int32),
             damping=_number(damping),
             unit=_number(),
-            estimate=factors.first_estimate(options, params),
+            estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
             info=_no_info(),
         )
@@ -119,64 +285,45 @@ def kronecker(
         batch = _batch("kronecker", grads, params, value, value_fn, extra_args)
         if tree.count(grads) == 0:
             return grads, state
-        count = factors.of_all_lanes(state.count)
+        count = state.count
         for_factors = batch.part("factor_batch_size", factor_batch_size)
         for_model = batch.part("model_batch_size", model_batch_size)
-        at = factors.linearised(for_model, batch.params, batch.value)
-        unit = jax.lax.cond(
-            state.count == 0, lambda: _curvature_along(at, batch.g), lambda: state.unit
-        )
-        lam = state.damping * unit
+        at = kf.linearised(for_model, batch.params, batch.value)
+        unit = kf.when(state.unit == 0, lambda: kf.curvature_along(at, batch.g), state.unit)
+        lam = state.damping * kf.or_one(unit)
 
-        # the direction
-        made = factors.refreshed(
-            options, state.estimate, batch.params, batch.probe(for_factors), count, lam
-        )
-        delta = factors.divided(batch.g, made.estimate, lam)
-
-        # the step along it and the last step
-        directions = jax.tree.map(jnp.negative, delta), state.step
+        # the direction, and the step along it and the last step
+        probe = batch.probe(for_factors)
+        made = kf.refreshed(options, state.estimate, batch.params, probe, count, lam)
+        directions = kf.divided(batch.g, made.estimate, lam), state.step
         model = quadratic.model_along(at, batch.g, *directions)
-        alpha = None if learning_rate is None else rate(learning_rate, state.count)
+        alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
         change = quadratic.predicted(model, alpha, mu)
         usable = batch.finite & jnp.isfinite(change)
-        alpha, mu = jnp.where(usable, alpha, 0), jnp.where(usable, mu, 0)
+        alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
         step = tree.map(lambda d, s: alpha * d + mu * s, *directions)
 
         # the damping
-        due = factors.is_due(count + 1, adapt_every)
-        ratio = jax.lax.cond(
-            due, lambda: _ratio(batch, step, change), lambda: state.info.ratio
-        )
-        relative = jnp.where(
-            due & usable,
-            _next_damping(state.damping, ratio, adapt_every, min_damping),
-            state.damping,
-        )
-        back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
-        info = KroneckerInfo(
+        due = kf.is_due(count + 1, adapt_every)
+        ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
+        next_damping = _next_damping(state.damping, ratio, adapt_every, min_damping)
+        next_damping = jnp.where(due & usable, next_damping, state.damping)
+
+        gradients = made.probes / for_factors.times + 1 / for_model.times + _VALUE * scalar(due)
+        info = _counted(state.info, batch, made, usable, gradients)._replace(
             curvature_products=tree.add_count(state.info.curvature_products, 2 + made.probes),
             evaluations=tree.add_count(state.info.evaluations, due.astype(jnp.int32)),
-            gradient_equivalents=state.info.gradient_equivalents
-            + scalar(made.probes) / for_factors.times
-            + 1 / for_model.times
-            + _VALUE * scalar(due),
-            inversions=tree.add_count(state.info.inversions, made.inversions),
-            fallbacks=tree.add_count(state.info.fallbacks, (batch.finite & ~usable).astype(jnp.int32)),
-            non_finite=tree.add_count(state.info.non_finite, (~batch.finite).astype(jnp.int32)),
-            indefinite=tree.add_count(state.info.indefinite, (~made.convex).astype(jnp.int32)),
-            damping=relative * unit,
+            damping=next_damping * kf.or_one(unit),
             ratio=ratio,
-            rate=alpha,
+            rate=-alpha,
             momentum=mu,
-            expected=-change,
+            expected=jnp.where(usable, -change, 0),
         )
-        new_state = KroneckerState(
-            tree.add_count(state.count, 1), relative, unit, made.estimate, step, info
-        )
-        new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
-        return tree.cast_like(back, grads), new_state
+        count = tree.add_count(state.count, 1)
+        new_state = KroneckerState(count, next_damping, unit, made.estimate, step, info)
+        back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
+        return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)
 
@@ -194,6 +341,28 @@ def _no_info() -> KroneckerInfo:
     )
 
 
+def _counted(
+    info: KroneckerInfo,
+    batch: "_Batch",
+    made: kf.Refreshed,
+    usable: jax.Array,
+    gradients: jax.Array,
+) -> KroneckerInfo:
+    """``info`` with the counts after one more update."""
+
+    def more(count: jax.Array, happened: jax.Array) -> jax.Array:
+        return tree.add_count(count, happened.astype(jnp.int32))
+
+    return info._replace(
+        curvature_products=more(info.curvature_products, made.probes),
+        gradient_equivalents=info.gradient_equivalents + gradients,
+        inversions=more(info.inversions, made.inversions),
+        fallbacks=more(info.fallbacks, batch.finite & ~usable),
+        non_finite=more(info.non_finite, ~batch.finite),
+        indefinite=more(info.indefinite, ~made.convex),
+    )
+
+
 class _Batch(NamedTuple):
     """What an update gets."""
 
@@ -208,8 +377,8 @@ class _Batch(NamedTuple):
         """Examples evenly spread over the batch: ``size`` of them, or the default number."""
         return _part(self.method, argument, self.value_fn, size)
 
-    def probe(self, part: Part) -> Callable[[jax.Array, int], factors.Probe]:
-        return lambda key, lanczos: factors.probe(part, self.params, self.value, key, lanczos)
+    def probe(self, part: Part) -> Callable[[jax.Array, int], kf.Probe]:
+        return lambda key, lanczos: kf.probe(part, self.params, self.value, key, lanczos)
 
 
 def _batch(
@@ -249,14 +418,7 @@ def _part(method: str, argument: str, value_fn: Composed, size: int | None) -> P
             f"chunks: give at most {n}"
             + (f", and a multiple of {value_fn.chunks}" if value_fn.chunks > 1 else "")
         )
-    return Part(value_fn.spread(size), n // size)
-
-
-def _curvature_along(at: factors.Linear, g: tree.PyTree) -> jax.Array:
-    """gᵀFg / gᵀg, or 1 if it is 0."""
-    pushed = at.push(g)
-    ratio = tree.divide(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
-    return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 1)
+    return Part(value_fn.spread(size), n / size)
 
 
 def _ratio(batch: _Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ embeddings, convolutions and attention are treated alike, in each order of their
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from gradxform import tree
 from gradxform.complex_leaves import to_complex, to_real
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.objective import Composed
+
+T = TypeVar("T")
 
 _FIRST = 10  # updates that make new factors in each
 
@@ -118,7 +120,7 @@ class Part(NamedTuple):
     """A part of the examples, on which a curvature is computed."""
 
     value_fn: Composed
-    times: int  #: number of such parts in the whole batch
+    times: float  #: examples in the whole batch over those in the part
 
 
 class Linear(NamedTuple):
@@ -150,6 +152,19 @@ def linearised(part: Part, params: tree.PyTree, value: jax.Array) -> Linear:
     )
 
 
+def curvature_along(at: Linear, g: tree.PyTree) -> jax.Array:
+    """gᵀFg / gᵀg; 0 if it is not positive, or not finite."""
+    g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)  # so that its square is a number
+    pushed = at.push(g)
+    ratio = tree.divide(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
+    return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 0)
+
+
+def or_one(unit: jax.Array) -> jax.Array:
+    """The unit of the damping: 1 as long as no curvature is known."""
+    return jnp.where(unit > 0, unit, 1)
+
+
 class Probe(NamedTuple):
     """A random vector whose covariance is the Gauss–Newton matrix."""
 
@@ -157,9 +172,7 @@ class Probe(NamedTuple):
     convex: jax.Array  #: whether Lanczos's method saw no negative curvature of the loss
 
 
-def probe(
-    part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lanczos: int
-) -> Probe:
+def probe(part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lanczos: int) -> Probe:
     """V = Jᵀ H^½ ε for random signs ε, with ``lanczos`` products with H."""
     at = linearised(part, params, value)
     leaves, structure = jax.tree.flatten(at.outputs)
@@ -200,24 +213,29 @@ def root_times(
     weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
     rounding = 1e-4 * jnp.max(jnp.abs(values))
     root = tree.map(lambda *qs: sum(w * q for w, q in zip(weights, qs, strict=True)), *basis)
-    return root, values[0] >= -rounding
+    return root, ~(values[0] < -rounding)  # NaN is counted elsewhere
 
 
 # -- the factors and what they make of a gradient
 
 
-@custom_vmap
-def of_all_lanes(count: jax.Array) -> jax.Array:
-    """The largest update count of a batch, so that what depends on it has one branch for all.
+def when(due: jax.Array, make: Callable[[], T], old: T) -> T:
+    """``make()`` if it is ``due``, else ``old``; made only if it is due for a lane of ``jax.vmap``.
 
-    The lanes of ``jax.vmap`` that still run have equal counts, because each update counts.
+    With a condition that differs from lane to lane JAX would compute both in each update.
     """
-    return count
+    made = lambda: tree.select(due, make(), old)
+    return jax.lax.cond(_any_lane(due), made, lambda: old)
 
 
-@of_all_lanes.def_vmap
-def _(axis_size: int, in_batched: list[bool], count: jax.Array) -> tuple[jax.Array, bool]:
-    return jnp.max(count), False
+@custom_vmap
+def _any_lane(condition: jax.Array) -> jax.Array:
+    return condition
+
+
+@_any_lane.def_vmap
+def _(axis_size: int, in_batched: list[bool], condition: jax.Array) -> tuple[jax.Array, bool]:
+    return _any_lane(jnp.any(condition)), False  # which may have lanes of an outer ``jax.vmap``
 
 
 def is_due(count: jax.Array, every: Scalar) -> jax.Array:
@@ -256,9 +274,7 @@ def refreshed(
 ) -> Refreshed:
     """New factors and new inverses in the updates in which they are due."""
     layouts = layouts_of(params)
-    key = jax.random.fold_in(
-        jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count
-    )
+    key = jax.random.fold_in(jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count)
     new_factors = is_due(count, options.factor_every) | (count < _FIRST)
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
     weight = 1 - jnp.minimum(mean, scalar(options.decay))
@@ -267,17 +283,15 @@ def refreshed(
         v, convex = make_probe(key, options.lanczos)
         return averaged(estimate.factors, layouts, v, weight), convex
 
-    factors, convex = jax.lax.cond(
-        new_factors, probed, lambda: (estimate.factors, jnp.array(True))
-    )
+    factors, convex = when(new_factors, probed, (estimate.factors, jnp.array(True)))
     # at 0, 1, 2, 4, 8, … the factors are still new
     power_of_two = (count & (count - 1)) == 0
     early = power_of_two & (scalar(count) < scalar(options.inverse_every))
     new_inverses = is_due(count, options.inverse_every) | early
-    inverses = jax.lax.cond(
+    inverses = when(
         new_inverses,
         lambda: _finite_or(inverses_of(factors, layouts, damping), estimate.inverses),
-        lambda: estimate.inverses,
+        estimate.inverses,
     )
     return Refreshed(
         Estimate(factors, inverses),
@@ -296,8 +310,8 @@ def _finite_or(new: Inverses, old: Inverses) -> Inverses:
 def averaged(
     factors: Factors, layouts: Sequence[Layout | None], v: tree.PyTree, weight: jax.Array
 ) -> Factors:
-    """The factors moved by the part ``weight`` towards those of the probe ``v``, if it is finite."""
-    finite = jnp.isfinite(tree.max_abs(v))
+    """The factors moved by the part ``weight`` towards those of ``v``, if they are finite."""
+    finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
     v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
     weight = jnp.where(finite, weight, 0)
 
@@ -308,8 +322,8 @@ def averaged(
         if cut is None or not isinstance(old, Pair):
             return mix(old, jnp.square(v))
         v = as_matrix(v, cut)
-        is_full = (x.ndim == len(cut.stack) + 2 for x in old)
-        return Pair(*(mix(x, _gram(u, f)) for x, u, f in zip(old, (v, _turned(v)), is_full)))
+        left, right = _gram(v, is_full(old.left, cut)), _gram(_turned(v), is_full(old.right, cut))
+        return Pair(mix(old.left, left), mix(old.right, right))
 
     return tuple(map(of_leaf, factors, layouts, jax.tree.leaves(v)))
 
@@ -323,25 +337,30 @@ def _turned(v: jax.Array) -> jax.Array:
     return jnp.swapaxes(v, -1, -2)
 
 
+def is_full(factor: jax.Array, cut: Layout) -> bool:
+    """Whether a factor is a matrix, not a diagonal."""
+    return factor.ndim == len(cut.stack) + 2
+
+
 def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
+    """A leaf as a matrix, or as a stack of them."""
     return x.reshape(*cut.stack, cut.rows, cut.columns)
 
 
-def inverses_of(
-    factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array
-) -> Inverses:
+def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array) -> Inverses:
     """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
     gamma = jnp.sqrt(damping)
 
     def of_leaf(pair: Pair | jax.Array, cut: Layout | None) -> Pair | None:
         if cut is None or not isinstance(pair, Pair):
             return None
-        left, right = pair
-        is_full = left.ndim == len(cut.stack) + 2
-        trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full else jnp.sum(left, axis=-1)
+        left = pair.left
+        trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full(left, cut) else jnp.sum(left, -1)
         tau, pi = tree.sqrt(trace), math.sqrt(cut.columns / cut.rows)
-        sides = (left, pi * gamma), (right, gamma / pi)
-        return Pair(*(_inverse(x, tau, shift, x.ndim == len(cut.stack) + 2) for x, shift in sides))
+        shifts = pi * gamma, gamma / pi
+        return Pair(
+            *(_inverse(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
+        )
 
     return tuple(map(of_leaf, factors, layouts))
 
@@ -360,9 +379,7 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
     return jnp.matmul(_turned(w), w, precision=jax.lax.Precision.HIGHEST)
 
 
-def divided(
-    g: tree.PyTree, estimate: Estimate, damping: Scalar
-) -> tree.PyTree:
+def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
     def of_leaf(
@@ -371,10 +388,9 @@ def divided(
         if cut is None or inverse is None or not isinstance(factor, Pair):
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse
-        matrices = left.ndim == len(cut.stack) + 2, right.ndim == len(cut.stack) + 2
         x = as_matrix(g, cut)
-        x = left @ x if matrices[0] else left[..., :, None] * x
-        x = x @ right if matrices[1] else x * right[..., None, :]
+        x = left @ x if is_full(left, cut) else left[..., :, None] * x
+        x = x @ right if is_full(right, cut) else x * right[..., None, :]
         return x.reshape(g.shape)
 
     leaves, structure = jax.tree.flatten(g)
