@@ -191,6 +191,7 @@ def root_times(
     With one step it is exact if H is a multiple of the identity, as for squared errors.
     """
     size = tree.sqrt(tree.vdot(x, x))
+    eps = jnp.finfo(size.dtype).eps
     q = tree.scale(tree.reciprocal(size), x)
     basis, diagonal, beside = [q], [], []
     for _ in range(steps):
@@ -202,7 +203,7 @@ def root_times(
             w = tree.map(lambda w, p, a=diagonal[-1]: w - a * p, w, basis[-1])
             left = tree.sqrt(tree.vdot(w, w))
             # below this the rest is rounding: the space is exhausted
-            left = jnp.where(left > 1e-5 * jnp.abs(diagonal[0]), left, 0)
+            left = jnp.where(left > 100 * eps * jnp.abs(diagonal[0]), left, 0)
             beside.append(left)
             basis.append(tree.map(lambda w, n=left: tree.divide(w, n), w))
     matrix = jnp.diag(jnp.stack(diagonal))
@@ -318,8 +319,8 @@ def averaged(
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
         return (old + weight * (new - old)).astype(old.dtype)
 
-    def of_leaf(old: Pair | jax.Array, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
-        if cut is None or not isinstance(old, Pair):
+    def of_leaf(old: Any, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
+        if cut is None:
             return mix(old, jnp.square(v))
         v = as_matrix(v, cut)
         left, right = _gram(v, is_full(old.left, cut)), _gram(_turned(v), is_full(old.right, cut))
@@ -351,8 +352,8 @@ def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax
     """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
     gamma = jnp.sqrt(damping)
 
-    def of_leaf(pair: Pair | jax.Array, cut: Layout | None) -> Pair | None:
-        if cut is None or not isinstance(pair, Pair):
+    def of_leaf(pair: Any, cut: Layout | None) -> Pair | None:
+        if cut is None:
             return None
         left = pair.left
         trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full(left, cut) else jnp.sum(left, -1)
@@ -383,9 +384,9 @@ def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
     def of_leaf(
-        g: jax.Array, factor: Pair | jax.Array, inverse: Pair | None, cut: Layout | None
+        g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None
     ) -> jax.Array:
-        if cut is None or inverse is None or not isinstance(factor, Pair):
+        if cut is None or inverse is None:
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse
         x = as_matrix(g, cut)
