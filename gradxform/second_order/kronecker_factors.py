@@ -14,7 +14,7 @@ embeddings, convolutions and attention are treated alike, in each order of their
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -212,8 +212,8 @@ def root_times(
         matrix = matrix + jnp.diag(off, 1) + jnp.diag(off, -1)
     values, vectors = jnp.linalg.eigh(matrix)
     weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
-    rounding = 1e-4 * jnp.max(jnp.abs(values))
-    root = tree.map(lambda *qs: sum(w * q for w, q in zip(weights, qs, strict=True)), *basis)
+    rounding = 1000 * eps * jnp.max(jnp.abs(values))
+    root = tree.map(lambda *qs: jnp.tensordot(weights, jnp.stack(qs), 1), *basis)
     return root, ~(values[0] < -rounding)  # NaN is counted elsewhere
 
 
@@ -383,9 +383,7 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
-    def of_leaf(
-        g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None
-    ) -> jax.Array:
+    def of_leaf(g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None) -> jax.Array:
         if cut is None or inverse is None:
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse

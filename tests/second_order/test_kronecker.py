@@ -13,8 +13,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import gradxform as gx
+from gradxform import kronecker, scale_by_kronecker
 from gradxform.objective import Composed
-from gradxform.second_order.kronecker import kronecker, scale_by_kronecker
 
 X = np.random.default_rng(5).normal(size=(24, 4))
 LABELS = np.random.default_rng(6).integers(0, 3, size=24)
