@@ -40,9 +40,9 @@ class Pair(NamedTuple):
     right: jax.Array  #: of the columns
 
 
-# of each leaf: a pair, or the mean V² of a vector
-Factors: TypeAlias = tuple[Pair | jax.Array, ...]
-Inverses: TypeAlias = tuple[Pair | None, ...]
+# trees like the parameters, with a pair for each leaf, or the mean V² and None for a vector
+Factors: TypeAlias = tree.PyTree
+Inverses: TypeAlias = tree.PyTree
 
 
 class Options(NamedTuple):
@@ -100,17 +100,17 @@ def _entries(cut: Layout) -> int:
     return math.prod(cut.stack) * (cut.rows**2 + cut.columns**2)
 
 
-def no_factors(layouts: Sequence[Layout | None], params: tree.PyTree, max_dim: int) -> Factors:
+def no_factors(params: tree.PyTree, max_dim: int) -> Factors:
     """Factors of zeros."""
 
-    def of_leaf(cut: Layout | None, x: jax.Array) -> Pair | jax.Array:
-        dtype = tree.wide(jnp.asarray(x).dtype)
+    def of_leaf(x: jax.Array) -> Pair | jax.Array:
+        cut, dtype = layout(jnp.shape(x)), tree.wide(jnp.asarray(x).dtype)
         if cut is None:
-            return jnp.zeros(jnp.shape(x), dtype)
+            return tree.zeros_like(x)
         sides = [(n, n) if n <= max_dim else (n,) for n in (cut.rows, cut.columns)]
         return Pair(*(jnp.zeros((*cut.stack, *side), dtype) for side in sides))
 
-    return tuple(of_leaf(*leaf) for leaf in zip(layouts, jax.tree.leaves(params), strict=True))
+    return jax.tree.map(of_leaf, params)
 
 
 # -- the random backward pass
@@ -244,16 +244,11 @@ def is_due(count: jax.Array, every: Scalar) -> jax.Array:
     return count % jnp.round(scalar(every)).astype(count.dtype) == 0
 
 
-def layouts_of(params: tree.PyTree) -> list[Layout | None]:
-    """How each leaf is seen as matrices."""
-    return [layout(jnp.shape(x)) for x in jax.tree.leaves(params)]
-
-
 def first_estimate(options: Options, params: tree.PyTree) -> Estimate:
     """Factors and inverses before the first update."""
-    factors = no_factors(layouts_of(params), params, options.max_dim)
-    inverses = (jax.tree.map(jnp.zeros_like, x) if isinstance(x, Pair) else None for x in factors)
-    return Estimate(factors, tuple(inverses))
+    factors = no_factors(params, options.max_dim)
+    no_inverse = lambda _, x: jax.tree.map(jnp.zeros_like, x) if isinstance(x, Pair) else None
+    return Estimate(factors, jax.tree.map(no_inverse, params, factors))
 
 
 class Refreshed(NamedTuple):
@@ -274,7 +269,6 @@ def refreshed(
     damping: jax.Array,
 ) -> Refreshed:
     """New factors and new inverses in the updates in which they are due."""
-    layouts = layouts_of(params)
     key = jax.random.fold_in(jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count)
     new_factors = is_due(count, options.factor_every) | (count < _FIRST)
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
@@ -282,7 +276,7 @@ def refreshed(
 
     def probed() -> tuple[Factors, jax.Array]:
         v, convex = make_probe(key, options.lanczos)
-        return averaged(estimate.factors, layouts, v, weight), convex
+        return averaged(estimate.factors, v, weight), convex
 
     factors, convex = when(new_factors, probed, (estimate.factors, jnp.array(True)))
     # at 0, 1, 2, 4, 8, … the factors are still new
@@ -291,7 +285,7 @@ def refreshed(
     new_inverses = is_due(count, options.inverse_every) | early
     inverses = when(
         new_inverses,
-        lambda: _finite_or(inverses_of(factors, layouts, damping), estimate.inverses),
+        lambda: _finite_or(inverses_of(factors, params, damping), estimate.inverses),
         estimate.inverses,
     )
     return Refreshed(
@@ -308,9 +302,7 @@ def _finite_or(new: Inverses, old: Inverses) -> Inverses:
     return jax.tree.map(usable, new, old)
 
 
-def averaged(
-    factors: Factors, layouts: Sequence[Layout | None], v: tree.PyTree, weight: jax.Array
-) -> Factors:
+def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
     """The factors moved by the part ``weight`` towards those of ``v``, if they are finite."""
     finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
     v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
@@ -319,14 +311,15 @@ def averaged(
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
         return (old + weight * (new - old)).astype(old.dtype)
 
-    def of_leaf(old: Any, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
+    def of_leaf(v: jax.Array, old: Any) -> Pair | jax.Array:
+        cut = layout(v.shape)
         if cut is None:
             return mix(old, jnp.square(v))
         v = as_matrix(v, cut)
         left, right = _gram(v, is_full(old.left, cut)), _gram(_turned(v), is_full(old.right, cut))
         return Pair(mix(old.left, left), mix(old.right, right))
 
-    return tuple(map(of_leaf, factors, layouts, jax.tree.leaves(v)))
+    return jax.tree.map(of_leaf, v, factors)
 
 
 def _gram(v: jax.Array, full: bool) -> jax.Array:
@@ -348,11 +341,12 @@ def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
     return x.reshape(*cut.stack, cut.rows, cut.columns)
 
 
-def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array) -> Inverses:
+def inverses_of(factors: Factors, params: tree.PyTree, damping: jax.Array) -> Inverses:
     """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
     gamma = jnp.sqrt(damping)
 
-    def of_leaf(pair: Any, cut: Layout | None) -> Pair | None:
+    def of_leaf(x: jax.Array, pair: Any) -> Pair | None:
+        cut = layout(jnp.shape(x))
         if cut is None:
             return None
         left = pair.left
@@ -363,7 +357,7 @@ def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax
             *(_inverse(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
         )
 
-    return tuple(map(of_leaf, factors, layouts))
+    return jax.tree.map(of_leaf, params, factors)
 
 
 def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:
@@ -383,7 +377,8 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
-    def of_leaf(g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None) -> jax.Array:
+    def of_leaf(g: jax.Array, factor: Any, inverse: Pair | None) -> jax.Array:
+        cut = layout(g.shape)
         if cut is None or inverse is None:
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse
@@ -392,5 +387,4 @@ def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
         x = x @ right if is_full(right, cut) else x * right[..., None, :]
         return x.reshape(g.shape)
 
-    leaves, structure = jax.tree.flatten(g)
-    return jax.tree.unflatten(structure, list(map(of_leaf, leaves, *estimate, layouts_of(g))))
+    return jax.tree.map(of_leaf, g, *estimate)

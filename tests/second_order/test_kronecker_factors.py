@@ -48,8 +48,7 @@ def mean_factors(
     value_fn: Composed, params: Any, *, probes: int, lanczos: int = 1, part: int | None = None
 ) -> kf.Factors:
     """The mean of the factors of many probes."""
-    layouts, value = kf.layouts_of(params), value_fn(params)
-    none = kf.no_factors(layouts, params, 4096)
+    value, none = value_fn(params), kf.no_factors(params, 4096)
     times = 1 if part is None else value_fn.examples // part
     of = kf.Part(value_fn if part is None else value_fn.spread(part), times)
 
@@ -57,10 +56,15 @@ def mean_factors(
     @jax.vmap
     def one(key: jax.Array) -> kf.Factors:
         v, _ = kf.probe(of, params, value, key, lanczos)
-        return kf.averaged(none, layouts, v, jnp.asarray(1.0))
+        return kf.averaged(none, v, jnp.asarray(1.0))
 
     many = one(jax.random.split(jax.random.key(0), probes))
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), many)
+
+
+def each_leaf(params: Any, factors: kf.Factors) -> tuple[list[Any], list[Any]]:
+    is_pair = lambda x: isinstance(x, kf.Pair)
+    return jax.tree.leaves(params), jax.tree.leaves(factors, is_leaf=is_pair)
 
 
 def error(found: jax.Array, expected: np.ndarray) -> float:
@@ -71,7 +75,7 @@ def test_of_one_linear_layer_the_mean_is_exact_to_two_percent() -> None:
     x, y = rng.normal(size=(6, 4)), rng.normal(size=(6, 3))
     value_fn = gx.compose(squares, lambda w, x: x @ w, x=x, y=y)
     w = jnp.asarray(rng.normal(size=(4, 3)))
-    (pair,) = mean_factors(value_fn, w, probes=10_000)
+    pair = mean_factors(value_fn, w, probes=10_000)
     second_moment = x.T @ x / 6
     assert isinstance(pair, kf.Pair)
     assert error(pair.left, 3 * second_moment) < 0.02
@@ -131,7 +135,7 @@ def test_shared_weights_count_each_use(name: str) -> None:
     value_fn = gx.compose(cross_entropy, model, x=x, y=y)
     factors = mean_factors(value_fn, params, probes=2000, lanczos=5)
     matrix, start = gauss_newton(value_fn, params), 0
-    for leaf, factor in zip(jax.tree.leaves(params), factors, strict=True):
+    for leaf, factor in zip(*each_leaf(params, factors), strict=True):
         block = matrix[start : start + leaf.size, start : start + leaf.size]
         start += leaf.size
         cut = kf.layout(leaf.shape)
@@ -155,7 +159,7 @@ def test_a_part_of_a_sum_counts_for_the_whole() -> None:
         value_fn = gx.compose(loss, model, x=x, y=y)
         at = kf.linearised(kf.Part(value_fn.spread(4), 3), w, value_fn(w))
         assert float(at.scale) == scale
-    (whole,), (part,) = (mean_factors(value_fn, w, probes=2000, part=n) for n in (12, 4))
+    whole, part = (mean_factors(value_fn, w, probes=2000, part=n) for n in (12, 4))
     for ours, theirs in zip(part, whole, strict=True):
         assert error(ours, theirs) < 0.15
 
@@ -249,11 +253,11 @@ def test_each_kind_of_factor_is_applied_as_its_dense_form() -> None:
     params = {"long": array(7, 3), "matrix": array(4, 3), "stack": array(2, 3, 4), "v": array(5)}
     params["wide"] = array(3, 7)
     options = kf.Options(2, 20, 0.9, 6, 4, 0)
-    layouts, (factors, _) = kf.layouts_of(params), kf.first_estimate(options, params)
+    factors, _ = kf.first_estimate(options, params)
     v = jax.tree.map(lambda x: array(*x.shape) + 1, params)
-    factors = kf.averaged(factors, layouts, v, jnp.asarray(1.0))
+    factors = kf.averaged(factors, v, jnp.asarray(1.0))
     lam = jnp.asarray(0.3)
-    inverses = kf.inverses_of(factors, layouts, lam)
+    inverses = kf.inverses_of(factors, params, lam)
     found = kf.divided(params, kf.Estimate(factors, inverses), lam)
     np.testing.assert_allclose(found["v"], params["v"] / (v["v"] ** 2 + lam))
 
@@ -275,11 +279,10 @@ def test_each_kind_of_factor_is_applied_as_its_dense_form() -> None:
 
 def test_a_probe_that_is_not_finite_leaves_the_factors() -> None:
     params = {"w": array(4, 3), "b": array(3)}
-    layouts = kf.layouts_of(params)
     factors, _ = kf.first_estimate(kf.Options(2, 20, 0.9, 6, 4, 0), params)
-    factors = kf.averaged(factors, layouts, params, jnp.asarray(1.0))
+    factors = kf.averaged(factors, params, jnp.asarray(1.0))
     bad = {**params, "b": params["b"].at[1].set(jnp.inf)}
-    after = kf.averaged(factors, layouts, bad, jnp.asarray(0.5))
+    after = kf.averaged(factors, bad, jnp.asarray(0.5))
     for x, y in zip(*map(jax.tree.leaves, (factors, after)), strict=True):
         np.testing.assert_array_equal(x, y)
 
