@@ -24,6 +24,7 @@ from gradxform import tree
 from gradxform.complex_leaves import to_complex, to_real
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.objective import Composed
+from gradxform.sharding import is_explicit, sharded_like, whole
 
 T = TypeVar("T")
 
@@ -178,7 +179,8 @@ def probe(part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lan
     leaves, structure = jax.tree.flatten(at.outputs)
     keys = jax.random.split(key, len(leaves))
     signs = [jax.random.rademacher(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)]
-    root, convex = root_times(at.bend, jax.tree.unflatten(structure, signs), lanczos)
+    signs = sharded_like(jax.tree.unflatten(structure, signs), at.outputs)
+    root, convex = root_times(at.bend, signs, lanczos)
     (v,) = jax.linear_transpose(at.push, params)(root)
     return Probe(tree.scale(jnp.sqrt(at.scale), v), convex)
 
@@ -337,7 +339,8 @@ def is_full(factor: jax.Array, cut: Layout) -> bool:
 
 
 def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
-    """A leaf as a matrix, or as a stack of them."""
+    """A leaf as a matrix, or as a stack of them; not sharded along explicit mesh axes."""
+    x = jax.sharding.reshard(x, whole(x)) if is_explicit(x) else x
     return x.reshape(*cut.stack, cut.rows, cut.columns)
 
 
@@ -385,6 +388,6 @@ def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
         x = as_matrix(g, cut)
         x = left @ x if is_full(left, cut) else left[..., :, None] * x
         x = x @ right if is_full(right, cut) else x * right[..., None, :]
-        return x.reshape(g.shape)
+        return sharded_like(x.reshape(g.shape), g)
 
     return jax.tree.map(of_leaf, g, *estimate)
