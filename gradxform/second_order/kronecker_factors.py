@@ -260,6 +260,7 @@ class Refreshed(NamedTuple):
     probes: jax.Array  #: probes made: 0 or 1
     inversions: jax.Array  #: inverses made: 0 or 1
     convex: jax.Array  #: whether the loss showed no negative curvature
+    finite: jax.Array  #: whether the probe was finite, if there was one
 
 
 def refreshed(
@@ -276,11 +277,15 @@ def refreshed(
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
     weight = 1 - jnp.minimum(mean, scalar(options.decay))
 
-    def probed() -> tuple[Factors, jax.Array]:
+    def probed() -> tuple[Factors, jax.Array, jax.Array]:
         v, convex = make_probe(key, options.lanczos)
-        return averaged(estimate.factors, v, weight), convex
+        finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
+        v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
+        new = averaged(estimate.factors, v, jnp.where(finite, weight, 0))
+        return new, convex, finite
 
-    factors, convex = when(new_factors, probed, (estimate.factors, jnp.array(True)))
+    nothing = estimate.factors, jnp.array(True), jnp.array(True)
+    factors, convex, finite = when(new_factors, probed, nothing)
     # at 0, 1, 2, 4, 8, … the factors are still new
     power_of_two = (count & (count - 1)) == 0
     early = power_of_two & (scalar(count) < scalar(options.inverse_every))
@@ -295,6 +300,7 @@ def refreshed(
         new_factors.astype(jnp.int32),
         new_inverses.astype(jnp.int32),
         convex,
+        finite,
     )
 
 
@@ -305,10 +311,7 @@ def _finite_or(new: Inverses, old: Inverses) -> Inverses:
 
 
 def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
-    """The factors moved by the part ``weight`` towards those of ``v``, if they are finite."""
-    finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
-    v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
-    weight = jnp.where(finite, weight, 0)
+    """The factors moved by the part ``weight`` towards those of ``v``."""
 
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
         return (old + weight * (new - old)).astype(old.dtype)

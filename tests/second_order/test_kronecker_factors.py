@@ -277,13 +277,23 @@ def test_each_kind_of_factor_is_applied_as_its_dense_form() -> None:
         np.testing.assert_allclose(found["stack"][i], one, rtol=1e-9)
 
 
-def test_a_probe_that_is_not_finite_leaves_the_factors() -> None:
+@pytest.mark.parametrize("bad", [jnp.inf, 1e200])
+def test_a_probe_that_is_not_finite_leaves_the_factors(bad: float) -> None:
+    """Nor one whose square is not."""
     params = {"w": array(4, 3), "b": array(3)}
-    factors, _ = kf.first_estimate(kf.Options(2, 20, 0.9, 6, 4, 0), params)
-    factors = kf.averaged(factors, params, jnp.asarray(1.0))
-    bad = {**params, "b": params["b"].at[1].set(jnp.inf)}
-    after = kf.averaged(factors, bad, jnp.asarray(0.5))
-    for x, y in zip(*map(jax.tree.leaves, (factors, after)), strict=True):
+    options = kf.Options(2, 20, 0.9, 6, 4, 0)
+    first = kf.first_estimate(options, params)
+    v = {**params, "b": params["b"].at[1].set(bad)}
+
+    def refreshed(v: Any, estimate: kf.Estimate, count: int) -> kf.Refreshed:
+        make = lambda key, lanczos: kf.Probe(v, jnp.array(True))
+        lam = jnp.asarray(0.1)
+        return kf.refreshed(options, estimate, params, make, jnp.asarray(count), lam)
+
+    sound = refreshed(params, first, 0)
+    after = refreshed(v, sound.estimate, 3)
+    assert (bool(sound.finite), bool(after.finite)) == (True, False)
+    for x, y in zip(*map(jax.tree.leaves, (sound.estimate, after.estimate)), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
