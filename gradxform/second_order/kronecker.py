@@ -84,6 +84,7 @@ class KroneckerState(NamedTuple):
     unit: jax.Array  #: curvature along the first gradient that has any; 0 before
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
+    memory: quadratic.Memory  #: curvature in earlier sub-batches
     info: KroneckerInfo
 
 
@@ -279,6 +280,7 @@ def kronecker(
             unit=_number(),
             estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
+            memory=quadratic.first_memory(),
             info=_no_info(),
         )
 
@@ -305,12 +307,18 @@ def kronecker(
         made = kf.refreshed(options, state.estimate, batch.params, probe, state.turn, lam)
         directions = kf.divided(batch.g, made.estimate, lam), state.step
         model = quadratic.model_along(at, batch.g, *directions)
+        model, relative = quadratic.averaged(model, state.memory)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
         change = quadratic.predicted(model, alpha, mu)
         usable = batch.finite & made.finite & jnp.isfinite(change)
         alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
         step = tree.map(lambda d, s: alpha * d + mu * s, *directions)
+
+        memory = quadratic.Memory(
+            jnp.where(usable, relative, state.memory.relative),
+            jnp.where(usable, quadratic.curvature_along(model, alpha, mu), 0),
+        )
 
         # the damping
         due = kf.is_due(_after(state.turn), adapt_every)
@@ -329,7 +337,9 @@ def kronecker(
             expected=jnp.where(usable, -change, 0),
         )
         count, turn = tree.add_count(state.count, 1), _after(state.turn)
-        new_state = KroneckerState(count, turn, next_damping, unit, made.estimate, step, info)
+        new_state = KroneckerState(
+            count, turn, next_damping, unit, made.estimate, step, memory, info
+        )
         back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
         return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
 

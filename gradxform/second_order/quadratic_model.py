@@ -14,6 +14,10 @@ from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order.kronecker_factors import Linear
 
+_RIDGE = 1e-6  # relative to the curvature along the last step
+_MOST = 1  # |μ|
+_WEIGHT = 0.1  # of a new sub-batch in the running mean
+
 
 class Model(NamedTuple):
     """The model along two directions. The pairs (1, 1), (1, 2), (2, 2) have one entry each."""
@@ -35,32 +39,63 @@ def model_along(at: Linear, g: tree.PyTree, *directions: tree.PyTree) -> Model:
     )
 
 
+class Memory(NamedTuple):
+    """What earlier sub-batches said about the curvature."""
+
+    relative: jax.Array  #: running mean of d₁ᵀ G d₁ / gᵀd₁; 0 before the first update
+    last: jax.Array  #: d₂ᵀ G d₂ of the last step, as the model had it
+
+
+def first_memory() -> Memory:
+    return Memory(scalar(0.0), scalar(0.0))
+
+
+def averaged(model: Model, memory: Memory) -> tuple[Model, jax.Array]:
+    """The model with the larger of this sub-batch's curvature and that of the earlier ones.
+
+    A sub-batch may lack the few examples that curve the objective along a direction, while the
+    gradient contains them. Also returns the running mean of the relative curvature.
+    """
+    one, off, two = model.curvature
+    slope = jnp.abs(model.slopes[0])
+    now = tree.divide(one, slope)
+    mean = jnp.where(memory.relative > 0, memory.relative + _WEIGHT * (now - memory.relative), now)
+    larger = jnp.maximum(one, mean * slope), jnp.maximum(two, 0.5 * (two + memory.last))
+    cosine = tree.divide(tree.divide(off, tree.sqrt(one)), tree.sqrt(two))
+    off = jnp.clip(cosine, -1, 1) * tree.sqrt(larger[0] * larger[1])
+    return model._replace(curvature=jnp.stack([larger[0], off, larger[1]])), mean
+
+
 def minimum(
-    model: Model, damping: Scalar, rate: Scalar | None, momentum: Scalar | None
+    model: Model, damping: Scalar, alpha: Scalar | None, mu: Scalar | None
 ) -> tuple[jax.Array, jax.Array]:
-    """(α, μ) with the least q. A number that is given keeps its value."""
+    """(α, μ) with the least q and |μ| ≤ 1. A number that is given keeps its value.
+
+    A last step that is in the span of few examples may show almost no curvature in a sub-batch.
+    Without the bound on μ one such update can undo a hundred others.
+    """
     m = model.curvature + scalar(damping) * model.products
     b = model.slopes
-    if rate is not None and momentum is not None:
-        return scalar(rate), scalar(momentum)
-    if rate is not None:
-        return scalar(rate), -tree.divide(b[1] + m[1] * scalar(rate), m[2])
-    if momentum is not None:
-        return -tree.divide(b[0] + m[1] * scalar(momentum), m[0]), scalar(momentum)
-    # scaled to a unit diagonal, with a ridge in case that the directions are parallel
-    sizes = tree.sqrt(jnp.maximum(m[0], 0)), tree.sqrt(jnp.maximum(m[2], 0))
-    off = tree.divide(tree.divide(m[1], sizes[0]), sizes[1])
-    slope = tree.divide(b[0], sizes[0]), tree.divide(b[1], sizes[1])
-    ridge = 1 + 1e-6
-    determinant = ridge**2 - jnp.square(off)
-    alpha = -tree.divide((ridge * slope[0] - off * slope[1]) / determinant, sizes[0])
-    mu = -tree.divide((ridge * slope[1] - off * slope[0]) / determinant, sizes[1])
-    usable = jnp.isfinite(alpha) & jnp.isfinite(mu) & (determinant > 0)
-    return jnp.where(usable, alpha, -tree.divide(b[0], m[0])), jnp.where(usable, mu, 0)
+    if mu is None and alpha is None:
+        # α eliminated; the ridge is for parallel directions
+        part = tree.divide(m[1], m[0])
+        left = (1 + _RIDGE) * m[2] - part * m[1]
+        mu = jnp.clip(-tree.divide(b[1] - part * b[0], left), -_MOST, _MOST)
+    elif mu is None:
+        mu = -tree.divide(b[1] + m[1] * scalar(alpha), m[2])
+    mu = scalar(mu)
+    if alpha is None:
+        alpha = -tree.divide(b[0] + m[1] * mu, m[0])
+    return scalar(alpha), mu
+
+
+def curvature_along(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
+    """sᵀGs for the step s = αd₁ + μd₂."""
+    bent = model.curvature
+    return alpha**2 * bent[0] + 2 * alpha * mu * bent[1] + mu**2 * bent[2]
 
 
 def predicted(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
     """The change of the objective by the step αd₁ + μd₂, without damping."""
-    bent = model.curvature
-    curved = alpha**2 * bent[0] + 2 * alpha * mu * bent[1] + mu**2 * bent[2]
+    curved = curvature_along(model, alpha, mu)
     return alpha * model.slopes[0] + mu * model.slopes[1] + 0.5 * curved

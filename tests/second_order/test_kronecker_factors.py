@@ -311,16 +311,22 @@ def model_of(g: np.ndarray, matrix: np.ndarray, directions: np.ndarray) -> quadr
     )
 
 
-@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
-def test_the_minimum_of_the_quadratic_model(unit: float) -> None:
+@pytest.mark.parametrize(("unit", "length"), [(1e-12, 1e3), (1.0, 1e3), (1e12, 1e3), (1.0, 1e-3)])
+def test_the_minimum_of_the_quadratic_model(unit: float, length: float) -> None:
+    """With |μ| ≤ 1, which a short second direction reaches."""
     g, matrix = unit * rng.normal(size=5), unit * symmetric(np.asarray([0.0, 0.1, 1.0, 2.0, 5.0]))
-    directions = rng.normal(size=(2, 5)) * [[1.0], [1e-3]]
+    directions = rng.normal(size=(2, 5)) * [[1.0], [length]]
     lam = 0.3 * unit
     model = model_of(g, matrix, directions)
     m = directions @ (matrix + lam * np.eye(5)) @ directions.T
     b = directions @ g
     alpha, mu = quadratic.minimum(model, lam, None, None)
-    np.testing.assert_allclose((alpha, mu), np.linalg.solve(m, -b), rtol=1e-4)
+    expected = np.linalg.solve(m, -b)
+    if length < 1:
+        assert abs(expected[1]) > 1
+        expected[1] = np.sign(expected[1])
+        expected[0] = -(b[0] + expected[1] * m[0, 1]) / m[0, 0]
+    np.testing.assert_allclose((alpha, mu), expected, rtol=1e-4)
     _, mu = quadratic.minimum(model, lam, 0.2, None)
     np.testing.assert_allclose(mu, -(b[1] + 0.2 * m[0, 1]) / m[1, 1], rtol=1e-9)
     alpha, _ = quadratic.minimum(model, lam, None, 0.9)
