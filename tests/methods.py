@@ -78,6 +78,49 @@ def levenberg_marquardt(
     )
 
 
+def of_any_function(
+    build: Callable[..., optax.GradientTransformationExtraArgs], **numbers: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Of any function: the Kronecker methods take composed ones, so the model is the identity."""
+    tx = build(**numbers)
+
+    def update(grads: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        value_fn = extra_args.get("value_fn")
+        if callable(value_fn):
+            extra_args["value_fn"] = gx.compose(value_fn, lambda params: params)
+        return tx.update(grads, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def kronecker(
+    damping: float,
+    min_damping: float,
+    factor_every: float,
+    inverse_every: float,
+    adapt_every: float,
+    decay: float,
+    seed: float,
+    max_dim: int,
+    lanczos: int,
+) -> optax.GradientTransformationExtraArgs:
+    return of_any_function(gx.kronecker, **locals())
+
+
+def scale_by_kronecker(
+    learning_rate: float,
+    damping: float,
+    factor_every: float,
+    inverse_every: float,
+    decay: float,
+    seed: float,
+    max_dim: int,
+    lanczos: int,
+) -> optax.GradientTransformationExtraArgs:
+    numbers = {name: x for name, x in locals().items() if name != "learning_rate"}
+    return optax.chain(of_any_function(gx.scale_by_kronecker, **numbers), gx.sgd(learning_rate))
+
+
 RATE = {"learning_rate": (0.05, 0.02)}
 MOMENTUM = {"momentum": (0.9, 0.5)}
 RMSPROP = {**RATE, "decay": (0.9, 0.8), "eps": (1e-6, 1e-2)}
@@ -213,6 +256,22 @@ METHODS = {
         },
         {"iterates": 3},
         needs=("value", "value_fn"),
+    ),
+    "kronecker": Method(
+        kronecker,
+        {"damping": (0.1, 1.0), "min_damping": (1e-4, 0.5), "factor_every": (2, 3)}
+        | {"inverse_every": (20, 3), "adapt_every": (5, 2), "decay": (0.98, 0.3), "seed": (0, 1)},
+        {"max_dim": 4096, "lanczos": 3},
+        needs=("value", "value_fn"),
+        dense=True,
+    ),
+    "scale_by_kronecker": Method(
+        scale_by_kronecker,
+        {"learning_rate": (0.2, 0.1), "damping": (0.1, 1.0), "factor_every": (2, 3)}
+        | {"inverse_every": (20, 3), "decay": (0.98, 0.3), "seed": (0, 1)},
+        {"max_dim": 4096, "lanczos": 3},
+        needs=("value", "value_fn"),
+        dense=True,
     ),
     "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),
 }

@@ -113,7 +113,9 @@ MODES = [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, Fals
 
 @pytest.mark.parametrize(
     ("name", "kind", "divided"),
-    [("newton_cg", *mode) for mode in MODES] + [("adam", *mode) for mode in every(3, MODES)],
+    [("newton_cg", *mode) for mode in MODES]
+    + [("kronecker", *mode) for mode in MODES]
+    + [("adam", *mode) for mode in every(3, MODES)],
 )
 @pytest.mark.usefixtures("x64")
 def test_so_do_the_other_modes(name: str, kind: AxisType, divided: bool) -> None:
@@ -225,6 +227,28 @@ def test_an_iteration_of_cg_sends_the_product_and_a_few_numbers(name: str, round
     assert 0 < beyond < 300
     numbers = [c for c in always(iteration) if c.size <= 128]
     assert len(numbers) == rounds
+
+
+@pytest.mark.usefixtures("optimised")
+def test_a_kronecker_step_sends_one_message_each_for_factors_and_model() -> None:
+    """With whole parameters and divided data, beyond the gradient and a few numbers."""
+    mesh, tx = mesh_of(8), gx.kronecker()
+    whole = NamedSharding(mesh, PartitionSpec())
+    described = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+    with jax.set_mesh(mesh):
+        given = sharded.abstract(tx, mesh, WIDE, examples=1024)
+        params, state = jax.tree.map(described, (given.params, given.state))
+        given = given._replace(params=params, state=state)
+        found = collectives(sharded.compiled_step(tx, given).as_text())
+        (gradient,) = collectives(sharded.compiled_gradient(given).as_text())
+    assert {c.kind for c in found} == {"all-reduce"}
+    sizes = sorted(c.size for c in always(found))
+    assert len(sizes) == 2
+    assert sizes[0] <= 16  # the model's
+    assert sizes[1] <= gradient.size + 16
+    factors = [c.size for c in found if c.conditional and c.size > 16]
+    assert len(factors) == 1
+    assert factors[0] <= gradient.size + 16
 
 
 def test_preconditioners_and_minimize_in_explicit_mode() -> None:

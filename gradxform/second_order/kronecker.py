@@ -69,7 +69,8 @@ class ScaleByKroneckerState(NamedTuple):
     """State of :func:`scale_by_kronecker`."""
 
     count: jax.Array  #: updates made so far
-    unit: jax.Array  #: curvature along the first gradient
+    turn: jax.Array  #: the same, but begins again where ``count`` has reached its largest value
+    unit: jax.Array  #: curvature along the first gradient that has any; 0 before
     estimate: Estimate  #: the factors and their inverses
     info: KroneckerInfo
 
@@ -78,8 +79,9 @@ class KroneckerState(NamedTuple):
     """State of :func:`kronecker`."""
 
     count: jax.Array  #: updates made so far
+    turn: jax.Array  #: the same, but begins again where ``count`` has reached its largest value
     damping: jax.Array  #: λ, relative to ``unit``
-    unit: jax.Array  #: curvature along the first gradient
+    unit: jax.Array  #: curvature along the first gradient that has any; 0 before
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
     memory: quadratic.Memory  #: curvature in earlier sub-batches
@@ -131,7 +133,11 @@ def scale_by_kronecker(
 
     def init(params: tree.PyTree) -> ScaleByKroneckerState:
         return ScaleByKroneckerState(
-            jnp.array(0, jnp.int32), _number(), kf.first_estimate(options, params), _no_info()
+            jnp.array(0, jnp.int32),
+            jnp.array(0, jnp.int32),
+            _number(),
+            kf.first_estimate(options, params),
+            _no_info(),
         )
 
     def update(
@@ -147,20 +153,22 @@ def scale_by_kronecker(
         if tree.count(grads) == 0:
             return grads, state
         part = batch.part("factor_batch_size", factor_batch_size)
-        count = kf.of_all_lanes(state.count)
-        unit = jax.lax.cond(
-            count == 0,
+        unit = kf.when(
+            state.unit == 0,
             lambda: kf.curvature_along(kf.linearised(part, batch.params, batch.value), batch.g),
-            lambda: state.unit,
+            state.unit,
         )
-        lam = scalar(damping) * unit
-        made = kf.refreshed(options, state.estimate, batch.params, batch.probe(part), count, lam)
+        lam = scalar(damping) * kf.or_one(unit)
+        made = kf.refreshed(
+            options, state.estimate, batch.params, batch.probe(part), state.turn, lam
+        )
         delta = kf.divided(batch.g, made.estimate, lam)
-        finite = jnp.isfinite(tree.max_abs(delta))
+        finite = made.finite & jnp.isfinite(tree.max_abs(delta))
         delta = tree.select(finite, delta, jax.tree.map(jnp.zeros_like, delta))
         info = _counted(state.info, batch, made, finite, made.probes / part.times)
         info = info._replace(damping=lam)
-        new_state = ScaleByKroneckerState(tree.add_count(state.count, 1), unit, made.estimate, info)
+        count, turn = tree.add_count(state.count, 1), _after(state.turn)
+        new_state = ScaleByKroneckerState(count, turn, unit, made.estimate, info)
         return tree.cast_like(delta, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)
@@ -267,6 +275,7 @@ def kronecker(
     def init(params: tree.PyTree) -> KroneckerState:
         return KroneckerState(
             count=jnp.array(0, jnp.int32),
+            turn=jnp.array(0, jnp.int32),
             damping=_number(damping),
             unit=_number(),
             estimate=kf.first_estimate(options, params),
@@ -287,34 +296,33 @@ def kronecker(
         batch = _batch("kronecker", grads, params, value, value_fn, extra_args)
         if tree.count(grads) == 0:
             return grads, state
-        count = kf.of_all_lanes(state.count)
         for_factors = batch.part("factor_batch_size", factor_batch_size)
         for_model = batch.part("model_batch_size", model_batch_size)
         at = kf.linearised(for_model, batch.params, batch.value)
-        unit = jax.lax.cond(count == 0, lambda: kf.curvature_along(at, batch.g), lambda: state.unit)
-        lam = state.damping * unit
+        unit = kf.when(state.unit == 0, lambda: kf.curvature_along(at, batch.g), state.unit)
+        lam = state.damping * kf.or_one(unit)
 
         # the direction, and the step along it and the last step
         probe = batch.probe(for_factors)
-        made = kf.refreshed(options, state.estimate, batch.params, probe, count, lam)
+        made = kf.refreshed(options, state.estimate, batch.params, probe, state.turn, lam)
         directions = kf.divided(batch.g, made.estimate, lam), state.step
         model = quadratic.model_along(at, batch.g, *directions)
         model, relative = quadratic.averaged(model, state.memory)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
         change = quadratic.predicted(model, alpha, mu)
-        usable = batch.finite & jnp.isfinite(change)
+        usable = batch.finite & made.finite & jnp.isfinite(change)
         alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
         step = tree.map(lambda d, s: alpha * d + mu * s, *directions)
 
         memory = quadratic.Memory(
             jnp.where(usable, relative, state.memory.relative),
-            quadratic.curvature_along(model, alpha, mu),
+            jnp.where(usable, quadratic.curvature_along(model, alpha, mu), 0),
         )
 
         # the damping
-        due = kf.is_due(count + 1, adapt_every)
-        ratio = jax.lax.cond(due, lambda: _ratio(batch, step, change), lambda: state.info.ratio)
+        due = kf.is_due(_after(state.turn), adapt_every)
+        ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
         next_damping = _next_damping(state.damping, ratio, adapt_every, min_damping)
         next_damping = jnp.where(due & usable, next_damping, state.damping)
 
@@ -322,14 +330,16 @@ def kronecker(
         info = _counted(state.info, batch, made, usable, gradients)._replace(
             curvature_products=tree.add_count(state.info.curvature_products, 2 + made.probes),
             evaluations=tree.add_count(state.info.evaluations, due.astype(jnp.int32)),
-            damping=next_damping * unit,
+            damping=next_damping * kf.or_one(unit),
             ratio=ratio,
             rate=-alpha,
             momentum=mu,
-            expected=-change,
+            expected=jnp.where(usable, -change, 0),
         )
-        count = tree.add_count(state.count, 1)
-        new_state = KroneckerState(count, next_damping, unit, made.estimate, step, memory, info)
+        count, turn = tree.add_count(state.count, 1), _after(state.turn)
+        new_state = KroneckerState(
+            count, turn, next_damping, unit, made.estimate, step, memory, info
+        )
         back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
         return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
 
@@ -338,6 +348,10 @@ def kronecker(
 
 def _number(x: Scalar = 0.0) -> jax.Array:
     return jnp.array(scalar(x), copy=True)
+
+
+def _after(turn: jax.Array) -> jax.Array:
+    return jnp.where(turn == jnp.iinfo(turn.dtype).max, 0, turn + 1)
 
 
 def _no_info() -> KroneckerInfo:
@@ -426,7 +440,7 @@ def _part(method: str, argument: str, value_fn: Composed, size: int | None) -> P
             f"chunks: give at most {n}"
             + (f", and a multiple of {value_fn.chunks}" if value_fn.chunks > 1 else "")
         )
-    return Part(value_fn.spread(size), n // size)
+    return Part(value_fn.spread(size), n / size)
 
 
 def _ratio(batch: _Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ embeddings, convolutions and attention are treated alike, in each order of their
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from gradxform import tree
 from gradxform.complex_leaves import to_complex, to_real
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.objective import Composed
+from gradxform.sharding import is_explicit, sharded_like, whole
+
+T = TypeVar("T")
 
 _FIRST = 10  # updates that make new factors in each
 
@@ -38,9 +41,9 @@ class Pair(NamedTuple):
     right: jax.Array  #: of the columns
 
 
-# of each leaf: a pair, or the mean V² of a vector
-Factors: TypeAlias = tuple[Pair | jax.Array, ...]
-Inverses: TypeAlias = tuple[Pair | None, ...]
+# trees like the parameters, with a pair for each leaf, or the mean V² and None for a vector
+Factors: TypeAlias = tree.PyTree
+Inverses: TypeAlias = tree.PyTree
 
 
 class Options(NamedTuple):
@@ -98,17 +101,17 @@ def _entries(cut: Layout) -> int:
     return math.prod(cut.stack) * (cut.rows**2 + cut.columns**2)
 
 
-def no_factors(layouts: Sequence[Layout | None], params: tree.PyTree, max_dim: int) -> Factors:
+def no_factors(params: tree.PyTree, max_dim: int) -> Factors:
     """Factors of zeros."""
 
-    def of_leaf(cut: Layout | None, x: jax.Array) -> Pair | jax.Array:
-        dtype = tree.wide(jnp.asarray(x).dtype)
+    def of_leaf(x: jax.Array) -> Pair | jax.Array:
+        cut, dtype = layout(jnp.shape(x)), tree.wide(jnp.asarray(x).dtype)
         if cut is None:
-            return jnp.zeros(jnp.shape(x), dtype)
+            return tree.zeros_like(x)
         sides = [(n, n) if n <= max_dim else (n,) for n in (cut.rows, cut.columns)]
         return Pair(*(jnp.zeros((*cut.stack, *side), dtype) for side in sides))
 
-    return tuple(of_leaf(*leaf) for leaf in zip(layouts, jax.tree.leaves(params), strict=True))
+    return jax.tree.map(of_leaf, params)
 
 
 # -- the random backward pass
@@ -118,7 +121,7 @@ class Part(NamedTuple):
     """A part of the examples, on which a curvature is computed."""
 
     value_fn: Composed
-    times: int  #: number of such parts in the whole batch
+    times: float  #: examples in the whole batch over those in the part
 
 
 class Linear(NamedTuple):
@@ -151,10 +154,16 @@ def linearised(part: Part, params: tree.PyTree, value: jax.Array) -> Linear:
 
 
 def curvature_along(at: Linear, g: tree.PyTree) -> jax.Array:
-    """gᵀFg / gᵀg, or 1 if it is 0."""
+    """gᵀFg / gᵀg; 0 if it is not positive, or not finite."""
+    g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)  # so that its square is a number
     pushed = at.push(g)
     ratio = tree.divide(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
-    return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 1)
+    return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 0)
+
+
+def or_one(unit: jax.Array) -> jax.Array:
+    """The unit of the damping: 1 as long as no curvature is known."""
+    return jnp.where(unit > 0, unit, 1)
 
 
 class Probe(NamedTuple):
@@ -170,7 +179,8 @@ def probe(part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lan
     leaves, structure = jax.tree.flatten(at.outputs)
     keys = jax.random.split(key, len(leaves))
     signs = [jax.random.rademacher(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)]
-    root, convex = root_times(at.bend, jax.tree.unflatten(structure, signs), lanczos)
+    signs = sharded_like(jax.tree.unflatten(structure, signs), at.outputs)
+    root, convex = root_times(at.bend, signs, lanczos)
     (v,) = jax.linear_transpose(at.push, params)(root)
     return Probe(tree.scale(jnp.sqrt(at.scale), v), convex)
 
@@ -206,24 +216,29 @@ def root_times(
     weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
     rounding = 1000 * eps * jnp.max(jnp.abs(values))
     root = tree.map(lambda *qs: jnp.tensordot(weights, jnp.stack(qs), 1), *basis)
-    return root, values[0] >= -rounding
+    return root, ~(values[0] < -rounding)  # NaN is counted elsewhere
 
 
 # -- the factors and what they make of a gradient
 
 
-@custom_vmap
-def of_all_lanes(count: jax.Array) -> jax.Array:
-    """The largest update count of a batch, so that what depends on it has one branch for all.
+def when(due: jax.Array, make: Callable[[], T], old: T) -> T:
+    """``make()`` if it is ``due``, else ``old``; made only if it is due for a lane of ``jax.vmap``.
 
-    The lanes of ``jax.vmap`` that still run have equal counts, because each update counts.
+    With a condition that differs from lane to lane JAX would compute both in each update.
     """
-    return count
+    made = lambda: tree.select(due, make(), old)
+    return jax.lax.cond(_any_lane(due), made, lambda: old)
 
 
-@of_all_lanes.def_vmap
-def _(axis_size: int, in_batched: list[bool], count: jax.Array) -> tuple[jax.Array, bool]:
-    return jnp.max(count), False
+@custom_vmap
+def _any_lane(condition: jax.Array) -> jax.Array:
+    return condition
+
+
+@_any_lane.def_vmap
+def _(axis_size: int, in_batched: list[bool], condition: jax.Array) -> tuple[jax.Array, bool]:
+    return _any_lane(jnp.any(condition)), False  # which may have lanes of an outer ``jax.vmap``
 
 
 def is_due(count: jax.Array, every: Scalar) -> jax.Array:
@@ -231,16 +246,11 @@ def is_due(count: jax.Array, every: Scalar) -> jax.Array:
     return count % jnp.round(scalar(every)).astype(count.dtype) == 0
 
 
-def layouts_of(params: tree.PyTree) -> list[Layout | None]:
-    """How each leaf is seen as matrices."""
-    return [layout(jnp.shape(x)) for x in jax.tree.leaves(params)]
-
-
 def first_estimate(options: Options, params: tree.PyTree) -> Estimate:
     """Factors and inverses before the first update."""
-    factors = no_factors(layouts_of(params), params, options.max_dim)
-    inverses = (jax.tree.map(jnp.zeros_like, x) if isinstance(x, Pair) else None for x in factors)
-    return Estimate(factors, tuple(inverses))
+    factors = no_factors(params, options.max_dim)
+    no_inverse = lambda _, x: jax.tree.map(jnp.zeros_like, x) if isinstance(x, Pair) else None
+    return Estimate(factors, jax.tree.map(no_inverse, params, factors))
 
 
 class Refreshed(NamedTuple):
@@ -250,6 +260,7 @@ class Refreshed(NamedTuple):
     probes: jax.Array  #: probes made: 0 or 1
     inversions: jax.Array  #: inverses made: 0 or 1
     convex: jax.Array  #: whether the loss showed no negative curvature
+    finite: jax.Array  #: whether the probe was finite, if there was one
 
 
 def refreshed(
@@ -261,31 +272,35 @@ def refreshed(
     damping: jax.Array,
 ) -> Refreshed:
     """New factors and new inverses in the updates in which they are due."""
-    layouts = layouts_of(params)
     key = jax.random.fold_in(jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count)
     new_factors = is_due(count, options.factor_every) | (count < _FIRST)
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
     weight = 1 - jnp.minimum(mean, scalar(options.decay))
 
-    def probed() -> tuple[Factors, jax.Array]:
+    def probed() -> tuple[Factors, jax.Array, jax.Array]:
         v, convex = make_probe(key, options.lanczos)
-        return averaged(estimate.factors, layouts, v, weight), convex
+        finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
+        v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
+        new = averaged(estimate.factors, v, jnp.where(finite, weight, 0))
+        return new, convex, finite
 
-    factors, convex = jax.lax.cond(new_factors, probed, lambda: (estimate.factors, jnp.array(True)))
+    nothing = estimate.factors, jnp.array(True), jnp.array(True)
+    factors, convex, finite = when(new_factors, probed, nothing)
     # at 0, 1, 2, 4, 8, … the factors are still new
     power_of_two = (count & (count - 1)) == 0
     early = power_of_two & (scalar(count) < scalar(options.inverse_every))
     new_inverses = is_due(count, options.inverse_every) | early
-    inverses = jax.lax.cond(
+    inverses = when(
         new_inverses,
-        lambda: _finite_or(inverses_of(factors, layouts, damping), estimate.inverses),
-        lambda: estimate.inverses,
+        lambda: _finite_or(inverses_of(factors, params, damping), estimate.inverses),
+        estimate.inverses,
     )
     return Refreshed(
         Estimate(factors, inverses),
         new_factors.astype(jnp.int32),
         new_inverses.astype(jnp.int32),
         convex,
+        finite,
     )
 
 
@@ -295,25 +310,21 @@ def _finite_or(new: Inverses, old: Inverses) -> Inverses:
     return jax.tree.map(usable, new, old)
 
 
-def averaged(
-    factors: Factors, layouts: Sequence[Layout | None], v: tree.PyTree, weight: jax.Array
-) -> Factors:
-    """The factors moved by the part ``weight`` towards those of ``v``, if it is finite."""
-    finite = jnp.isfinite(tree.max_abs(v))
-    v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
-    weight = jnp.where(finite, weight, 0)
+def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
+    """The factors moved by the part ``weight`` towards those of ``v``."""
 
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
         return (old + weight * (new - old)).astype(old.dtype)
 
-    def of_leaf(old: Any, cut: Layout | None, v: jax.Array) -> Pair | jax.Array:
+    def of_leaf(v: jax.Array, old: Any) -> Pair | jax.Array:
+        cut = layout(v.shape)
         if cut is None:
             return mix(old, jnp.square(v))
         v = as_matrix(v, cut)
         left, right = _gram(v, is_full(old.left, cut)), _gram(_turned(v), is_full(old.right, cut))
         return Pair(mix(old.left, left), mix(old.right, right))
 
-    return tuple(map(of_leaf, factors, layouts, jax.tree.leaves(v)))
+    return jax.tree.map(of_leaf, v, factors)
 
 
 def _gram(v: jax.Array, full: bool) -> jax.Array:
@@ -331,15 +342,17 @@ def is_full(factor: jax.Array, cut: Layout) -> bool:
 
 
 def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
-    """A leaf as a matrix, or as a stack of them."""
+    """A leaf as a matrix, or as a stack of them; not sharded along explicit mesh axes."""
+    x = jax.sharding.reshard(x, whole(x)) if is_explicit(x) else x
     return x.reshape(*cut.stack, cut.rows, cut.columns)
 
 
-def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax.Array) -> Inverses:
+def inverses_of(factors: Factors, params: tree.PyTree, damping: jax.Array) -> Inverses:
     """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
     gamma = jnp.sqrt(damping)
 
-    def of_leaf(pair: Any, cut: Layout | None) -> Pair | None:
+    def of_leaf(x: jax.Array, pair: Any) -> Pair | None:
+        cut = layout(jnp.shape(x))
         if cut is None:
             return None
         left = pair.left
@@ -350,7 +363,7 @@ def inverses_of(factors: Factors, layouts: Sequence[Layout | None], damping: jax
             *(_inverse(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
         )
 
-    return tuple(map(of_leaf, factors, layouts))
+    return jax.tree.map(of_leaf, params, factors)
 
 
 def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:
@@ -370,14 +383,14 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
     """The gradient over the damped curvature: L⁻¹ G R⁻¹, and g/(s + λ) for a vector."""
 
-    def of_leaf(g: jax.Array, factor: Any, inverse: Pair | None, cut: Layout | None) -> jax.Array:
+    def of_leaf(g: jax.Array, factor: Any, inverse: Pair | None) -> jax.Array:
+        cut = layout(g.shape)
         if cut is None or inverse is None:
             return tree.divide(g, (factor + scalar(damping)).astype(g.dtype))
         left, right = inverse
         x = as_matrix(g, cut)
         x = left @ x if is_full(left, cut) else left[..., :, None] * x
         x = x @ right if is_full(right, cut) else x * right[..., None, :]
-        return x.reshape(g.shape)
+        return sharded_like(x.reshape(g.shape), g)
 
-    leaves, structure = jax.tree.flatten(g)
-    return jax.tree.unflatten(structure, list(map(of_leaf, leaves, *estimate, layouts_of(g))))
+    return jax.tree.map(of_leaf, g, *estimate)
