@@ -39,6 +39,7 @@ COLUMNS = (
     ("test_loss", "test\nloss"),
     ("test_accuracy", "test\nacc."),
     ("test_error", "test\nerror"),
+    ("test_relative_error", "relative\nerror"),
 )
 
 
