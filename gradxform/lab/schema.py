@@ -59,9 +59,9 @@ def _rungs(value: Any) -> tuple[int, ...]:
 
 
 def _widths(value: Any) -> tuple[int, ...]:
-    if isinstance(value, list | tuple) and value:
-        if all(type(width) is int and 1 <= width <= MAX_WIDTH for width in value):
-            return tuple(value)
+    given = value if isinstance(value, list) and value else [0]
+    if all(type(width) is int and 1 <= width <= MAX_WIDTH for width in given):
+        return tuple(given)
     raise PydanticCustomError(
         "widths", "a list of whole numbers from 1 to {largest}", {"largest": MAX_WIDTH}
     )

@@ -35,9 +35,9 @@ from gradxform.lab.epoch import (
     to_device,
 )
 from gradxform.lab.optimizers import ConfigError, Problem
+from gradxform.lab.physics import physics_task
 from gradxform.lab.processes import WHOLE, Devices, of_first, put_all
 from gradxform.lab.records import race_rows
-from gradxform.lab.physics import physics_task
 from gradxform.lab.schema import Config, PhysicsConfig, SurfaceConfig, TaskConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Examples, Task, make_task

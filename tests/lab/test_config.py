@@ -466,7 +466,8 @@ def test_the_choices_are_those_of_the_lab():
 
     choices = task_choices()
     assert choices["classification"]["dataset"] == choices["autoencoder"]["dataset"]
-    assert choices["classification"]["dataset"] + choices["language"]["dataset"] == DATASETS
+    data = ("classification", "dataset"), ("language", "dataset"), ("physics", "equation")
+    assert sum((choices[kind][key] for kind, key in data), ()) == DATASETS
     assert choices["surface"]["surface"] == tuple(SURFACES)
     models = [model for kind in choices.values() for model in kind.get("model", ())]
     assert sorted(models) == sorted(MODELS)
