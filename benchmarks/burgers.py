@@ -197,9 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = ["method", *heads, "least error", "ms an update", "updates"]
     text = f"""# Burgers' equation by a physics-informed net
 
-ν = {options.viscosity:.5g}, {options.points} points, tanh layers of {options.hidden} units, float64,
-{options.seeds} seeds, at most {options.seconds:g} s a run. In brackets: how many seeds reach the
-target. JAX {jax.__version__}, {jax.devices()[0].device_kind}. See `benchmarks/burgers.py`.
+ν = {options.viscosity:.5g}, {options.points} points, tanh layers of {options.hidden} units,
+float64, {options.seeds} seeds, at most {options.seconds:g} s a run. In brackets: how many seeds
+reach the target. JAX {jax.__version__}, {jax.devices()[0].device_kind}.
 
 {table(head, rows)}
 """
