@@ -13,7 +13,7 @@ from gradxform.lab.formats import Split
 
 _NODES = 200  # of the quadrature; 100 and 200 agree to 1e-12 at ν = 0.01/π
 _LARGEST = 2**15  # points to train on
-_GRID = 41, 129  # times and places of the test part
+_GRID = 11, 256  # times and places of the test part; an even number, so that x = 0 is not one
 
 
 def burgers(points: np.ndarray, viscosity: float) -> np.ndarray:
@@ -44,18 +44,21 @@ def burgers(points: np.ndarray, viscosity: float) -> np.ndarray:
     return -np.sum(np.sin(at) * w, axis=1) / np.sum(w, axis=1)
 
 
-def burgers_points() -> tuple[Split, Split]:
+def burgers_points(grid: tuple[int, int] = _GRID) -> tuple[Split, Split]:
     """Points (t, x) to train on, and a grid to test on; the values are zeros.
 
     The training points are Halton's sequence, so that the first n of them are spread evenly for
     every n. Every other point is moved towards x = 0, where the solution is steep, by x ← x³.
+
+    Args:
+      grid: numbers of times and places of the grid.
     """
     numbers = np.arange(1, _LARGEST + 1)
     t, x = _radical_inverse(numbers, 2), 2 * _radical_inverse(numbers, 3) - 1
     # in base 2 the parity of the number decides in which half t lies: pairs of points alternate
     x = np.where(numbers // 2 % 2 == 0, x**3, x)
-    grid = np.meshgrid(*(np.linspace(a, 1, k) for a, k in zip((0, -1), _GRID, strict=True)))
-    parts = np.stack([t, x], axis=1), np.stack([a.ravel() for a in grid], axis=1)
+    nodes = np.meshgrid(np.linspace(0, 1, grid[0]), np.linspace(-1, 1, grid[1]))
+    parts = np.stack([t, x], axis=1), np.stack([a.ravel() for a in nodes], axis=1)
     train, test = (Split(part, np.zeros(len(part))) for part in parts)
     return train, test
 

@@ -111,7 +111,7 @@ class Physics(Table):
 
     kind: Literal["physics"]
     equation: Literal["burgers"] = "burgers"  #: the equation
-    viscosity: Annotated[float, Field(ge=1e-3, le=1)] = 0.0031831
+    viscosity: Annotated[float, Field(ge=1e-3, le=1)] = 0.003183098861837907
     """viscosity of the fluid; the less, the steeper is the solution"""
     points: Annotated[int, Field(ge=1, le=2**15)] = 2048
     """points at which the equation should hold; they are the training examples"""
