@@ -93,7 +93,7 @@ class Run(NamedTuple):
 
 def _problem(task: Task) -> tuple[Any, Any, Callable[[Any], jax.Array]]:
     """The objective for gradients, the one for curvature, and the error of parameters."""
-    x, y = (jnp.asarray(part) for part in task.train)
+    x, y = (jnp.asarray(part) for part in (task.train.x, task.train.y))
     batch, key = Batch(x, y, jnp.ones(len(x))), jax.random.key(0)
     plain, curved = (objective(task, batch, key, for_curvature=c) for c in (False, True))
     test = to_device(task.test)
