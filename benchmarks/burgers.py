@@ -1,7 +1,7 @@
 """A physics-informed net for Burgers' equation: seconds to an error of the solution.
 
     python -m benchmarks.burgers [--methods lm,bfgs,lbfgs,adam,soap] [--seeds 3] [--seconds 60]
-        [--viscosity 0.0031831] [--points 2048] [--hidden 16,16,16] [--out FILE]
+        [--viscosity 0.0031831] [--points 2048] [--hidden 10,10,10,10] [--out FILE]
 
 All methods minimise the same objective, half the mean squared residual at the same points, of the
 same net from the same starts, in float64; see ``gradxform/lab/physics.py`` and
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--viscosity", type=float, default=VISCOSITY)
     parser.add_argument("--points", type=int, default=2048)
-    parser.add_argument("--hidden", default="16,16,16")
+    parser.add_argument("--hidden", default="10,10,10,10")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     hidden = tuple(map(int, options.hidden.split(",")))

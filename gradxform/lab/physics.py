@@ -28,7 +28,7 @@ from gradxform.lab.models import ModelError
 from gradxform.lab.tasks import Batch, Task
 from gradxform.tree import PyTree
 
-_HIDDEN = (20, 20, 20)
+_HIDDEN = (10, 10, 10, 10)
 VISCOSITY = 0.01 / np.pi
 
 

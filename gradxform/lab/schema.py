@@ -115,7 +115,7 @@ class Physics(Table):
     """viscosity of the fluid; the less, the steeper is the solution"""
     points: Annotated[int, Field(ge=1, le=2**15)] = 2048
     """points at which the equation should hold; they are the training examples"""
-    hidden: Annotated[tuple[int, ...], PlainValidator(_widths)] = (20, 20, 20)
+    hidden: Annotated[tuple[int, ...], PlainValidator(_widths)] = (10, 10, 10, 10)
     """units of each tanh layer of the net"""
 
     @property
