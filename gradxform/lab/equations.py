@@ -48,15 +48,16 @@ def burgers_points(grid: tuple[int, int] = _GRID) -> tuple[Split, Split]:
     """Points (t, x) to train on, and a grid to test on; the values are zeros.
 
     The training points are Halton's sequence, so that the first n of them are spread evenly for
-    every n. Every other point is moved towards x = 0, where the solution is steep, by x ← x³.
+    every n. Half of them, which are spread as evenly, are moved towards x = 0 by x ← x³, because
+    the solution is steep there.
 
     Args:
       grid: numbers of times and places of the grid.
     """
     numbers = np.arange(1, _LARGEST + 1)
-    t, x = _radical_inverse(numbers, 2), 2 * _radical_inverse(numbers, 3) - 1
-    # in base 2 the parity of the number decides in which half t lies: pairs of points alternate
-    x = np.where(numbers // 2 % 2 == 0, x**3, x)
+    t, x, choice = (_radical_inverse(numbers, base) for base in (2, 3, 5))
+    x = 2 * x - 1
+    x = np.where(choice < 0.5, x**3, x)
     nodes = np.meshgrid(np.linspace(0, 1, grid[0]), np.linspace(-1, 1, grid[1]))
     parts = np.stack([t, x], axis=1), np.stack([a.ravel() for a in nodes], axis=1)
     train, test = (Split(part, np.zeros(len(part))) for part in parts)
