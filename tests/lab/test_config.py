@@ -123,11 +123,12 @@ def test_a_config_is_frozen():
         ({"output": {"foldr": "x"}}, "output.foldr: unknown key, did you mean 'folder'?"),
         (
             {"task": {}},
-            "task.kind: should be 'classification', 'autoencoder', 'language' or 'surface', but is",
+            "task.kind: should be 'classification', 'autoencoder', 'language', 'physics' or "
+            "'surface', but is",
         ),
         (
             {"task": {"kind": "clasification"}},
-            "task.kind: should be 'classification', 'autoencoder', 'language' or 'surface', "
+            "task.kind: should be 'classification', 'autoencoder', 'language', 'physics' or 'surface', "
             "found 'clasification', did you mean 'classification'?",
         ),
         ({"task": ["classification"]}, "task: should be a table"),
@@ -698,7 +699,7 @@ def test_a_start_is_finite(start):
 def test_a_misspelt_kind_is_the_only_problem(kind):
     task = {"surface": "rosenbrock"} | ({} if kind is None else {"kind": kind})
     (found,) = problems(table(task=task, training={"steps": 3}))
-    assert found.startswith("task.kind: should be 'classification', 'autoencoder', 'language' or ")
+    assert found.startswith("task.kind: should be 'classification', 'autoencoder', 'language', ")
 
 
 def test_the_rest_is_checked_as_for_the_kind_that_is_meant():
