@@ -128,8 +128,8 @@ def test_a_config_is_frozen():
         ),
         (
             {"task": {"kind": "clasification"}},
-            "task.kind: should be 'classification', 'autoencoder', 'language', 'physics' or 'surface', "
-            "found 'clasification', did you mean 'classification'?",
+            "task.kind: should be 'classification', 'autoencoder', 'language', 'physics' or "
+            "'surface', found 'clasification', did you mean 'classification'?",
         ),
         ({"task": ["classification"]}, "task: should be a table"),
     ],
