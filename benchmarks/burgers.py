@@ -1,7 +1,7 @@
 """A physics-informed net for Burgers' equation: seconds to an error of the solution.
 
-    python -m benchmarks.burgers [--methods lm,bfgs,lbfgs,adam,soap] [--seeds 3] [--seconds 45]
-        [--viscosity 0.0031831] [--points 2048] [--hidden 10,10,10,10] [--out FILE] [--append]
+    python -m benchmarks.burgers [--methods lm,bfgs,lbfgs,adam,soap] [--seeds 3] [--seconds 60]
+        [--viscosity 0.0031831] [--points 3072] [--hidden 12,12,12,12] [--out FILE] [--append]
 
 All methods minimise the same objective, half the mean squared residual at the same points, of the
 same net from the same starts, in float64; see ``gradxform/lab/physics.py`` and
@@ -171,10 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--methods", default="lm,bfgs,lbfgs,adam,soap")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=45.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--viscosity", type=float, default=VISCOSITY)
-    parser.add_argument("--points", type=int, default=2048)
-    parser.add_argument("--hidden", default="10,10,10,10")
+    parser.add_argument("--points", type=int, default=3072)
+    parser.add_argument("--hidden", default="12,12,12,12")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--append", action="store_true", help="add rows to the table in --out")
     options = parser.parse_args(arguments)
