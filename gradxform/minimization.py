@@ -228,14 +228,15 @@ def _limits(tol: Any, stop: Any, max_steps: Any) -> Limits:
     if stop is not None:
         atol = rtol = _NO_BOUND
     real = jax.dtypes.canonicalize_dtype(float)
-    if isinstance(atol, float) and isinstance(max_steps, int):
-        return _fixed_limits(atol, rtol, max_steps, real)
-    return Limits(_number(atol, real), _number(rtol, real), _number(max_steps, np.dtype(np.int32)))
+    is_fixed = isinstance(atol, float) and isinstance(max_steps, int)
+    return (_fixed_limits if is_fixed else _as_limits)(atol, rtol, max_steps, real)
 
 
-@functools.lru_cache(maxsize=64)
-def _fixed_limits(atol: float, rtol: float, max_steps: int, real: np.dtype) -> Limits:
-    return Limits(real.type(atol), real.type(rtol), np.int32(max_steps))
+def _as_limits(atol: Any, rtol: Any, max_steps: Any, real: np.dtype) -> Limits:
+    return Limits(_number(atol, real), _number(rtol, real), _number(max_steps, np.int32))
+
+
+_fixed_limits = functools.lru_cache(maxsize=64)(_as_limits)
 
 
 def _in_parts(

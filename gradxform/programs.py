@@ -44,7 +44,8 @@ class _Call:
     keys: tuple[Hashable | None, ...] = ()  #: the configuration keys after each trace
 
 
-_kept: collections.OrderedDict[Hashable, _Kept] = collections.OrderedDict()
+_Place = tuple[int, Hashable]  # the id of an owner, and the key
+_kept: collections.OrderedDict[_Place, _Kept] = collections.OrderedDict()
 _latest: dict[int, _Kept] = {}  #: id of an owner → the program it used last
 _call: contextvars.ContextVar[_Call] = contextvars.ContextVar("gradxform_call")
 
@@ -152,7 +153,7 @@ def _keep(owner: Any, key: Hashable, run: Callable[..., Any]) -> None:
 
     def forget(
         _: weakref.ref[Any],
-        kept: dict[Hashable, _Kept] = _kept,
+        kept: dict[_Place, _Kept] = _kept,
         latest: dict[int, _Kept] = _latest,
     ) -> None:
         kept.pop(place, None)
