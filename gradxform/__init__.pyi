@@ -33,7 +33,7 @@ from gradxform.second_order.bfgs import bfgs as bfgs
 from gradxform.second_order.bfgs import scale_by_bfgs as scale_by_bfgs
 from gradxform.second_order.hessian_free import hessian_free as hessian_free
 from gradxform.second_order.kronecker import kronecker as kronecker
-from gradxform.second_order.kronecker import scale_by_kronecker as scale_by_kronecker
+from gradxform.second_order.kronecker_direction import scale_by_kronecker as scale_by_kronecker
 from gradxform.second_order.lbfgs import lbfgs as lbfgs
 from gradxform.second_order.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from gradxform.second_order.levenberg_marquardt import (

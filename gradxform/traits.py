@@ -17,6 +17,21 @@ def is_costly(state: optax.OptState) -> bool:
     return any(reported(state, name) for name in work)
 
 
+class _Bowl(Composed):
+    """½ ‖θ‖² as an objective of any number of examples."""
+
+    @property
+    def examples(self) -> int:
+        return 2**30
+
+    @property
+    def has_examples(self) -> bool:
+        return True
+
+    def spread(self, size: int) -> Composed:
+        return self
+
+
 def is_penalised(
     tx: optax.GradientTransformationExtraArgs, params: tree.PyTree, state: optax.OptState
 ) -> jax.Array:
@@ -31,7 +46,7 @@ def is_penalised(
     if reported(state, "stalled") or reported(state, "num_linesearch_steps"):
         return jnp.array(False)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    bowl = Composed(lambda p: 0.5 * tree.vdot(p, p), lambda p: p, {})
+    bowl = _Bowl(lambda p: 0.5 * tree.vdot(p, p), lambda p: p, {})
 
     def update_at(point: tree.PyTree) -> tree.PyTree:
         start = tx.init(point)
@@ -52,7 +67,7 @@ def frozen_leaves(
     masks = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.MaskedState))
     if not any(isinstance(x, optax.MaskedState) for x in masks):
         return [False] * len(jax.tree.leaves(params))
-    bowl = Composed(lambda p: 0.5 * tree.vdot(p, p), lambda p: p, {})
+    bowl = _Bowl(lambda p: 0.5 * tree.vdot(p, p), lambda p: p, {})
 
     def update(grads: tree.PyTree, state: optax.OptState, params: tree.PyTree) -> tree.PyTree:
         return tx.update(grads, state, params, value=bowl(params), grad=grads, value_fn=bowl)[0]

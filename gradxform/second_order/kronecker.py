@@ -16,7 +16,6 @@ An update at θ, with the gradient g, the Gauss–Newton matrix F and the dampin
 The module ``kronecker_factors`` holds V, L and R; ``quadratic_model`` holds (α, μ).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,14 +35,14 @@ from gradxform.hyperparameters import (
     rate,
     scalar,
 )
+from gradxform.improvement import PATIENCE, Improvement, no_improvement
 from gradxform.info import diagnostics
-from gradxform.objective import Composed, bind, check_value
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
-from gradxform.second_order.kronecker_factors import Estimate, Options, Part
+from gradxform.second_order.kronecker_batch import Batch, after, batch_of, counted, number
+from gradxform.second_order.kronecker_factors import Estimate, Options
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 0.9  # limits of ρ, and what λ changes by for each update
-_ENOUGH = 256  # examples: with fewer, ten outputs each say too little about the curvature
 _VALUE = 1 / 3  # cost of a value, in gradients
 
 
@@ -63,16 +62,7 @@ class KroneckerInfo(NamedTuple):
     rate: jax.Array  #: α in the last update
     momentum: jax.Array  #: μ in the last update
     expected: jax.Array  #: reduction of f that the model predicts for the last step
-
-
-class ScaleByKroneckerState(NamedTuple):
-    """State of :func:`scale_by_kronecker`."""
-
-    count: jax.Array  #: updates made so far
-    turn: jax.Array  #: the same, but begins again where ``count`` has reached its largest value
-    unit: jax.Array  #: curvature along the first gradient that has any; 0 before
-    estimate: Estimate  #: the factors and their inverses
-    info: KroneckerInfo
+    stalled: jax.Array  #: whether ten points in a row brought no progress on a fixed objective
 
 
 class KroneckerState(NamedTuple):
@@ -85,93 +75,8 @@ class KroneckerState(NamedTuple):
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
     memory: quadratic.Memory  #: curvature in earlier sub-batches
+    improvement: Improvement  #: the best over the points that an update moved from
     info: KroneckerInfo
-
-
-@checked
-def scale_by_kronecker(
-    damping: NonNegative = 1e-3,
-    *,
-    factor_batch_size: Size | None = None,
-    factor_every: Count = 2,
-    inverse_every: Count = 20,
-    decay: Fraction = 0.98,
-    max_dim: Size = 4096,
-    lanczos: Size = 4,
-    seed: Seed = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """The direction of :func:`kronecker` alone, for chains: Δ = L⁻¹ G R⁻¹ of each matrix G.
-
-    The damping is constant and there is no rate: follow it by ``optax.scale_by_learning_rate``, a
-    schedule, clipping or momentum.
-
-    Args:
-      damping: λ ≥ 0, relative to the curvature along the first gradient.
-      factor_batch_size, factor_every, inverse_every, decay, max_dim, lanczos, seed: see
-        :func:`kronecker`.
-
-    Returns:
-      The transformation. ``update`` needs ``params``, ``value`` and ``value_fn``, as for
-      :func:`kronecker`.
-
-    Raises:
-      TypeError, ValueError: see :func:`kronecker`.
-
-    References:
-      See :func:`kronecker`.
-
-    >>> import jax, jax.numpy as jnp, optax, gradxform as gx
-    >>> x = jax.random.normal(jax.random.key(0), (512, 8)) * jnp.logspace(0, -1, 8)
-    >>> squares = lambda outputs, y: 0.5 * jnp.mean(jnp.sum((outputs - y) ** 2, axis=1))
-    >>> loss = gx.compose(squares, lambda w, x: x @ w, x=x, y=x @ jnp.ones((8, 3)))
-    >>> tx = optax.chain(gx.scale_by_kronecker(), optax.scale_by_learning_rate(0.3))
-    >>> solution = gx.minimize(loss, jnp.zeros((8, 3)), tx, tol=1e-4)
-    >>> bool(solution.converged), int(solution.steps) < 100
-    (True, True)
-    """
-    options = Options(factor_every, inverse_every, decay, max_dim, lanczos, seed)
-
-    def init(params: tree.PyTree) -> ScaleByKroneckerState:
-        return ScaleByKroneckerState(
-            jnp.array(0, jnp.int32),
-            jnp.array(0, jnp.int32),
-            _number(),
-            kf.first_estimate(options, params),
-            _no_info(),
-        )
-
-    def update(
-        grads: tree.PyTree,
-        state: ScaleByKroneckerState,
-        params: tree.PyTree | None = None,
-        *,
-        value: jax.typing.ArrayLike | None = None,
-        value_fn: Any = None,
-        **extra_args: Any,
-    ) -> tuple[tree.PyTree, ScaleByKroneckerState]:
-        batch = _batch("scale_by_kronecker", grads, params, value, value_fn, extra_args)
-        if tree.count(grads) == 0:
-            return grads, state
-        part = batch.part("factor_batch_size", factor_batch_size)
-        unit = kf.when(
-            state.unit == 0,
-            lambda: kf.curvature_along(kf.linearised(part, batch.params, batch.value), batch.g),
-            state.unit,
-        )
-        lam = scalar(damping) * kf.or_one(unit)
-        made = kf.refreshed(
-            options, state.estimate, batch.params, batch.probe(part), state.turn, lam
-        )
-        delta = kf.divided(batch.g, made.estimate, lam)
-        finite = made.finite & jnp.isfinite(tree.max_abs(delta))
-        delta = tree.select(finite, delta, jax.tree.map(jnp.zeros_like, delta))
-        info = _counted(state.info, batch, made, finite, made.probes / part.times)
-        info = info._replace(damping=lam)
-        count, turn = tree.add_count(state.count, 1), _after(state.turn)
-        new_state = ScaleByKroneckerState(count, turn, unit, made.estimate, info)
-        return tree.cast_like(delta, grads), tree.cast_floating_like(new_state, state)
-
-    return protocol.transformation(init, update)
 
 
 @checked
@@ -276,11 +181,12 @@ def kronecker(
         return KroneckerState(
             count=jnp.array(0, jnp.int32),
             turn=jnp.array(0, jnp.int32),
-            damping=_number(damping),
-            unit=_number(),
+            damping=number(damping),
+            unit=number(),
             estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
             memory=quadratic.first_memory(),
+            improvement=no_improvement(),
             info=_no_info(),
         )
 
@@ -293,7 +199,7 @@ def kronecker(
         value_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[tree.PyTree, KroneckerState]:
-        batch = _batch("kronecker", grads, params, value, value_fn, extra_args)
+        batch = batch_of("kronecker", grads, params, value, value_fn, extra_args)
         if tree.count(grads) == 0:
             return grads, state
         for_factors = batch.part("factor_batch_size", factor_batch_size)
@@ -321,13 +227,16 @@ def kronecker(
         )
 
         # the damping
-        due = kf.is_due(_after(state.turn), adapt_every)
+        due = kf.is_due(after(state.turn), adapt_every)
         ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
         next_damping = _next_damping(state.damping, ratio, adapt_every, min_damping)
         next_damping = jnp.where(due & usable, next_damping, state.damping)
 
+        improvement = improvement_after(
+            state.improvement, batch.finite, batch.value, tree.max_abs(batch.g)
+        )
         gradients = made.probes / for_factors.times + 1 / for_model.times + _VALUE * scalar(due)
-        info = _counted(state.info, batch, made, usable, gradients)._replace(
+        info = counted(state.info, batch, made, usable, gradients)._replace(
             curvature_products=tree.add_count(state.info.curvature_products, 2 + made.probes),
             evaluations=tree.add_count(state.info.evaluations, due.astype(jnp.int32)),
             damping=next_damping * kf.or_one(unit),
@@ -335,10 +244,11 @@ def kronecker(
             rate=-alpha,
             momentum=mu,
             expected=jnp.where(usable, -change, 0),
+            stalled=improvement.idle >= PATIENCE,
         )
-        count, turn = tree.add_count(state.count, 1), _after(state.turn)
+        count, turn = tree.add_count(state.count, 1), after(state.turn)
         new_state = KroneckerState(
-            count, turn, next_damping, unit, made.estimate, step, memory, info
+            count, turn, next_damping, unit, made.estimate, step, memory, improvement, info
         )
         back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
         return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
@@ -346,104 +256,26 @@ def kronecker(
     return protocol.transformation(init, update)
 
 
-def _number(x: Scalar = 0.0) -> jax.Array:
-    return jnp.array(scalar(x), copy=True)
-
-
-def _after(turn: jax.Array) -> jax.Array:
-    return jnp.where(turn == jnp.iinfo(turn.dtype).max, 0, turn + 1)
-
-
 def _no_info() -> KroneckerInfo:
-    kinds = KroneckerInfo.__annotations__
-    counts = ("curvature_products", "evaluations", "inversions", "fallbacks", "non_finite")
     count = lambda: jnp.array(0, jnp.int32)
     return KroneckerInfo(
-        **{name: count() if name in (*counts, "indefinite") else _number() for name in kinds}
+        curvature_products=count(),
+        evaluations=count(),
+        gradient_equivalents=number(),
+        inversions=count(),
+        fallbacks=count(),
+        non_finite=count(),
+        indefinite=count(),
+        damping=number(),
+        ratio=number(),
+        rate=number(),
+        momentum=number(),
+        expected=number(),
+        stalled=jnp.array(False),
     )
 
 
-def _counted(
-    info: KroneckerInfo,
-    batch: "_Batch",
-    made: kf.Refreshed,
-    usable: jax.Array,
-    gradients: jax.Array,
-) -> KroneckerInfo:
-    """``info`` with the counts after one more update."""
-
-    def more(count: jax.Array, happened: jax.Array) -> jax.Array:
-        return tree.add_count(count, happened.astype(jnp.int32))
-
-    return info._replace(
-        curvature_products=more(info.curvature_products, made.probes),
-        gradient_equivalents=info.gradient_equivalents + gradients,
-        inversions=more(info.inversions, made.inversions),
-        fallbacks=more(info.fallbacks, batch.finite & ~usable),
-        non_finite=more(info.non_finite, ~batch.finite),
-        indefinite=more(info.indefinite, ~made.convex),
-    )
-
-
-class _Batch(NamedTuple):
-    """What an update gets."""
-
-    method: str
-    params: tree.PyTree
-    value: jax.Array
-    value_fn: Composed
-    g: tree.PyTree  # the gradient in at least float32; zero if it or the value is not finite
-    finite: jax.Array  # whether value and gradient are
-
-    def part(self, argument: str, size: int | None) -> Part:
-        """Examples evenly spread over the batch: ``size`` of them, or the default number."""
-        return _part(self.method, argument, self.value_fn, size)
-
-    def probe(self, part: Part) -> Callable[[jax.Array, int], kf.Probe]:
-        return lambda key, lanczos: kf.probe(part, self.params, self.value, key, lanczos)
-
-
-def _batch(
-    method: str,
-    grads: tree.PyTree,
-    params: tree.PyTree | None,
-    value: jax.typing.ArrayLike | None,
-    value_fn: Any,
-    extra_args: Any,
-) -> _Batch:
-    params = protocol.require_params(method, params, grads)
-    value = scalar(check_value("value", protocol.require(method, "value", value)))
-    value_fn = bind(protocol.require(method, "value_fn", value_fn), extra_args)
-    protocol.check_unmasked(method, params)
-    if not isinstance(value_fn, Composed):
-        raise ValueError(
-            f"{method} needs to know which part of value_fn is the loss and which is the model: "
-            "pass value_fn=gx.compose(loss, model), where loss(model(params)) is the value"
-        )
-    g = jax.tree.map(tree.promote, grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(g))
-    g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
-    params = jax.tree.map(tree.promote, params)
-    return _Batch(method, params, jnp.where(finite, value, 0), value_fn, g, finite)
-
-
-def _part(method: str, argument: str, value_fn: Composed, size: int | None) -> Part:
-    if size is None and not value_fn.has_examples:
-        return Part(value_fn, 1)
-    n = value_fn.examples
-    if size is None:
-        size = min(n, max(n // 4, _ENOUGH))
-        size = max(size // value_fn.chunks, 1) * value_fn.chunks
-    if size > n or size % value_fn.chunks:
-        raise ValueError(
-            f"{method}({argument}={size}): the data have {n} examples in {value_fn.chunks} "
-            f"chunks: give at most {n}"
-            + (f", and a multiple of {value_fn.chunks}" if value_fn.chunks > 1 else "")
-        )
-    return Part(value_fn.spread(size), n / size)
-
-
-def _ratio(batch: _Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:
+def _ratio(batch: Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:
     """ρ: the change of f by the step over the predicted one; 0 if it is not finite."""
     f = scalar(batch.value_fn(tree.map(jnp.add, batch.params, step)))
     ratio = tree.divide(f - batch.value, change)

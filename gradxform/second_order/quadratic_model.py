@@ -81,12 +81,12 @@ def minimum(
         part = tree.divide(m[1], m[0])
         left = (1 + _RIDGE) * m[2] - part * m[1]
         mu = jnp.clip(-tree.divide(b[1] - part * b[0], left), -_MOST, _MOST)
-    elif mu is None:
+    elif mu is None and alpha is not None:
         mu = -tree.divide(b[1] + m[1] * scalar(alpha), m[2])
-    mu = scalar(mu)
+    momentum = scalar(0 if mu is None else mu)
     if alpha is None:
-        alpha = -tree.divide(b[0] + m[1] * mu, m[0])
-    return scalar(alpha), mu
+        alpha = -tree.divide(b[0] + m[1] * momentum, m[0])
+    return scalar(alpha), momentum
 
 
 def curvature_along(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
