@@ -7,16 +7,19 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_NOTEBOOKS := $(VENV)/.installed-for-notebooks
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint docs bench bench-quick notebooks lab-notebook figures dist try-wheel clean
+.PHONY: demo test suite check lint docs bench bench-quick notebooks lab-notebook figures dist try-wheel clean
 
 # the main job: all first-order methods race on real data
 demo: $(INSTALLED)
 	$(BIN)/gradxform run digits_race
 
 # tests with doctests, then the linters and the type checker
-test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+test: suite
 	$(MAKE) check
+
+# neighbouring tests run in the same process, where they share what is compiled
+suite: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,6 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fitting
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.curvature
+	$(BIN)/python -m benchmarks.nets
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.soak

@@ -1,13 +1,14 @@
-"""What the benchmarks share: a Markdown table, a timer, turns and memory."""
+"""What the benchmarks share: a Markdown table, a timer, turns, minibatches and memory."""
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -62,6 +63,18 @@ def repeated(step: Callable[[Any], Any], carry: Any, times: int) -> Callable[[],
         return carry
 
     return call
+
+
+def shuffled(examples: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Numbers of the examples of one batch after another, alike in all versions of NumPy.
+
+    Each epoch has a new order; a last batch that would be smaller is left out.
+    """
+    bits = np.random.PCG64(seed)
+    while True:
+        order = np.argsort(bits.random_raw(examples))
+        for at in range(0, examples - size + 1, size):
+            yield order[at : at + size]
 
 
 def resident_mebibytes() -> float:

@@ -1,7 +1,8 @@
 """Second-order methods on one deep autoencoder, ours and the peers' alike, against Adam.
 
     python -m benchmarks.curvature [--quick] [--data-dir DIR] [--seconds 10 20 40] [--runs 3]
-                                   [--python kfac_jax=PATH] [--out benchmarks/results]
+                                   [--only METHOD ...] [--python kfac_jax=PATH]
+                                   [--out benchmarks/results]
 
 **Problem.** Squared error, half of its sum over the pixels in the mean over the images, of an
 autoencoder n-250-100-30-100-250-n of sigmoids in float32: MNIST's images with ``--data-dir``, else
@@ -15,16 +16,21 @@ fails, is a line.
 
 **Settings.** Each method runs all the settings of its grid for the shortest of the ``--seconds``,
 or all of them ``--tune-seconds``, on seed 0; the one with the lowest loss then runs on the seeds
-from 1. The loss is of the first 5,000 images; it is the last one reached within the time. The clock
-starts when everything is compiled and stands still while the loss is evaluated.
+from 1. A method with one setting is not tuned: ``gx.kronecker`` runs with its defaults. The rate of
+"gx.adam, cosine" falls to 0 at the end of the run's time; how many updates that is follows from the
+time of a gradient before the run. The loss is of the first 5,000 images; it is the last one reached
+within the time. The clock starts when everything is compiled and stands still while the loss is
+evaluated.
 
 **First steps.** The time from the imports to the end of the first step, and of the sixth: building,
 tracing and compiling the method, and what it compiles anew for later steps. **Gradients a step** is
-the median time of a step over that of one value-and-gradient of the same batch, taken in turns with
-the steps. **Products** are with the curvature, whatever part of the batch it is of; K-FAC's solve
-takes none, its step length takes the Jacobian's products with two vectors. **Memory** is how far
-the peak of the process rises above what evaluating the gradient took, compiler included (Linux
-alone).
+the mean time of a step over that of one value-and-gradient of the same batch, taken in turns with
+the steps from the 21st to the 120th: a mean, because some methods work harder in some steps.
+**State** is the memory of what a method keeps besides the parameters, over theirs. **Products** are
+with the curvature, whatever part of the batch it is of; K-FAC's solve takes none, its step length
+takes the Jacobian's products with two vectors; those of ``gx.kronecker`` are the Jacobian's too.
+**Memory** is how far the peak of the process rises above what evaluating the gradient took,
+compiler included (Linux alone).
 
 **One product** is what each one after the first costs, linearisation not included, over a
 gradient of the same batch in one chunk: in time, and in the operations of the matrix products that
@@ -52,7 +58,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import peak_mebibytes, stopwatch, table, timed, turns
+from benchmarks.common import peak_mebibytes, shuffled, stopwatch, table, timed, turns
 
 HIDDEN, QUICK_HIDDEN = (250, 100, 30, 100, 250), (10,)
 CONNECTIONS = 15  #: of a unit at the start
@@ -60,7 +66,9 @@ EVALUATED = 5000  #: images that the loss is of
 CHUNKS = 4  #: of a batch
 PRODUCTS = 10  #: products that the time of one is the mean of
 REPEATS = 9  #: timings that a median is of
-TURNS = 100  #: steps with a gradient between them
+UNSETTLED = 20  #: first steps, whose time does not count
+TURNS = 100  #: steps after them with a gradient between them
+MARKS = 60  #: evaluations of a run: each is at most 7 % later than the one before
 FIRST = 6  #: steps after which nothing is compiled any more
 
 Params = list[tuple[jax.Array, jax.Array]]
@@ -101,6 +109,7 @@ class Method(NamedTuple):
     library: str
     prepare: Prepare
     grid: tuple[Settings, ...]
+    annealed: bool = False  #: whether ``updates`` is set, the number that fits into the time
 
 
 def ours(make: Callable[[Any, int, Settings], Any], info: Callable[[Any], Any]) -> Prepare:
@@ -128,6 +137,14 @@ def ours(make: Callable[[Any, int, Settings], Any], info: Callable[[Any], Any]) 
         )
 
     return prepare
+
+
+def adam(gx: Any, batch_size: int, settings: Settings) -> Any:
+    rate = settings["learning_rate"]
+    if "updates" in settings:
+        optax = importlib.import_module("optax")
+        rate = optax.cosine_decay_schedule(rate, settings["updates"])
+    return gx.adam(rate)
 
 
 def hessian_free(gx: Any, batch_size: int, settings: Settings) -> Any:
@@ -220,8 +237,15 @@ METHODS = (
     Method(
         "gx.adam",
         "gradxform",
-        ours(lambda gx, _, settings: gx.adam(**settings), lambda state: 0),
+        ours(adam, lambda state: 0),
         grid(learning_rate=(3e-3, 1e-3, 1e-2)),
+    ),
+    Method(
+        "gx.adam, cosine",
+        "gradxform",
+        ours(adam, lambda state: 0),
+        grid(learning_rate=(1e-2, 3e-3, 2e-2)),
+        annealed=True,
     ),
     Method(
         "gx.hessian_free",
@@ -235,6 +259,12 @@ METHODS = (
         ours(newton_cg, lambda state: state[0].info.curvature_products),
         grid(damping=(0.1, 0.01, 1.0, 10.0), maxiter=(20,)),
     ),
+    Method(
+        "gx.kronecker",
+        "gradxform",
+        ours(lambda gx, *_: gx.kronecker(), lambda state: state.info.curvature_products),
+        ({},),
+    ),
     Method("kfac-jax", "kfac_jax", kfac, grid(initial_damping=(1.0, 0.1, 10.0, 100.0))),
     Method("Somax sgn_mse", "somax", somax_sgn, grid(lam0=(0.1, 0.01, 1.0, 10.0), maxiter=(20,))),
 )
@@ -245,12 +275,11 @@ DISTRIBUTIONS = {"gradxform": "gradxform", "kfac_jax": "kfac-jax", "somax": "pyt
 
 
 def batches(x: np.ndarray, size: int, seed: int) -> Iterator[jax.Array]:
-    """Shuffled anew in every epoch, alike in all versions of NumPy."""
-    bits = np.random.PCG64(seed)
-    while True:
-        order = np.argsort(bits.random_raw(len(x)))
-        for at in range(0, len(x) - size + 1, size):
-            yield jnp.asarray(x[order[at : at + size]])
+    return (jnp.asarray(x[chosen]) for chosen in shuffled(len(x), size, seed))
+
+
+def nbytes(arrays: Any) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(arrays))
 
 
 def run_method(task: Mapping[str, Any], x: np.ndarray, params: Params) -> dict[str, Any]:
@@ -260,10 +289,13 @@ def run_method(task: Mapping[str, Any], x: np.ndarray, params: Params) -> dict[s
     start_batch = next(feed())
     gradient = jax.jit(jax.value_and_grad(objective))
     timed(lambda: gradient(params, start_batch))
-    memory = peak_mebibytes()
+    memory, settings = peak_mebibytes(), task["settings"]
+    if method.annealed:
+        alone = turns({"gradient": lambda: gradient(params, start_batch)}, TURNS // 2)["gradient"]
+        settings = {**settings, "updates": math.ceil(max(task["seconds"]) / statistics.mean(alone))}
 
     seconds = stopwatch()
-    running = method.prepare(task["batch_size"], task["settings"])
+    running = method.prepare(task["batch_size"], settings)
     carry, first = running.start(params, start_batch), []
     for batch in itertools.islice(feed(), FIRST):
         carry = jax.block_until_ready(running.step(carry, batch))
@@ -278,18 +310,20 @@ def run_method(task: Mapping[str, Any], x: np.ndarray, params: Params) -> dict[s
         took, carry = timed(functools.partial(running.step, carry, batch))
         steps.append(took)
         clock += took
-        if len(gradients) < TURNS:
+        if UNSETTLED < len(steps) <= UNSETTLED + TURNS:
             gradients.append(timed(functools.partial(gradient, kept, batch))[0])
         passed = sum(mark < clock for mark in marks) - len(curve) + 1
         if passed > 0:
             curve += passed * [float(loss(kept, evaluated))]
         if len(curve) > len(marks):
             break
+    settled = steps[UNSETTLED : UNSETTLED + TURNS] or steps
     return {
         "first": first[0],
         "sixth": first[-1],
-        "step": statistics.median(steps[:TURNS]),
-        "gradient": statistics.median(gradients),
+        "step": statistics.mean(settled),
+        "gradient": statistics.mean(gradients) if gradients else math.nan,
+        "state": nbytes(carry) / nbytes(params) - 1,
         "products": int(running.products(carry)) / len(steps),
         "memory": peak_mebibytes() - memory,
         "times": [0.0, *marks],
@@ -511,8 +545,20 @@ class Outcome(NamedTuple):
     def median(self, name: str) -> float:
         return statistics.median(run[name] for run in self.runs)
 
+    def gradients(self) -> float:
+        return statistics.median(run["step"] / run["gradient"] for run in self.runs)
+
     def losses(self, seconds: float) -> list[float]:
         return [finite(run["curve"][run["times"].index(seconds)]) for run in self.runs]
+
+    def times_to(self, bounds: Sequence[float]) -> list[float]:
+        """When each run is first seen at its bound or below; infinite if it never is."""
+
+        def of_run(run: Mapping[str, Any], bound: float) -> float:
+            pairs = zip(run["times"], map(finite, run["curve"]), strict=True)
+            return next((at for at, loss in pairs if loss <= bound), math.inf)
+
+        return list(map(of_run, self.runs, bounds))
 
 
 def finite(loss: float) -> float:
@@ -520,16 +566,16 @@ def finite(loss: float) -> float:
 
 
 def describe(settings: Settings) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "defaults"
 
 
 def compare(
     bench: Bench, method: Method, seconds: Sequence[float], tune: float, runs: int
 ) -> Outcome:
-    """Chooses the setting and runs it; with no time to choose, runs the first."""
+    """Chooses the setting and runs it; without time or need to choose, runs the first."""
 
     def run(settings: Settings, seed: int, seconds: Sequence[float]) -> dict[str, Any]:
-        marks = (max(seconds) / 60, max(seconds), 18)
+        marks = (max(seconds) / 60, max(seconds), MARKS)
         task = {"method": method.name, "settings": settings, "seed": seed}
         answer = bench(method.library, **task, seconds=seconds, marks=marks)
         first = answer["found"]["first"]
@@ -537,7 +583,7 @@ def compare(
         return answer
 
     tuned, chosen = [], method.grid[0]
-    if tune > 0:
+    if tune > 0 and len(method.grid) > 1:
         for settings in method.grid:
             found = run(settings, 0, [tune])["found"]
             tuned.append((settings, finite(found["curve"][-1])))
@@ -549,16 +595,16 @@ def compare(
 
 def cost_table(outcomes: Iterable[Outcome]) -> str:
     head = ["method", "first step s", "first six s", "ms a step", "gradients a step"]
-    head += ["products a step", "memory MB", "of"]
+    head += ["state / parameters", "products a step", "memory MB", "of"]
 
     def row(outcome: Outcome) -> list[str]:
-        ratio = statistics.median(run["step"] / run["gradient"] for run in outcome.runs)
         return [
             outcome.method.name,
             f"{outcome.median('first'):.1f}",
             f"{outcome.median('sixth'):.1f}",
             f"{1e3 * outcome.median('step'):.1f}",
-            f"{ratio:.1f}",
+            f"{outcome.gradients():.1f}",
+            f"{outcome.median('state'):.1f}",
             f"{outcome.median('products'):.1f}",
             f"{outcome.median('memory'):.0f}",
             outcome.versions,
@@ -588,6 +634,42 @@ def against_adam(outcomes: Sequence[Outcome], seconds: Sequence[float]) -> str:
         below = [o.method.name for o in others if statistics.median(o.losses(at)) < bound]
         lines.append(f"After {at:g} s below {first.method.name}: {', '.join(below) or 'none'}.")
     return " ".join(lines)
+
+
+def kronecker_table(outcomes: Sequence[Outcome], seconds: Sequence[float]) -> str:
+    """How soon gx.kronecker is where the others end, and what it costs; "" without it.
+
+    Each run is compared with the one on the same seed.
+    """
+    named = {o.method.name: o for o in outcomes}
+    if "gx.kronecker" not in named:
+        return ""
+    ours, rows, last = named["gx.kronecker"], [], max(seconds)
+
+    def add(measure: str, measured: float, limit: float | None = None) -> None:
+        rows.append([measure, f"{measured:.2f}", "" if limit is None else f"{limit:g}"])
+
+    def add_time(other: Outcome, at: float, limit: float | None = None) -> None:
+        measure = f"time to the loss of {other.method.name} after {at:g} s, over {at:g} s"
+        times = ours.times_to(other.losses(at))
+        add(measure, statistics.median(times) / at, limit)
+
+    adams = [o for o in outcomes if o.method.name.startswith("gx.adam")]
+    if adams:
+        best = min(adams, key=lambda o: statistics.median(o.losses(last)))
+        add_time(best, last, 0.2)
+    if "kfac-jax" in named:
+        kfac = named["kfac-jax"]
+        add_time(kfac, sorted(seconds)[-2:][0], 0.7)
+        pairs = zip(ours.losses(last), kfac.losses(last), strict=True)
+        add(
+            f"loss after {last:g} s over that of kfac-jax",
+            statistics.median(a / b for a, b in pairs),
+        )
+    add("gradients a step", ours.gradients(), 2.5)
+    add("state / parameters", ours.median("state"), 8)
+    add("first step s", ours.median("first"), 3)
+    return table(["gx.kronecker", "measured", "aim: at most"], rows)
 
 
 def products_table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -633,6 +715,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 20, 40])
     parser.add_argument("--tune-seconds", type=float, help="of each setting")
     parser.add_argument("--runs", type=int, default=3)
+    names = [method.name for method in METHODS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="METHOD")
     parser.add_argument("--python", action="append", default=[], metavar="LIBRARY=PATH")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
@@ -655,7 +739,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save_problem(file, x, hidden, range(runs + 1))
         pythons = dict(pair.split("=", 1) for pair in options.python)
         bench = Bench(file, pythons, batch_size)
-        for method in METHODS:
+        for method in (method for method in METHODS if method.name in options.only):
             try:
                 outcomes.append(compare(bench, method, seconds, tune, runs))
             except Failure as failure:
@@ -699,6 +783,7 @@ def report(
         "## Loss after compiling and so many seconds: median (least to greatest)",
         loss_table(outcomes, seconds),
         against_adam(outcomes, seconds),
+        kronecker_table(outcomes, seconds),
         "## One product",
         products_table(products),
     ]
@@ -706,7 +791,7 @@ def report(
         lines += ["## Settings tried, with their loss", "\n".join(tuned)]
     if missing:
         lines += ["## Not measured", "\n".join(f"- {line}" for line in missing)]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(line for line in lines if line) + "\n"
 
 
 if __name__ == "__main__":

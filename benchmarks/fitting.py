@@ -3,8 +3,9 @@
     python -m benchmarks.fitting [--quick] [--only nist|problems|bounds|batch|wide]
         [--out benchmarks/results]
 
-All solvers get the same residuals in JAX, exact derivatives and compiled functions, and each of
-them is compiled once for a problem. Libraries that are not installed are left out; nlls-gram is in
+All solvers get the same residuals in JAX, exact derivatives and compiled functions. Each of them is
+compiled once for a problem, or in boxes once for all problems with equally many parameters, with
+zeros as further residuals of some. Libraries that are not installed are left out; nlls-gram is in
 none of the environments of this repository.
 
 **Solved** is judged in float64 at the point returned, whatever the solver says about it. NIST's
@@ -103,7 +104,7 @@ def _ended(results: Sequence[Result]) -> str:
 def summary(results: Sequence[Result], outcomes: Sequence[str] = ()) -> str:
     """A row for each solver."""
     groups = list(dict.fromkeys(r.start.group for r in results))
-    boxed = any(r.start.bounds for r in results)
+    boxed = any(r.start.inputs.bounds for r in results)
     head = ["solver", "solved", *outcomes, *groups, "evaluations", "most", "ratio"]
     head += ["outside: starts", "points", "ended"] if boxed else ["ms", "ended"]
     by_solver = _by_solver(results)
@@ -131,7 +132,7 @@ def lost(results: Sequence[Result], found: str) -> str:
     """Where a solver of ours does not solve what a peer solves."""
     starts: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        starts.setdefault((result.case, result.start.label), []).append(result)
+        starts.setdefault((result.start.problem, result.start.label), []).append(result)
     rows = []
     for (case, label), group in starts.items():
         peers = [r.solver for r in group if r.solved and not r.is_ours]
@@ -171,9 +172,9 @@ def nist_section(quick: bool) -> str:
         single = _run(nist_cases(np.float32, DIGITS_FLOAT32, quick), [default_fit()])
     solved = [r for r in single if r.solved]
     others = [r for r in single if not r.solved]
-    rows = [[r.case, r.start.label, f"{r.found:.1f}", r.answer.ended] for r in others]
+    rows = [[r.start.problem, r.start.label, f"{r.found:.1f}", r.answer.ended] for r in others]
     listed = table(["problem", "start", "digits", "ended"], rows) if rows else "none."
-    return f"""## NIST's {len({r.case for r in results})} problems
+    return f"""## NIST's {len({r.start.problem for r in results})} problems
 
 {summary(results)}
 
@@ -194,11 +195,11 @@ def _standard_errors(results: Sequence[Result]) -> str:
     mine = [r for r in results if r.solver == "gx.least_squares" and r.solved]
     digits = {}
     for r in mine:
-        problem = problems[r.case]
+        problem = problems[r.start.problem]
         variances = np.diag(gx.covariance(problem.residuals, jnp.asarray(r.answer.params)))
         certified = np.asarray(problem.deviations)
         error = np.max(np.abs(np.sqrt(variances) - certified) / certified)
-        digits[r.case, r.start.label] = -math.log10(max(error, 1e-11))
+        digits[r.start.problem, r.start.label] = -math.log10(max(error, 1e-11))
     few = {key: value for key, value in digits.items() if not value >= DIGITS}
     listed = ", ".join(f"{case} {start} {value:.1f}" for (case, start), value in few.items())
     return (

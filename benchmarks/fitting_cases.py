@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import timed, turns
-from benchmarks.fitting_solvers import Family, Prepared, Residuals
+from benchmarks.fitting_solvers import Family, Inputs, Prepared, Residuals
 from benchmarks.solvers import (
     MAX_EVALUATIONS,
     PRECISIONS,
@@ -20,7 +21,7 @@ from benchmarks.solvers import (
     usable_starts,
 )
 from testbed import boxes, nist
-from testbed.problems import PROBLEMS
+from testbed.problems import PROBLEMS, Problem
 
 SOLVED = ("solved", "global", "listed")
 QUICK_NIST, QUICK_PROBLEMS, QUICK_BOXES = ("MGH09",), (8,), (1,)
@@ -29,27 +30,26 @@ QUICK_NIST, QUICK_PROBLEMS, QUICK_BOXES = ("MGH09",), (8,), (1,)
 class Start(NamedTuple):
     """Where the solvers start, and what becomes of their answers."""
 
+    problem: str
     label: str
     group: str  #: the column of the table that counts it
-    x: np.ndarray
-    bounds: tuple[np.ndarray, ...]  #: the lower and the upper ones, or ()
+    inputs: Inputs
     judge: Callable[[Answer], tuple[float, str]]  #: digits or value, and the outcome
 
 
 class Case(NamedTuple):
-    """One function of residuals with all its starts."""
+    """One function of residuals, which is compiled once, with all its starts."""
 
     name: str
     residuals: Residuals
     starts: Sequence[Start]
-    points: list[np.ndarray] | None = None  #: with bounds, where the last run evaluated
+    points: list[np.ndarray] | None = None  #: outside the box, where the last run evaluated
 
 
 class Result(NamedTuple):
     """One solver from one start."""
 
     solver: str
-    case: str
     start: Start
     answer: Answer
     found: float  #: digits or value
@@ -84,12 +84,9 @@ def run_case(case: Case, families: Sequence[Family]) -> list[Result]:
     """All solvers from all starts; compiled side by side, then run one after another."""
     if not case.starts:
         return []
-    first = case.starts[0]
-    like = jax.ShapeDtypeStruct(first.x.shape, first.x.dtype)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), case.starts[0].inputs)
     with ThreadPoolExecutor(2) as pool:
-        compiled = list(
-            pool.map(lambda f: f.prepare(case.residuals, like, bool(first.bounds)), families)
-        )
+        compiled = list(pool.map(lambda f: f.prepare(case.residuals, like), families))
     results = []
     for family, prepared in zip(families, compiled, strict=True):
         for solver, options in family.variants.items():
@@ -101,7 +98,7 @@ def _run_one(
     case: Case, start: Start, solver: str, prepared: Prepared, options: Mapping[str, Any]
 ) -> Result:
     def run() -> Any:
-        return prepared.run(start.x, *start.bounds, **options)
+        return prepared.run(start.inputs, **options)
 
     points = [] if case.points is None else case.points
     points.clear()
@@ -114,14 +111,14 @@ def _run_one(
         answer = prepared.read(raw)
     except Exception as error:  # a peer's exception is its failure, not ours
         answer, seconds = (
-            Answer(np.full(len(start.x), np.nan), 0, 0, type(error).__name__),
+            Answer(np.full(len(start.inputs.x), np.nan), 0, 0, type(error).__name__),
             math.nan,
         )
     jax.effects_barrier()
     found, outcome = start.judge(answer)
     outcome = "failed" if answer.evaluations > MAX_EVALUATIONS else outcome
-    outside = _outside(points, start.bounds)
-    return Result(solver, case.name, start, answer, found, outcome, seconds, outside)
+    outside = _outside(points, start.inputs.bounds)
+    return Result(solver, start, answer, found, outcome, seconds, outside)
 
 
 def _outside(points: Sequence[np.ndarray], bounds: tuple[np.ndarray, ...]) -> int:
@@ -142,7 +139,7 @@ def nist_cases(dtype: Any, digits: int, quick: bool) -> Iterator[Case]:
             return found, "solved" if found >= digits else "failed"
 
         starts = [
-            Start(group, group, np.asarray(x, dtype), (), judge)
+            Start(problem.name, group, group, Inputs(np.asarray(x, dtype)), judge)
             for group, x in zip(("far", "near"), problem.starts, strict=True)
         ]
         yield Case(problem.name, problem.residuals, starts)
@@ -152,44 +149,64 @@ def problem_cases(quick: bool) -> Iterator[Case]:
     settings = PRECISIONS["float64"]
     for problem in PROBLEMS:
         if not quick or problem.number in QUICK_PROBLEMS:
-            judge = make_judge(problem, settings)
+            judge, name = make_judge(problem, settings), f"{problem.number} {problem.name}"
             starts = [
-                Start(f"×{factor}", f"×{factor}", x, (), judge)
+                Start(name, f"×{factor}", f"×{factor}", Inputs(x), judge)
                 for factor, x in usable_starts(problem, settings)
             ]
-            yield Case(f"{problem.number} {problem.name}", problem.residuals, starts)
+            yield Case(name, problem.residuals, starts)
 
 
 def box_cases(quick: bool) -> Iterator[Case]:
-    published = {box.problem.number: box for box in boxes.GAY}
-    for problem in PROBLEMS:
-        if quick and problem.number not in QUICK_BOXES:
-            continue
+    """A case for all problems with equally many parameters, so that fewer programs are compiled."""
+    chosen = [p for p in PROBLEMS if not quick or p.number in QUICK_BOXES]
+    for size in sorted({len(problem.start) for problem in chosen}):
+        group = [problem for problem in chosen if len(problem.start) == size]
         points: list[np.ndarray] = []
-        chosen = [published.get(problem.number), boxes.random_box(problem, 0)]
-        starts = []
-        for box in (box for box in chosen if box is not None):
+        starts = [start for i, problem in enumerate(group) for start in _box_starts(problem, i)]
+        yield Case(f"{size} parameters", _recorded(_one_of(group), points), starts, points)
 
-            def judge(answer: Answer, box: boxes.Box = box) -> tuple[float, str]:
-                return boxes.judge(box, answer.params)
 
-            group = box.name.split()[0]
-            starts += [
-                Start(f"{group} ×{factor}", group, x, (box.lower, box.upper), judge)
-                for factor, x in boxes.usable_starts(box)
-            ]
-        residuals = _recorded(problem.residuals, points)
-        yield Case(f"{problem.number} {problem.name}", residuals, starts, points)
+def _box_starts(problem: Problem, place: int) -> Iterator[Start]:
+    published = [box for box in boxes.GAY if box.problem is problem]
+    for box in (*published, boxes.random_box(problem, 0)):
+
+        def judge(answer: Answer, box: boxes.Box = box) -> tuple[float, str]:
+            return boxes.judge(box, answer.params)
+
+        name, group = f"{problem.number} {problem.name}", box.name.split()[0]
+        for factor, x in boxes.usable_starts(box):
+            bounds = box.lower, box.upper
+            inputs = Inputs(x, bounds, (np.asarray(place), *bounds))
+            yield Start(name, f"{group} ×{factor}", group, inputs, judge)
+
+
+def _one_of(group: Sequence[Problem]) -> Residuals:
+    """The residuals of the problem at a place in ``group``, with zeros for equally many of each."""
+    start = jax.ShapeDtypeStruct((len(group[0].start),), float)
+    most = max(jax.eval_shape(problem.residuals, start).size for problem in group)
+
+    def padded(problem: Problem) -> Residuals:
+        def residuals(x: jax.Array) -> jax.Array:
+            r = problem.residuals(x)
+            return jnp.pad(r, (0, most - r.size))
+
+        return residuals
+
+    branches = [padded(problem) for problem in group]
+    return lambda x, place: jax.lax.switch(place, branches, x)
 
 
 def _recorded(residuals: Residuals, points: list[np.ndarray]) -> Residuals:
-    """The same function, which notes where it is evaluated."""
+    """The same function, which gets the bounds too and notes where it is evaluated outside."""
 
     def record(x: Any) -> None:
         points.append(np.asarray(x))
 
-    def noting(x: jax.Array) -> jax.Array:
-        jax.debug.callback(record, x)
-        return residuals(x)
+    def noting(x: jax.Array, place: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        # a call of the host takes longer than an evaluation
+        is_outside = jnp.any((x < low) | (x > high))
+        jax.lax.cond(is_outside, lambda: jax.debug.callback(record, x), lambda: None)
+        return residuals(x, place)
 
     return noting

@@ -1,7 +1,8 @@
 """The solvers that ``benchmarks/fitting.py`` compares, all called in the same way.
 
-A solver is compiled once for each function of residuals. Its start and its bounds are inputs of the
-compiled program, so one program serves all starts and all boxes.
+A solver is compiled once for each function of residuals. Its start, its bounds and the data of the
+residuals are inputs of the compiled program, so one program serves all starts, boxes and problems
+that differ only in these.
 """
 
 import collections
@@ -20,14 +21,22 @@ import scipy.optimize
 import gradxform as gx
 from benchmarks.solvers import MAX_EVALUATIONS, MAX_ITERATIONS, Answer
 
-Residuals = Callable[[jax.Array], jax.Array]
-Objective = Callable[[jax.Array], jax.Array]
+Residuals = Callable[..., jax.Array]  #: of the parameters and of data
+Objective = Callable[..., jax.Array]
 _TIGHT = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
 _TRF_ENDS = {0: "max_nfev", 1: "gtol", 2: "ftol", 3: "xtol", 4: "ftol and xtol"}
 
 
+class Inputs(NamedTuple):
+    """What a compiled solver starts from, or the shapes of that."""
+
+    x: Any
+    bounds: tuple[Any, ...] = ()  #: the lower and the upper ones, or ()
+    data: tuple[Any, ...] = ()  #: further arguments of the residuals
+
+
 class Prepared(NamedTuple):
-    """A compiled solver: ``read(run(start, *bounds, **options))``; ``run`` alone is timed."""
+    """A compiled solver: ``read(run(inputs, **options))``; ``run`` alone is timed."""
 
     run: Callable[..., Any]
     read: Callable[[Any], Answer]
@@ -36,33 +45,33 @@ class Prepared(NamedTuple):
 class Family(NamedTuple):
     """Solvers that share what is compiled."""
 
-    prepare: Callable[[Residuals, jax.ShapeDtypeStruct, bool], Prepared]  #: True: with bounds
+    prepare: Callable[[Residuals, Inputs], Prepared]  #: the inputs have shapes alone
     variants: Mapping[str, Mapping[str, Any]]  #: for each solver's name the options of its runs
 
 
 def squares(residuals: Residuals) -> Objective:
     """The sum of the squared residuals."""
-    return lambda x: jnp.sum(residuals(x) ** 2)
+    return lambda x, *data: jnp.sum(residuals(x, *data) ** 2)
 
 
-def _compiled(solve: Callable[..., Any], like: jax.ShapeDtypeStruct, bounded: bool) -> Any:
-    return jax.jit(solve).lower(*[like] * (3 if bounded else 1)).compile()
+def _compiled(solve: Callable[..., Any], *like: Any) -> Any:
+    return jax.jit(solve).lower(*like).compile()
 
 
 def ours(fit: Callable[..., gx.Solution]) -> Callable[..., Prepared]:
     """``fit`` takes residuals and a start, and the options of :func:`gradxform.minimize`."""
 
-    def prepare(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
-        def solve(x: jax.Array, *bounds: jax.Array) -> gx.Solution:
-            options: dict[str, Any] = {"bounds": bounds} if bounded else {}
-            solution = fit(residuals, x, max_steps=MAX_EVALUATIONS - 1, **options)
-            return solution._replace(loop=None)
+    def prepare(residuals: Residuals, like: Inputs) -> Prepared:
+        def solve(inputs: Inputs) -> gx.Solution:
+            options: dict[str, Any] = {"bounds": inputs.bounds} if inputs.bounds else {}
+            options |= {"args": inputs.data, "max_steps": MAX_EVALUATIONS - 1}
+            return fit(residuals, inputs.x, **options)._replace(loop=None)
 
         def read(solution: gx.Solution) -> Answer:
             ended = gx.Status(int(solution.status)).name
             return Answer(np.asarray(solution.params), int(solution.evaluations), 0, ended)
 
-        return Prepared(_compiled(solve, like, bounded), read)
+        return Prepared(_compiled(solve, like), read)
 
     return prepare
 
@@ -75,47 +84,51 @@ def _read_scipy(ended: Callable[[Any], str]) -> Callable[[Any], Answer]:
     return read
 
 
-def scipy_squares(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
+def scipy_squares(residuals: Residuals, like: Inputs) -> Prepared:
     """``scipy.optimize.least_squares``; it counts the points at which it asks for residuals."""
-    values, jacobian = (_compiled(fn, like, False) for fn in (residuals, jax.jacfwd(residuals)))
+    values, jacobian = (
+        _compiled(fn, like.x, *like.data) for fn in (residuals, jax.jacfwd(residuals))
+    )
 
-    def run(x: np.ndarray, *bounds: np.ndarray, **options: Any) -> tuple[Any, int]:
+    def run(inputs: Inputs, **options: Any) -> tuple[Any, int]:
         count = collections.Counter[str]()
 
         def fun(x: np.ndarray) -> np.ndarray:
             count["evaluations"] += 1
-            return np.asarray(values(x))
+            return np.asarray(values(x, *inputs.data))
 
-        options |= {"bounds": bounds} if bounded else {}
-        slope: Any = lambda x: np.asarray(jacobian(x))
-        result = scipy.optimize.least_squares(fun, x, slope, max_nfev=MAX_EVALUATIONS, **options)
+        options |= {"bounds": inputs.bounds} if inputs.bounds else {}
+        slope: Any = lambda x: np.asarray(jacobian(x, *inputs.data))
+        result = scipy.optimize.least_squares(
+            fun, inputs.x, slope, max_nfev=MAX_EVALUATIONS, **options
+        )
         return result, count["evaluations"]
 
     return Prepared(run, _read_scipy(lambda result: _TRF_ENDS.get(result.status, "error")))
 
 
-def scipy_minimize(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
+def scipy_minimize(residuals: Residuals, like: Inputs) -> Prepared:
     """``scipy.optimize.minimize`` within bounds, with the exact gradient."""
-    value_and_grad = _compiled(jax.value_and_grad(squares(residuals)), like, False)
+    value_and_grad = _compiled(jax.value_and_grad(squares(residuals)), like.x, *like.data)
 
-    def run(x: np.ndarray, *bounds: np.ndarray, method: str, **options: Any) -> tuple[Any, int]:
+    def run(inputs: Inputs, method: str, **options: Any) -> tuple[Any, int]:
         count = collections.Counter[str]()
 
         def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
             count["evaluations"] += 1
-            value, grad = value_and_grad(x)
+            value, grad = value_and_grad(x, *inputs.data)
             return float(value), np.asarray(grad)
 
-        box = np.stack(bounds, axis=1)
+        box = np.stack(inputs.bounds, axis=1)
         result = scipy.optimize.minimize(
-            fun, x, jac=True, method=method, bounds=box, options=options
+            fun, inputs.x, jac=True, method=method, bounds=box, options=options
         )
         return result, count["evaluations"]
 
     return Prepared(run, _read_scipy(lambda r: "success" if r.success else "no success"))
 
 
-def optimistix_squares(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
+def optimistix_squares(residuals: Residuals, like: Inputs) -> Prepared:
     optx = importlib.import_module("optimistix")
 
     def solve(x: jax.Array, tol: jax.Array) -> Any:
@@ -125,10 +138,10 @@ def optimistix_squares(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded
         )
         return found.value, found.stats["num_steps"], found.result == optx.RESULTS.successful
 
-    compiled = jax.jit(solve).lower(like, jax.ShapeDtypeStruct((), like.dtype)).compile()
+    compiled = _compiled(solve, like.x, jax.ShapeDtypeStruct((), like.x.dtype))
 
-    def run(x: np.ndarray, tol: float) -> Any:
-        return compiled(x, np.asarray(tol, x.dtype))
+    def run(inputs: Inputs, tol: float) -> Any:
+        return compiled(inputs.x, np.asarray(tol, inputs.x.dtype))
 
     def read(found: Any) -> Answer:
         params, steps, is_success = found
@@ -139,16 +152,16 @@ def optimistix_squares(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded
 
 
 def jaxopt_boxed(tol: float) -> Callable[..., Prepared]:
-    def prepare(residuals: Residuals, like: jax.ShapeDtypeStruct, bounded: bool) -> Prepared:
+    def prepare(residuals: Residuals, like: Inputs) -> Prepared:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is archived, and says so
             library = importlib.import_module("jaxopt")
 
-        def solve(x: jax.Array, lower: jax.Array, upper: jax.Array) -> Any:
+        def solve(inputs: Inputs) -> Any:
             method = library.LBFGSB(
                 squares(residuals), maxiter=MAX_ITERATIONS, tol=tol, implicit_diff=False
             )
-            params, state = method.run(x, bounds=(lower, upper))
+            params, state = method.run(inputs.x, inputs.bounds, *inputs.data)
             evaluations = jnp.maximum(state.num_fun_eval, state.num_grad_eval)
             return params, evaluations, state.error <= tol
 
@@ -157,7 +170,7 @@ def jaxopt_boxed(tol: float) -> Callable[..., Prepared]:
             ended = "success" if is_success else "no success"
             return Answer(np.asarray(params), int(evaluations), 0, ended)
 
-        return Prepared(_compiled(solve, like, True), read)
+        return Prepared(_compiled(solve, like), read)
 
     return prepare
 

@@ -8,6 +8,7 @@ functions, may steer Python code in the objective and is compiled in.
 
 import dataclasses
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,15 +21,18 @@ from gradxform.objective import Composed, bind, data_of
 from gradxform.squares import squares_of
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
+_DATA = (*_ARRAYS, float, complex)
 
 
 def split(values: Any, *, floats: bool = True) -> tuple[Any, list[Any]]:
     """A pytree without its arrays, and the arrays; without ``floats`` Python floats stay in it."""
-    leaves, structure = jax.tree.flatten(values)
-    kinds = (*_ARRAYS, float, complex) if floats else _ARRAYS
-    arrays = [x for x in leaves if isinstance(x, kinds)]
+    if isinstance(values, types.FunctionType):
+        return values, []
+    kinds = _DATA if floats else _ARRAYS
+    arrays = [x for x in jax.tree.leaves(values) if isinstance(x, kinds)]
     if not arrays:
         return values, []
+    leaves, structure = jax.tree.flatten(values)
     rest = [ABSENT if isinstance(x, kinds) else x for x in leaves]
     return jax.tree.unflatten(structure, rest), arrays
 

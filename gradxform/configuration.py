@@ -129,20 +129,19 @@ def read_by(value: types.FunctionType) -> tuple[Any, ...]:
     Raises:
       NotRecognisable: the function may read other values too.
     """
-    code, closure = value.__code__, value.__closure__ or ()
-    own = (code, value.__defaults__, value.__kwdefaults__, value.__dict__)
-    if is_library(value.__globals__.get("__name__")):
+    code, closure, names = value.__code__, value.__closure__ or (), value.__globals__
+    own = (code, value.__defaults__, value.__kwdefaults__, value.__dict__ or None)
+    if is_library(names.get("__name__")):
         return (*own, *map(content, closure))
     read = reads(code)
-    if read.dynamic or not all(is_library(module) for module in read.modules):
+    if read.dynamic or not all(map(is_library, read.modules)):
         raise NotRecognisable
-    parts = [*own, *(sys.modules.get(module, ABSENT) for module in read.modules)]
+    parts = [*own, *[sys.modules.get(module, ABSENT) for module in read.modules]]
     for root, *rest in read.names:
-        held = value.__globals__.get(root, ABSENT)
-        parts.append(_at(vars(builtins).get(root, ABSENT) if held is ABSENT else held, rest))
-    cells = dict(zip(code.co_freevars, closure, strict=True))
+        held = names[root] if root in names else vars(builtins).get(root, ABSENT)
+        parts.append(_at(held, rest) if rest else held)
     for root, *rest in read.variables:
-        parts.append(_at(content(cells[root]), rest))
+        parts.append(_at(content(closure[code.co_freevars.index(root)]), rest))
     return tuple(parts)
 
 

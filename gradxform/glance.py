@@ -7,8 +7,8 @@ arrays and containers of these, it is enough to compare identities.
 
 import types
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.core import Tracer
@@ -51,22 +51,22 @@ def glance(values: Sequence[Any]) -> Callable[[Sequence[Any]], bool] | None:
         else:
             raise NotRecognisable
 
-    readers: list[tuple[weakref.ref[Any], list[int]]] = []
+    readers: list[tuple[weakref.ref[Any], _Layout]] = []
     try:
         hold(tuple(values))
         for function in functions:  # the list grows during the loop
             read = _read(function)
             hold(read)
             if not _is_settled(function):
-                readers.append((weakref.ref(function), _identities(read)))
+                readers.append((weakref.ref(function), _layout(read)))
     except NotRecognisable:
         return None
-    expected = _identities(values)
+    expected = _layout(tuple(values))
 
     def unchanged(now: Sequence[Any]) -> bool:
-        if not (held and all_alive[0]) or _identities(now) != expected:
+        if not (held and all_alive[0] and _has_layout(tuple(now), expected)):
             return False
-        return all(_identities(_read(function())) == read for function, read in readers)
+        return all([_has_layout(_read(function()), read) for function, read in readers])
 
     return unchanged
 
@@ -86,16 +86,46 @@ def _is_settled(function: Any) -> bool:
     return module.startswith(_SETTLED) and not any(isinstance(x, dict | list) for x in cells)
 
 
-def _identities(values: Iterable[Any]) -> list[int]:
-    """The id of each value; for a container its type, its size and the ids of its content."""
-    found: list[int] = []
-    for value in values:
-        if isinstance(value, _CONTAINERS):
+def identities(values: tuple[Any, ...]) -> list[int]:
+    """The id of each value; for a container the ids of its type and of its content."""
+    return _layout(values).ids
+
+
+class _Layout(NamedTuple):
+    """The containers and the identities in a tuple of values.
+
+    The values stand in one list, where a container is followed, further on, by its content.
+    """
+
+    count: int  #: number of values, without the content of containers
+    containers: list[tuple[int, type, int]]  #: place, type and size of each container
+    ids: list[int]  #: the id of each value; for a container that of its type
+
+
+def _layout(values: tuple[Any, ...]) -> _Layout:
+    flat, containers = [*values], []
+    for place, value in enumerate(flat):  # the list grows during the loop
+        if isinstance(value, _CONTAINERS) and not is_known_constant(value):
             parts = _parts(value)
-            found += (id(type(value)), len(parts), *_identities(parts))
-        else:
-            found.append(id(value))
-    return found
+            containers.append((place, type(value), len(parts)))
+            flat += parts
+            flat[place] = type(value)
+    return _Layout(len(values), containers, [*map(id, flat)])
+
+
+def _has_layout(values: tuple[Any, ...], layout: _Layout) -> bool:
+    if len(values) != layout.count:
+        return False
+    flat = [*values]
+    for place, kind, size in layout.containers:
+        if type(value := flat[place]) is not kind:
+            return False
+        parts = value if isinstance(value, tuple) else _parts(value)
+        if len(parts) != size:
+            return False
+        flat += parts
+        flat[place] = kind
+    return [*map(id, flat)] == layout.ids
 
 
 def _parts(value: Any) -> tuple[Any, ...]:

@@ -128,13 +128,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """
     parameters = inspect.signature(function).parameters
     positional = [name for name, p in parameters.items() if p.kind != p.KEYWORD_ONLY]
+    rules = functools.cache(lambda: {name: _rules(p.annotation) for name, p in parameters.items()})
 
     @functools.wraps(function)
     def checking(*args: P.args, **kwargs: P.kwargs) -> R:
         # Python itself reports surplus and unknown arguments
+        rules_of = rules()
         for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
-            if name in parameters:
-                check_argument(function.__name__, name, value, parameters[name].annotation)
+            if name in rules_of and not rules_of[name].surely_fits(value):
+                _check(function.__name__, name, value, rules_of[name])
         return function(*args, **kwargs)
 
     return readable(checking)
@@ -204,14 +206,7 @@ def check_argument(function: str, name: str, value: object, annotation: Any) -> 
 
     An annotation that this module does not know allows every value.
     """
-    rules = _rules(annotation)
-    for rule in rules:
-        if rule.fits(value):
-            if rule.interval is not None:
-                _check_interval(function, name, value, rule.interval)
-            return
-    refuse = _refuse_choice if get_origin(annotation) is Literal else _refuse
-    refuse(function, name, value, [word for rule in rules for word in rule.words])
+    _check(function, name, value, _rules(annotation))
 
 
 def shown(value: object) -> str:
@@ -228,9 +223,39 @@ class _Rule(NamedTuple):
     interval: Interval | None  #: the range of a number
 
 
+class _Rules(NamedTuple):
+    """What an annotation allows."""
+
+    members: list[_Rule]
+    is_choice: bool  #: whether it is a list of names
+    surely_fits: Callable[[Any], bool]  #: a quick test; if it says no, the value may still fit
+
+
 @functools.cache
-def _rules(annotation: Any) -> list[_Rule]:
-    return [_Rule(*_rule(member), _interval(member)) for member in _members(annotation)]
+def _rules(annotation: Any) -> _Rules:
+    members = [_Rule(*_rule(member), _interval(member)) for member in _members(annotation)]
+    return _Rules(members, get_origin(annotation) is Literal, _quick_test(members[0]))
+
+
+_PLAIN = (int, float)
+
+
+def _quick_test(rule: _Rule) -> Callable[[Any], bool]:
+    if rule.interval is None:
+        return rule.fits
+    low, high = rule.interval.low, min(rule.interval.high, _LARGEST)
+    kinds = (int,) if rule.fits is _is_integer else _PLAIN
+    return lambda value: type(value) in kinds and low <= value < high
+
+
+def _check(function: str, name: str, value: object, rules: _Rules) -> None:
+    for rule in rules.members:
+        if rule.fits(value):
+            if rule.interval is not None and not _lies_in(value, rule.interval):
+                _refuse_number(function, name, value, rule.interval)
+            return
+    refuse = _refuse_choice if rules.is_choice else _refuse
+    refuse(function, name, value, [word for rule in rules.members for word in rule.words])
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -278,9 +303,11 @@ def _interval(member: Any) -> Interval | None:
     return next((note for note in notes if isinstance(note, Interval)), None)
 
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
 def _is_number(value: object) -> bool:
-    is_number = isinstance(value, int | float | np.integer | np.floating)
-    return is_number and not isinstance(value, bool)
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool)
 
 
 def _is_integer(value: object) -> bool:
@@ -304,19 +331,21 @@ def _is_method(value: Any) -> bool:
     return is_pair and not isinstance(value, type)
 
 
-def _check_interval(function: str, name: str, value: Any, interval: Interval) -> None:
-    """Raises a ValueError if a number lies outside its interval. Traced numbers are not checked."""
+def _lies_in(value: Any, interval: Interval) -> bool:
+    """Whether a number lies in its interval. Traced numbers are not checked."""
     if not (_is_number(value) or isinstance(value, np.ndarray)):
-        return
-    low, high = interval
+        return True
     try:
-        inside = low <= float(value) < high
+        return interval.low <= float(value) < interval.high
     except OverflowError:  # an integer beyond every float
-        inside = False
-    if not inside:
-        least = [f"at least {low:g}"] if low > -_LARGEST else []
-        range_ = " and ".join([*least, f"below {high:.10g}" if high < math.inf else "finite"])
-        raise ValueError(f"{function}({name}={shown(value)}): {name} must be {range_}")
+        return False
+
+
+def _refuse_number(function: str, name: str, value: object, interval: Interval) -> NoReturn:
+    low, high = interval
+    least = [f"at least {low:g}"] if low > -_LARGEST else []
+    range_ = " and ".join([*least, f"below {high:.10g}" if high < math.inf else "finite"])
+    raise ValueError(f"{function}({name}={shown(value)}): {name} must be {range_}")
 
 
 def _refuse_choice(function: str, name: str, value: object, expected: list[str]) -> NoReturn:

@@ -159,9 +159,13 @@ def _known(solution: Solution, tx: optax.GradientTransformationExtraArgs, rule: 
 
 def is_transformed() -> bool:
     """Whether JAX is differentiating, batching or compiling the code that calls this."""
+    return get_opaque_trace_state() != _plain_state()
+
+
+@functools.cache
+def _plain_state() -> Any:
     with eval_context():
-        plain = get_opaque_trace_state()
-    return get_opaque_trace_state() != plain
+        return get_opaque_trace_state()
 
 
 def _opened(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Any]]:

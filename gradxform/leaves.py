@@ -14,13 +14,18 @@ from gradxform.tree import Array, PyTree
 _USUAL = {jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
+def is_usual(leaf: Any) -> bool:
+    """Whether a leaf is a JAX array of one of the usual floating-point types."""
+    return isinstance(leaf, jax.Array) and leaf.dtype in _USUAL
+
+
 def check_floating(params: PyTree, place: str = "params") -> bool:
     """Whether a leaf is complex.
 
     Raises:
       TypeError: a leaf is not an array of floating-point or complex numbers; the error names it.
     """
-    if all(isinstance(p, jax.Array) and p.dtype in _USUAL for p in jax.tree.leaves(params)):
+    if all(map(is_usual, jax.tree.leaves(params))):
         return False
     for path, p in jax.tree_util.tree_leaves_with_path(params):
         try:

@@ -104,7 +104,7 @@ def with_line_search(
     Otherwise the next trial is the minimum of the cubic through both ends of the bracket, kept
     away from the ends. Without a bracket it is farther out. The very first trial moves the
     parameters by 0.3 of the largest one. The first trial of a later search is at most 10 times as
-    long as the last step, or 1000 times if the direction has a scale of its own.
+    long as the last step, or 10,000 times if the direction has a scale of its own.
 
     **The loop holds the trial point.** So an update costs the one value and gradient that a
     training loop computes anyway. :func:`gradxform.eval_params` gives the accepted point x.

@@ -18,7 +18,7 @@ from gradxform.configuration import constant
 from gradxform.endings import Limits
 from gradxform.hyperparameters import Int32, Length, NonNegative, PositiveInt, checked, shown
 from gradxform.implicit import is_transformed, with_derivative
-from gradxform.leaves import check_floating
+from gradxform.leaves import check_floating, is_usual
 from gradxform.loop import Given, Method, Options, check_method, method_of, run
 from gradxform.programs import is_comparable, program
 from gradxform.reporting import Reporter, says_stop
@@ -183,10 +183,7 @@ def minimize(
         raise ValueError(f"minimize(max_steps={max_steps!r}): max_steps must be an integer")
     if aux is not None and not has_aux:
         raise ValueError(f"minimize(aux={shown(aux)}): pass has_aux=True too")
-    is_complex = check_floating(params, "minimize: params")
-    params = jax.tree.map(_strong, params)
-    if is_complex:
-        params = to_real(params)
+    params = _real_and_strong(params)
     given = Given(args, stop, bounds)
     method: Method = _default_method(params, bounds is not None) if tx is None else tx
     _check_bounds(method, bounds, params)
@@ -231,7 +228,15 @@ def _limits(tol: Any, stop: Any, max_steps: Any) -> Limits:
     if stop is not None:
         atol = rtol = _NO_BOUND
     real = jax.dtypes.canonicalize_dtype(float)
+    is_fixed = isinstance(atol, float) and isinstance(max_steps, int)
+    return (_fixed_limits if is_fixed else _as_limits)(atol, rtol, max_steps, real)
+
+
+def _as_limits(atol: Any, rtol: Any, max_steps: Any, real: np.dtype) -> Limits:
     return Limits(_number(atol, real), _number(rtol, real), _number(max_steps, np.int32))
+
+
+_fixed_limits = functools.lru_cache(maxsize=64)(_as_limits)
 
 
 def _in_parts(
@@ -342,6 +347,15 @@ def _check_bounds(method: Method, bounds: Bounds | None, params: tree.PyTree) ->
         box("minimize", bounds, params)
 
 
+def _real_and_strong(params: tree.PyTree) -> tree.PyTree:
+    """The parameters as the loop gets them: real arrays that are not weakly typed."""
+    if all([is_usual(p) and not p.weak_type for p in jax.tree.leaves(params)]):
+        return params
+    is_complex = check_floating(params, "minimize: params")
+    params = jax.tree.map(_strong, params)
+    return to_real(params) if is_complex else params
+
+
 def _strong(param: jax.typing.ArrayLike) -> jax.Array:
     """``param`` as an array that is not weakly typed."""
     if isinstance(param, jax.Array) and not param.weak_type:
@@ -351,7 +365,7 @@ def _strong(param: jax.typing.ArrayLike) -> jax.Array:
 
 def _number(value: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Any:
     """A number for a compiled program. A NumPy number is passed faster than a converted one."""
-    return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
+    return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)[()]
 
 
 def _bound(max_steps: Any) -> int:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradxform.configuration import configuration_key
-from gradxform.glance import glance
+from gradxform.glance import glance, identities
 from gradxform.objective import Composed
 
 #: number of programs kept, of 1 to 9 MB each; then the least recently used one is dropped
@@ -32,7 +32,7 @@ class _Kept(NamedTuple):
 
     owner: weakref.ref[Any]  #: the objective
     run: Callable[..., Any]  #: the compiled program
-    ids: tuple[int, ...] = ()  #: ids of the values at the last use
+    ids: list[int] | None = None  #: identities of the values at the last use
     unchanged: Callable[[Any], bool] | None = None  #: a quick test whether nothing has changed
 
 
@@ -44,8 +44,9 @@ class _Call:
     keys: tuple[Hashable | None, ...] = ()  #: the configuration keys after each trace
 
 
-_kept: collections.OrderedDict[Hashable, _Kept] = collections.OrderedDict()
-_latest: dict[int, Hashable] = {}  #: id of an owner → key of the program it used last
+_Place = tuple[int, Hashable]  # the id of an owner, and the key
+_kept: collections.OrderedDict[_Place, _Kept] = collections.OrderedDict()
+_latest: dict[int, _Kept] = {}  #: id of an owner → the program it used last
 _call: contextvars.ContextVar[_Call] = contextvars.ContextVar("gradxform_call")
 
 
@@ -86,6 +87,8 @@ def program(function: Callable[..., Any], fn: Any, *statics: Any) -> Callable[..
 
 def _owner(fn: Any) -> Any:
     """The object whose life a program of ``fn`` shares."""
+    if isinstance(fn, types.FunctionType):
+        return fn
     if isinstance(fn, types.MethodType):
         return fn.__self__
     if isinstance(fn, jax.tree_util.Partial):
@@ -102,6 +105,8 @@ def is_comparable(structure: Any) -> bool:
 
     Without it JAX cannot find a compiled program again.
     """
+    if jax.tree_util.treedef_is_leaf(structure):
+        return True
     data = structure.node_data()
     try:
         equal = data is None or bool(data[1] == data[1])
@@ -123,7 +128,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _find_at_a_glance(owner: Any, values: tuple[Any, ...]) -> Callable[..., Any] | None:
-    kept = _kept.get(_latest.get(id(owner)))
+    kept = _latest.get(id(owner))  # to find it by its key would take longer than the test
     if kept is None or kept.owner() is not owner or kept.unchanged is None:
         return None
     return kept.run if kept.unchanged(values) else None
@@ -134,10 +139,9 @@ def _find(owner: Any, key: Hashable | None, values: tuple[Any, ...]) -> Callable
     kept = _kept.get(place)
     if kept is None or kept.owner() is not owner:
         return None
-    ids = tuple(map(id, values))
+    ids = identities(values)
     if ids == kept.ids:  # otherwise the caller creates new objects for each call
-        kept = kept._replace(unchanged=glance(values))
-        _latest[id(owner)] = place
+        kept = _latest[id(owner)] = kept._replace(unchanged=glance(values))
     _kept[place] = kept._replace(ids=ids)
     with contextlib.suppress(KeyError):  # another thread may have removed it
         _kept.move_to_end(place)
@@ -149,8 +153,8 @@ def _keep(owner: Any, key: Hashable, run: Callable[..., Any]) -> None:
 
     def forget(
         _: weakref.ref[Any],
-        kept: dict[Hashable, _Kept] = _kept,
-        latest: dict[int, Hashable] = _latest,
+        kept: dict[_Place, _Kept] = _kept,
+        latest: dict[int, _Kept] = _latest,
     ) -> None:
         kept.pop(place, None)
         latest.pop(place[0], None)
@@ -160,4 +164,5 @@ def _keep(owner: Any, key: Hashable, run: Callable[..., Any]) -> None:
     except TypeError:  # the owner does not support weak references
         return
     while len(_kept) > MOST_PROGRAMS:
-        _kept.popitem(last=False)
+        (oldest, _), _ = _kept.popitem(last=False)
+        _latest.pop(oldest, None)

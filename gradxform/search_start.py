@@ -13,7 +13,7 @@ from gradxform.section import Point, Section, first_step, new_section, slowness
 
 # The first trial is at most this many times as long as the last step. Directions with a scale of
 # their own (Newton's, say) may go farther.
-_REACH, _SCALED_REACH = 10.0, 1000.0
+_REACH, _SCALED_REACH = 10.0, 1e4
 
 
 class Start(NamedTuple):

@@ -218,7 +218,9 @@ def promise(
     if not (np.all(np.isfinite(grad)) and np.all(np.isfinite(hessian))):
         return math.inf, -math.inf
     room = np.where(grad > 0, x - box.lower, box.upper - x)
-    free = (np.abs(grad) * np.where(np.isfinite(room), room, math.inf) > negligible) | (grad == 0)
+    most = np.finfo(np.float64).max
+    with np.errstate(over="ignore"):
+        free = (np.abs(grad) * np.minimum(room, most) > negligible) | (grad == 0)
     if not np.any(free):
         return 0.0, 0.0
     block = hessian[np.ix_(free, free)]

@@ -16,7 +16,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -38,6 +40,24 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory() -> Iterator[None]:
+    """Compiling leaves holes in the heap, which glibc returns to the system only if asked."""
+    yield
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+        trim(0)
+
+
+@pytest.fixture(scope="module")
+def few_objects() -> Iterator[None]:
+    """For modules that collect garbage often: what is older than the module is not looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 import gradxform as gx
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 T = jnp.linspace(0.0, 1.0, 8)
 START = jnp.zeros(2)
 

@@ -23,6 +23,7 @@ from gradxform import programs
 from gradxform.configuration import configuration_key
 from tests.readers import READERS, Holder
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 LONG = bool(os.environ.get("GRADXFORM_LONG"))
 PAIRS = int(os.environ.get("GRADXFORM_PAIRS", "25"))  # 500 for a long look
 STEPS = 3

@@ -293,8 +293,8 @@ def test_works_inside_optax_wrappers_on_a_subtree() -> None:
     [
         (gx.nonlinear_cg, 10),
         (lambda: gx.nonlinear_cg("hager_zhang"), 10),
-        (gx.bfgs, 1000),
-        (gx.lbfgs, 1000),
+        (gx.bfgs, 1e4),
+        (gx.lbfgs, 1e4),
     ],
 )
 def test_no_search_begins_far_beyond_the_last_step(build: Any, most: float) -> None:

@@ -283,7 +283,7 @@ def _run(
         from gradxform.lab.records import race_rows
         from gradxform.lab.schema import SurfaceConfig
         from gradxform.lab.tensorboard import events
-        from gradxform.lab.train import race, task_of
+        from gradxform.lab.train import precision_of, race, task_of
 
     rows: list[tuple[str, Row]] = []
 
@@ -300,6 +300,7 @@ def _run(
             optimizers.build_all(config.optimizers)  # reports a mistake before the data are read
             place = session.place(config, "run", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
+            until_the_end.enter_context(precision_of(config))
             if snapshot is not None:
                 epochs = {label: progress.epochs_of(config, label) for label in config.optimizers}
                 rows += race_rows(snapshot.told, epochs)

@@ -29,6 +29,7 @@ from gradxform.lab.schema import (
     ClassificationConfig,
     Config,
     Language,
+    Physics,
     SurfaceConfig,
     SurfaceSweep,
     SurfaceTask,
@@ -243,7 +244,7 @@ def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
     {'surface': ('quadratic', 'rosenbrock', 'beale', 'saddle')}
     """
     choices: dict[str, dict[str, tuple[str, ...]]] = {}
-    for task in (Classification, Autoencoder, Language, SurfaceTask):
+    for task in (Classification, Autoencoder, Language, Physics, SurfaceTask):
         found = {
             key: get_args(field.annotation)
             for key, field in task.model_fields.items()

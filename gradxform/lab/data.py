@@ -1,4 +1,4 @@
-"""The lab's data sets: digits, MNIST, Fashion-MNIST, CIFAR-10 and synthetic text.
+"""The lab's data sets: digits, MNIST, Fashion-MNIST, CIFAR-10, synthetic text, and points.
 
 Files come from a folder, or are downloaded once into a cache. Before a file is used, its structure
 is checked, and its SHA-256 if the original's is known. This module does not import JAX, so it
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradxform.lab import text
+from gradxform.lab.equations import burgers_points
 from gradxform.lab.formats import (
     CIFAR10_RECORD,
     DataError,
@@ -42,14 +43,14 @@ __all__ = [
     "synthetic_text",
 ]
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "synthetic_text")
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "synthetic_text", "burgers")
 
 _ENVIRONMENT = "GRADXFORM_DATA"
 _log = logging.getLogger(__name__)
 
 
 class Dataset(NamedTuple):
-    """Labelled images, or sequences of characters, in memory."""
+    """Labelled images, sequences of characters, or points of an equation, in memory."""
 
     name: str
     train: Split
@@ -153,7 +154,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
 
     ``digits`` comes with scikit-learn: 1,797 images of 8 x 8 pixels with 16 grey levels. Stored
     neighbours are alike, so the last fifth of a fixed shuffle is the test part. ``synthetic_text``
-    is generated, see :func:`synthetic_text`.
+    is generated, see :func:`synthetic_text`. ``burgers`` are points (t, x) for Burgers' equation,
+    see :mod:`gradxform.lab.equations`.
 
     The other sets are read from ``data_dir``. Without it, they are read from the folder in the
     environment variable ``GRADXFORM_DATA``, and without that from :func:`cache_dir`, into which
@@ -188,6 +190,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
         return _digits()
     if name == "synthetic_text":
         return synthetic_text()
+    if name == "burgers":
+        return Dataset(name, *burgers_points(), num_classes=0, scale=1.0)
     source = _SOURCES[name]
     folder = data_dir or os.environ.get(_ENVIRONMENT)
     if folder:

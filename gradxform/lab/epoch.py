@@ -26,7 +26,7 @@ from gradxform.lab.processes import (
 from gradxform.lab.tasks import Batch, Examples, Task, objective
 from gradxform.tree import PyTree
 
-METRICS = ("loss", "accuracy", "error")
+METRICS = ("loss", "accuracy", "error", "relative_error")
 EVALUATION_BLOCK = 512  # examples evaluated at once; limits the memory for activations
 
 
@@ -174,8 +174,9 @@ def make_epoch(
                 batch = task.draw(sample_key, batch)
             value_fn = objective(task, batch, dropout_key)
             value, grads = jax.value_and_grad(value_fn)(params)
+            curved = objective(task, batch, dropout_key, for_curvature=True)
             updates, opt_state = tx.update(
-                grads, opt_state, params, value=value, grad=grads, value_fn=value_fn
+                grads, opt_state, params, value=value, grad=grads, value_fn=curved
             )
             params = optax.apply_updates(params, updates)
             return (params, opt_state), (value, _searched(opt_state))
@@ -230,7 +231,10 @@ def evaluate(
     shapes = jax.eval_shape(task.metrics, params, probe)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     totals, _ = jax.lax.scan(sums, zeros, jnp.arange(0, size, block))
-    return {metric: summed / size for metric, summed in totals.items()}
+    means = {metric: summed / size for metric, summed in totals.items()}
+    if "relative_error" in means:
+        means["relative_error"] = jnp.sqrt(means["relative_error"])
+    return means
 
 
 def _work(state: optax.OptState) -> jax.Array:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import datetime
+import functools
 import io
 import itertools
 import json
@@ -10,7 +11,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import gradxform
 from gradxform.lab.config import to_toml
 from gradxform.lab.grid import substitute
 from gradxform.lab.messages import plain
-from gradxform.lab.schema import Config, SurfaceConfig
+from gradxform.lab.schema import Config, PhysicsConfig, SurfaceConfig
 from gradxform.lab.train import RaceResult, Row, ranked
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ COLUMNS = (
     ("test_loss", "test\nloss"),
     ("test_accuracy", "test\nacc."),
     ("test_error", "test\nerror"),
+    ("test_relative_error", "relative\nerror"),
 )
 
 
@@ -272,12 +274,20 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
-    """Writes ``summary.json``, ``cost.png`` and, for a task on data, ``work.png``."""
+    """Writes ``summary.json``, ``cost.png`` and, for a task on data, ``work.png``.
+
+    For an equation it also writes ``error.png`` and ``solution.png``.
+    """
     from gradxform.lab.plots import plot_cost, plot_work
 
-    plots = {"cost.png": plot_cost}
+    plots: dict[str, Callable[[RaceResult, str], Figure]] = {"cost.png": plot_cost}
     if result.measure == "train_loss":
         plots["work.png"] = plot_work
+    if isinstance(config, PhysicsConfig):
+        from gradxform.lab.physics_plots import plot_errors, plot_solution
+
+        plots["error.png"] = plot_errors
+        plots["solution.png"] = functools.partial(plot_solution, config)
     for name, plot in plots.items():
         _save_figure(folder / name, plot(result, config.title or config.name))
     # written last: a folder with this file is a finished run

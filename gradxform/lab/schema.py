@@ -58,6 +58,15 @@ def _rungs(value: Any) -> tuple[int, ...]:
     raise PydanticCustomError("rungs", "a list of epochs, each after the one before, like [2, 6]")
 
 
+def _widths(value: Any) -> tuple[int, ...]:
+    given = value if isinstance(value, list) and value else [0]
+    if all(type(width) is int and 1 <= width <= MAX_WIDTH for width in given):
+        return tuple(given)
+    raise PydanticCustomError(
+        "widths", "a list of whole numbers from 1 to {largest}", {"largest": MAX_WIDTH}
+    )
+
+
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -95,6 +104,24 @@ class Language(_DataTask):
     kind: Literal["language"]  #: the kind of task
     dataset: Literal["synthetic_text"] = "synthetic_text"  #: the text
     model: Literal["transformer"] = "transformer"  #: the net
+
+
+class Physics(Table):
+    """``[task]`` with ``kind = "physics"``: a net that solves a differential equation."""
+
+    kind: Literal["physics"]
+    equation: Literal["burgers"] = "burgers"  #: the equation
+    viscosity: Annotated[float, Field(ge=1e-3, le=1)] = 0.003183098861837907
+    """viscosity of the fluid; the less, the steeper is the solution"""
+    points: Annotated[int, Field(ge=1, le=2**15)] = 2048
+    """points at which the equation should hold; they are the training examples"""
+    hidden: Annotated[tuple[int, ...], PlainValidator(_widths)] = (10, 10, 10, 10)
+    """units of each tanh layer of the net"""
+
+    @property
+    def dataset(self) -> str:
+        """The name of the points in :func:`gradxform.lab.data.load`."""
+        return self.equation
 
 
 class SurfaceTask(Table):
@@ -223,6 +250,12 @@ class LanguageConfig(_OnData):
     task: Language
 
 
+class PhysicsConfig(_OnData):
+    """An experiment with ``task.kind = "physics"``. It runs in float64."""
+
+    task: Physics
+
+
 class SurfaceConfig(_Experiment):
     """An experiment with ``task.kind = "surface"``."""
 
@@ -231,7 +264,7 @@ class SurfaceConfig(_Experiment):
     sweep: SurfaceSweep | None = None
 
 
-TaskConfig: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig
+TaskConfig: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig | PhysicsConfig
 Config: TypeAlias = TaskConfig | SurfaceConfig
 
 SECTIONS = (
@@ -242,5 +275,6 @@ KINDS: dict[str, type[Config]] = {
     "classification": ClassificationConfig,
     "autoencoder": AutoencoderConfig,
     "language": LanguageConfig,
+    "physics": PhysicsConfig,
     "surface": SurfaceConfig,
 }

@@ -24,6 +24,7 @@ _WITHOUT_FILES = {
     None: "a surface needs no data",
     "digits": "digits come with scikit-learn",
     "synthetic_text": "the text is generated",
+    "burgers": "the points are generated",
 }
 
 _MOST_LINES, _MOST_DIFFERENT = 2000, 40  # lines to compare, and lines of difference to print

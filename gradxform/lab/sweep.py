@@ -40,7 +40,14 @@ from gradxform.lab.records import check_sweep
 from gradxform.lab.schema import Config, SurfaceConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Examples, Task
-from gradxform.lab.train import Settings, collecting, ran_away, settings_of, task_of
+from gradxform.lab.train import (
+    Settings,
+    collecting,
+    precision_of,
+    ran_away,
+    settings_of,
+    task_of,
+)
 from gradxform.minimization import minimize
 from gradxform.solution import Status
 from gradxform.tree import PyTree
@@ -143,17 +150,18 @@ def sweep(
     if data is None:
         raise ValueError(f"sweep needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
-    return sweep_on_task(
-        task_of(config, data),
-        config.optimizers,
-        members,
-        seed=config.seed,
-        on_epoch=on_epoch,
-        on_state=on_state,
-        resume=resume,
-        **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
-        **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
-    )
+    with precision_of(config):
+        return sweep_on_task(
+            task_of(config, data),
+            config.optimizers,
+            members,
+            seed=config.seed,
+            on_epoch=on_epoch,
+            on_state=on_state,
+            resume=resume,
+            **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
+            **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
+        )
 
 
 def sweep_on_task(

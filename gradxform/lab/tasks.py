@@ -13,6 +13,7 @@ from flax import linen as nn
 from gradxform.lab.data import Dataset, Split, hold_out
 from gradxform.lab.models import Autoencoder, ModelError, Transformer, build
 from gradxform.objective import Composed, compose
+from gradxform.squares import sum_of_squares
 from gradxform.tree import PyTree
 
 __all__ = [
@@ -59,7 +60,8 @@ class Task(NamedTuple):
     """(outputs, x, y, weight) -> weighted mean loss plus penalty"""
     metrics: Callable[[PyTree, Batch], dict[str, jax.Array]]
     """(params, batch) -> weighted sums over the batch, without dropout and penalty: ``loss``, and
-    ``accuracy`` or, for an autoencoder, ``error``, the squared error summed over the pixels"""
+    ``accuracy`` or, for an autoencoder, ``error``, the squared error summed over the pixels, or,
+    for an equation, ``relative_error``, the squared relative error"""
     draw: Callable[[jax.Array, Batch], Batch]
     """(key, batch) -> a new sample of each example for an online stream: :func:`shift_images`; for
     text the batch itself"""
@@ -67,6 +69,9 @@ class Task(NamedTuple):
     train: Split | Examples
     validation: Split | Examples | None
     test: Split | Examples
+    residuals: Callable[[PyTree, Batch, bool], jax.Array] | None = None
+    """for a loss that is half a sum of squares: (params, batch, is_by_rows) -> what is squared.
+    ``is_by_rows`` asks for a fast Jacobian"""
 
 
 def make_task(
@@ -180,7 +185,7 @@ def make_task(
     )
 
 
-def objective(task: Task, batch: Batch, key: jax.Array) -> Composed:
+def objective(task: Task, batch: Batch, key: jax.Array, *, for_curvature: bool = False) -> Composed:
     """The objective on a batch: the task's loss of its model, with the data bound.
 
     The data are bound by name, so a method can evaluate curvature on a part of the batch.
@@ -189,10 +194,16 @@ def objective(task: Task, batch: Batch, key: jax.Array) -> Composed:
       task: model and loss.
       batch: the examples.
       key: random key of the dropout.
+      for_curvature: whether only curvature is computed from it, so that a task of residuals can
+        make their Jacobian fast.
 
     Returns:
       The ``value_fn``, see :func:`gradxform.compose`.
     """
+
+    residuals = task.residuals
+    if residuals is not None:
+        return sum_of_squares(lambda params: residuals(params, batch, for_curvature))
 
     def model(params: PyTree, x: jax.Array) -> PyTree:
         return task.model(params, x, key)

@@ -35,9 +35,10 @@ from gradxform.lab.epoch import (
     to_device,
 )
 from gradxform.lab.optimizers import ConfigError, Problem
+from gradxform.lab.physics import physics_task
 from gradxform.lab.processes import WHOLE, Devices, of_first, put_all
 from gradxform.lab.records import race_rows
-from gradxform.lab.schema import Config, SurfaceConfig, TaskConfig
+from gradxform.lab.schema import Config, PhysicsConfig, SurfaceConfig, TaskConfig
 from gradxform.lab.surfaces import SURFACES, Surface
 from gradxform.lab.tasks import Examples, Task, make_task
 from gradxform.tree import PyTree
@@ -122,6 +123,23 @@ def race(
     >>> race(config).histories[0].rows[-1]
     {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
     """
+    with precision_of(config):
+        return _race(config, data, on_row, on_state, resume, devices)
+
+
+def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
+    """float64 for an equation, whose solution is wanted to many digits; otherwise as JAX is set."""
+    return jax.enable_x64(True) if isinstance(config, PhysicsConfig) else contextlib.nullcontext()
+
+
+def _race(
+    config: Config,
+    data: Dataset | Task | None,
+    on_row: OnRow | None,
+    on_state: OnState | None,
+    resume: Snapshot | None,
+    devices: Devices | None,
+) -> RaceResult:
     transformations = optimizers.build_all(config.optimizers)
     if isinstance(config, SurfaceConfig):
         surface = SURFACES[config.task.surface]
@@ -153,6 +171,8 @@ def task_of(config: TaskConfig, data: Dataset) -> Task:
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
     """
+    if isinstance(config, PhysicsConfig):
+        return physics_task(data, **config.task.model_dump(exclude={"kind", "equation"}))
     options = config.task.model_dump(exclude={"kind", "dataset", "model"})
     return make_task(data, config.task.model, **options)
 

@@ -9,6 +9,7 @@ import pytest
 import gradxform as gx
 from gradxform.info import reported
 from gradxform.second_order.subproblems.residuals import normal_axes
+from testbed import problems
 from testbed.nist import PROBLEMS, correct_digits
 from tests.methods import step
 from tests.thinning import every
@@ -51,6 +52,31 @@ def test_the_step_solves_the_stacked_problem(shape: tuple[int, int], radius: flo
     shift = -(slope @ (d * p)) / length**2
     assert shift > 0
     np.testing.assert_allclose(d * p, d * augmented(j, r, d, shift), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("units", [1.0, 1e-8])
+def test_no_parameter_goes_far_beyond_its_size(units: float) -> None:
+    """One without influence would go 1e6 far; in other units the step is the same."""
+    j, x = jnp.asarray([1.0, 1e-6 / units]), jnp.asarray([1.0, 2.0 * units])
+    fn = gx.sum_of_squares(lambda x: j * x + 1)
+    tx = gx.levenberg_marquardt(initial_radius=0.5)
+    moved, _ = step(tx, x, tx.init(x), fn)
+    p = np.asarray(moved - x) / [1, units]
+    d = [1.0, 0.1 * 1 / 2]  # ten times as far as the first one, relative to the sizes 1 and 2
+    np.testing.assert_allclose(np.linalg.norm(d * p), 0.5, rtol=1e-10)
+    shift = -(1 + x[0] + p[0]) / p[0]
+    np.testing.assert_allclose(p[1], -1e-6 * (1 + 2e-6) / (1e-12 + shift * d[1] ** 2), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_start_at_zero_tells_no_size() -> None:
+    """Powell's badly scaled function: ‖Dx‖ would be the tiny part of the other parameter."""
+    problem = next(p for p in problems.PROBLEMS if p.number == 3)
+    found = gx.least_squares(problem.residuals, jnp.asarray([0.0, 10.0]), derivative=None)
+    assert found.converged
+    assert found.value < 1e-20
+    assert found.evaluations < 200
 
 
 @pytest.mark.usefixtures("x64")

@@ -3,11 +3,10 @@
 After Lin & Moré (1999). With the model m(u) = gᵀu + ½ uᵀCu in units of the radius, and P(u) the
 closest point within low ≤ u ≤ high::
 
-    t ← the minimum of m(−t g) with ‖t g‖ ≤ 1
-    halve t until m(u) ≤ μ gᵀu,  u = P(−t g)           u is the Cauchy point
-    A ← the entries of u at a bound
+    u ← 0,  A ← the entries without room
     repeat
-        v ← the minimum of m with v_A = u_A and ‖v‖ ≤ 1             by the solver
+        v ← the minimum of m with v_A = u_A and ‖v‖ ≤ 1             by the solver, but
+            the minimum of m along −g with ‖v‖ ≤ 1                  the first time
         t ← 1; halve t until m(u') ≤ m(u) + μ ∇m(u)ᵀ(u' − u),  u' = P(u + t (v − u));
                t is at least the way to the first bound
         u ← u'
@@ -15,7 +14,8 @@ closest point within low ≤ u ≤ high::
         A ← the entries of u at a bound towards which −∇m(u) points, if there are none
     until A stays as it was
 
-Without a bound in reach, v is the step that the solver finds without bounds.
+The first u is the Cauchy point. Without a bound in reach, v is the step that the solver finds
+without bounds.
 """
 
 import functools
@@ -32,9 +32,8 @@ from gradxform.second_order.subproblems import Point
 from gradxform.sharding import varying_like
 
 _DECREASE = 0.01  # μ
-_FACES = 10  # most faces in one step
+_FACES = 10  # most faces in one step, after the first u
 _HALVINGS = 10  # most steps of the search on a face, before it goes to the first bound
-_CAUCHY_HALVINGS = 60
 _NEVER = 1.5  # the end of a path that stays within the box up to t = 1
 
 
@@ -149,11 +148,10 @@ def step_within(caller: str, model: Quadratic) -> Inside:
 
     Reverse-mode derivatives raise an error that names ``caller``.
     """
-    walk = _cauchy(model)
     walk = jax.lax.while_loop(
-        lambda walk: ~walk.is_over & (walk.faces < _FACES),
+        lambda walk: ~walk.is_over & (walk.faces <= _FACES),
         lambda walk: _to_next_face(model, walk),
-        walk,
+        _start(model),
     )
     walk = forward_only(caller, walk)
     return Inside(
@@ -166,49 +164,41 @@ def step_within(caller: str, model: Quadratic) -> Inside:
     )
 
 
-def _looked(model: Quadratic, u: tree.PyTree) -> tuple[tree.PyTree, jax.Array, jax.Array]:
-    """C u, m(u), and gᵀu."""
-    bent, second = model.product(u)
-    first = tree.vdot(model.slope, u)
-    return bent, first + 0.5 * second, first
-
-
-def _cauchy(model: Quadratic) -> _Walk:
+def _start(model: Quadratic) -> _Walk:
     g = model.slope
-    steepness = tree.vdot(g, g)
+    zero, none, no = jax.tree.map(jnp.zeros_like, g), jnp.array(0, jnp.int32), jnp.array(False)
+    walk = _Walk(
+        u=zero,
+        bent=zero,
+        value=jnp.zeros_like(model.bend),
+        fixed=jax.tree.map(lambda low, high: low >= high, *model.room),
+        faces=none,
+        is_over=no,
+        found=OnFace((), no, none, jnp.array(True)),
+    )
+    return varying_like(walk, g)
+
+
+def _along_slope(model: Quadratic) -> OnFace:
+    """The minimum of the model along −g, within the radius."""
+    steepness = tree.vdot(model.slope, model.slope)
     farthest = tree.divide(jnp.ones_like(steepness), tree.sqrt(steepness))
     is_bent = model.bend > 0
     least = jnp.where(is_bent, steepness / jnp.where(is_bent, model.bend, 1), farthest)
-
-    def shorter(search: _Search) -> _Search:
-        t = 0.5 * search.t
-        u = _projected(model.room, tree.scale(-t, g))
-        bent, value, first = _looked(model, u)
-        return _Search(t, u, bent, value, value <= _DECREASE * first, search.looks + 1)
-
-    found = jax.lax.while_loop(
-        lambda search: ~search.is_good & (search.looks < _CAUCHY_HALVINGS),
-        shorter,
-        _no_search(g, 2 * jnp.minimum(least, farthest)),
-    )
-    none, no, yes = jnp.array(0, jnp.int32), jnp.array(False), jnp.array(True)
-    walk = _Walk(
-        u=found.u,
-        bent=found.bent,
-        value=found.value,
-        fixed=_at_bound(model.room, found.u),
-        faces=none,
-        is_over=no,
-        found=OnFace((), no, found.looks, yes),
-    )
-    return varying_like(walk, g)
+    v = tree.scale(-jnp.minimum(least, farthest), model.slope)
+    return OnFace(v, jnp.array(False), jnp.array(0, jnp.int32), jnp.array(True))
 
 
 def _to_next_face(model: Quadratic, walk: _Walk) -> _Walk:
     u, fixed = walk.u, walk.fixed
     on = jax.tree.map(lambda is_fixed, u: jnp.where(is_fixed, u, 0), fixed, u)
     room = tree.sqrt(jnp.maximum(1 - tree.vdot(on, on), jnp.finfo(walk.value.dtype).eps ** 2))
-    found = model.solve(Face(jax.tree.map(jnp.logical_not, fixed), on, room))
+    is_first = walk.faces == 0
+    found = jax.lax.cond(
+        is_first,
+        lambda: varying_like(_along_slope(model), u),
+        lambda: varying_like(model.solve(Face(jax.tree.map(jnp.logical_not, fixed), on, room)), u),
+    )
     v = jax.tree.map(lambda is_fixed, u, v: jnp.where(is_fixed, u, v), fixed, u, found.v)
     search = _search(model, walk, v)
     new = tree.select(search.is_good, search.u, u)
@@ -227,7 +217,7 @@ def _to_next_face(model: Quadratic, walk: _Walk) -> _Walk:
         value=jnp.where(search.is_good, search.value, walk.value),
         fixed=following,
         faces=walk.faces + 1,
-        is_over=~search.is_good | ~changed,
+        is_over=~search.is_good | ~(changed | is_first),
         found=OnFace(
             v=(),
             negative=before.negative | found.negative,
@@ -248,13 +238,6 @@ class _Search(NamedTuple):
     looks: jax.Array
 
 
-def _no_search(like: tree.PyTree, t: jax.Array) -> _Search:
-    """Before the first look; ``t`` is twice the first one."""
-    zero = jax.tree.map(jnp.zeros_like, like)
-    start = _Search(t, zero, zero, jnp.zeros_like(t), jnp.array(False), jnp.array(0, jnp.int32))
-    return varying_like(start, like)
-
-
 def _search(model: Quadratic, walk: _Walk, v: tree.PyTree) -> _Search:
     gradient = jax.tree.map(jnp.add, model.slope, walk.bent)
     ends = jax.tree.map(_end, walk.u, v, model.room.low, model.room.high)
@@ -272,15 +255,18 @@ def _search(model: Quadratic, walk: _Walk, v: tree.PyTree) -> _Search:
             ),
             *(walk.u, v, ends, model.room.low, model.room.high),
         )
-        bent, value, _ = _looked(model, u)
+        bent, second = model.product(u)
+        value = tree.vdot(model.slope, u) + 0.5 * second
         descent = tree.vdot(gradient, jax.tree.map(jnp.subtract, u, walk.u))
         needed = jnp.where(t <= first, 0, _DECREASE * jnp.minimum(descent, 0))
         return _Search(t, u, bent, value, value <= walk.value + needed, search.looks + 1)
 
+    zero, none = jax.tree.map(jnp.zeros_like, walk.u), jnp.zeros_like(walk.value)
+    start = _Search(none + 2, zero, zero, none, jnp.array(False), jnp.array(0, jnp.int32))
     return jax.lax.while_loop(
         lambda search: ~search.is_good & (search.t > first),
         shorter,
-        _no_search(walk.u, 2 * jnp.ones_like(walk.value)),
+        varying_like(start, walk.u),
     )
 
 
@@ -289,10 +275,6 @@ def _end(u: jax.Array, v: jax.Array, low: jax.Array, high: jax.Array) -> jax.Arr
     bound = jnp.where(v < u, low, high)
     leaves = jnp.where(v < u, v < low, v > high)
     return jnp.where(leaves, (bound - u) / jnp.where(leaves, v - u, 1), _NEVER)
-
-
-def _projected(room: Box, u: tree.PyTree) -> tree.PyTree:
-    return jax.tree.map(lambda u, low, high: jnp.clip(u, low, high), u, *room)
 
 
 def _at_bound(room: Box, u: tree.PyTree) -> tree.PyTree:

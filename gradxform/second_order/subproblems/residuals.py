@@ -6,10 +6,17 @@ With the residuals r, their Jacobian J, and K = J D⁻¹ = U S Vᵀ, the step wi
 
 This is the solution of the least-squares problem [J; √λ D] p = −[r; 0]. JᵀJ is never formed, since
 it would square the condition number. D holds the lengths of the columns of J, as in Moré (1978).
+But no entry lets its parameter go much further than the others, relative to their sizes::
+
+    lᵢ ← max(‖J eᵢ‖, 0.99 lᵢ),    sᵢ ← max(|xᵢ|, sᵢ),    Dᵢ = max(lᵢ, maxⱼ lⱼ|xⱼ| / 10 sᵢ)
+
+Far from a solution a parameter may have hardly any influence, as a rate has where the exponential
+has decayed. Its short column would let it go so far that its influence is lost for good.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,16 +43,20 @@ from gradxform.sharding import varying_like
 from gradxform.small_svd import LARGEST, orthogonalised, triangle_of
 from gradxform.squares import Residuals, linearised, squares_of
 
-# D falls by at most this factor from one point to the next: a column that was long stays in mind
+# l falls by at most this factor from one point to the next: a column that was long stays in mind
 _MEMORY = 0.99
+# relative to its size, a parameter goes at most ten times as far as the most influential one
+_SHARE = 0.1
 
 
 class ResidualModel(NamedTuple):
     """The model at the accepted point."""
 
     eigen: EigenModel  #: of KᵀK, with A = D⁻¹V, Λ = S² and Aᵀg = S Uᵀ r
-    lengths: jax.Array  #: the diagonal of D
+    lengths: jax.Array  #: l, the lengths of the columns of J
+    sizes: jax.Array  #: s, the largest absolute value of each parameter so far
     size: jax.Array  #: ‖D x‖; with bounds of the entries that can move
+    is_lost: jax.Array  #: whether a parameter has lost the influence that it had
 
 
 def least_squares_at(method: str, value_fn: ValueFn, params: tree.PyTree) -> Residuals | Product:
@@ -62,20 +73,19 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
     def init(params: tree.PyTree) -> ResidualModel:
         zero, _ = tree.ravel(tree.zeros_like(params))
         # in buffers of their own, so that a state can be donated
-        values, slopes, lengths = (jnp.zeros_like(zero) for _ in range(3))
+        values, slopes, lengths, sizes = (jnp.zeros_like(zero) for _ in range(4))
         eigen = EigenModel(identity_rows(params), values, slopes, jnp.zeros(2, zero.dtype))
-        return ResidualModel(eigen, lengths, jnp.zeros((), zero.dtype))
+        return ResidualModel(eigen, lengths, sizes, jnp.zeros((), zero.dtype), jnp.array(False))
 
     def prepare(point: Point, model: ResidualModel) -> Prepared:
         def made() -> ResidualModel:
-            return varying_like(_model_at(point, model.lengths, columns), point.grad)
+            return varying_like(_model_at(point, model, columns), point.grad)
 
         model = jax.lax.cond(point.is_new, made, lambda: model)
         finite = jnp.isfinite(model.eigen.sizes).all()
         products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
         if initial_radius is None:
-            radius = usable_radius(scalar(model.size), _toward_minimum(model.eigen))
-            radius = usable_radius(radius, point.rough_radius)
+            radius = usable_radius(_first_radius(model), point.rough_radius)
         else:
             radius = scalar(initial_radius)
         return Prepared(model, radius, products, finite)
@@ -94,12 +104,18 @@ def full_step(model: ResidualModel) -> Full:
     length, of_params = size * scalar(tree.norm(u)), scalar(model.size)
     relative = jnp.where(of_params > 0, tree.divide(length, of_params), tree.largest())
     # where a square has underflowed, as far out on a plateau, the full step is not known
-    is_lost = jnp.any((values == 0) & (slopes != 0)) | (values[-1] == 0)
+    is_lost = jnp.any((values == 0) & (slopes != 0)) | (values[-1] == 0) | model.is_lost
     numbers = (
         0.5 * size * (size * scalar(jnp.sum(slopes * u))),
         jnp.where(length > 0, relative, 0),
     )
     return Full(*(jnp.where(is_lost, tree.largest(), x) for x in numbers))
+
+
+def _first_radius(model: ResidualModel) -> jax.Array:
+    """‖Dx‖; a parameter that is 0 tells no size, then at least the way to a zero gradient."""
+    size, toward = scalar(model.size), _toward_minimum(model.eigen)
+    return jnp.where(jnp.any(model.sizes == 0), jnp.maximum(size, toward), size)
 
 
 def _toward_minimum(model: EigenModel) -> jax.Array:
@@ -108,47 +124,77 @@ def _toward_minimum(model: EigenModel) -> jax.Array:
     return scalar(tree.divide(steepness, model.sizes[1] * model.values[-1]))
 
 
-def _model_at(point: Point, lengths: jax.Array, columns: int) -> ResidualModel:
+class _Scales(NamedTuple):
+    """D, and what it comes from."""
+
+    diagonal: jax.Array
+    lengths: jax.Array
+    sizes: jax.Array
+    is_lost: jax.Array
+
+
+def _model_at(point: Point, model: ResidualModel, columns: int) -> ResidualModel:
     linear = point.linearise()
-    if isinstance(linear, Residuals):
-        eigen, lengths = _of_residuals(linear, point, lengths, columns)
-    else:
-        eigen, lengths = _of_curvature(linear, point, lengths, columns)
     x, _ = tree.ravel(point.params)
-    scale = tree.reciprocal(lengths)
-    axes = rows_like(scale[:, None] * eigen.axes, point.grad)
-    return ResidualModel(
-        eigen._replace(axes=axes), lengths, tree.norm(free_columns(point, lengths * x))
-    )
+    sizes = jnp.maximum(jnp.abs(x), model.sizes)
+
+    def scales_of(lengths: jax.Array) -> _Scales:
+        lengths = jnp.where(jnp.isfinite(lengths), lengths, 0)
+        is_lost = lengths < jnp.finfo(lengths.dtype).eps * model.lengths
+        lengths = jnp.maximum(lengths, _MEMORY * model.lengths)
+        diagonal = _diagonal(point, lengths, lengths * jnp.abs(x), sizes)
+        is_lost = jnp.any(free_columns(point, is_lost.astype(lengths.dtype)) > 0)
+        return _Scales(diagonal, lengths, sizes, is_lost)
+
+    of_linear: Any = _of_residuals if isinstance(linear, Residuals) else _of_curvature
+    eigen, scales = of_linear(linear, point, scales_of, columns)
+    axes = rows_like(tree.reciprocal(scales.diagonal)[:, None] * eigen.axes, point.grad)
+    size = tree.norm(free_columns(point, scales.diagonal * x))
+    eigen = eigen._replace(axes=axes)
+    return ResidualModel(eigen, scales.lengths, scales.sizes, size, scales.is_lost)
+
+
+def _diagonal(
+    point: Point, lengths: jax.Array, influences: jax.Array, sizes: jax.Array
+) -> jax.Array:
+    """D; a parameter that was 0 so far has the length of its column.
+
+    A column of K shorter than half the digits would be lost to rounding, if others are like it.
+    """
+    most = _SHARE * jnp.max(free_columns(point, influences))
+    is_known = sizes > most / tree.largest(sizes.dtype)  # else the quotient overflows
+    least = jnp.where(is_known, most / jnp.where(is_known, sizes, 1), 0)
+    half = float(jnp.finfo(lengths.dtype).eps) ** 0.5
+    return jnp.maximum(lengths, jnp.minimum(half * least, lengths) / half)
 
 
 def _of_residuals(
-    linear: Residuals, point: Point, lengths: jax.Array, columns: int
-) -> tuple[EigenModel, jax.Array]:
-    """The eigenvalues and eigenvectors of KᵀK, and the new lengths of the columns of J."""
+    linear: Residuals, point: Point, scales_of: Callable[[jax.Array], _Scales], columns: int
+) -> tuple[EigenModel, _Scales]:
+    """The eigenvalues and eigenvectors of KᵀK, and D from the lengths of the columns of J."""
     jacobian = jacobian_of(linear, point.params, columns)
     size, jacobian = _normalised(jacobian)
     unit = _finite(size)
-    lengths = _lengths(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)), lengths)
+    scales = scales_of(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)))
     r_size, r = _normalised(linear.r)
-    scaled = jacobian * (unit * tree.reciprocal(lengths))[None, :]
+    scaled = jacobian * (unit * tree.reciprocal(scales.diagonal))[None, :]
     values, axes, slopes = normal_axes(free_columns(point, scaled), r)
-    return EigenModel(axes, values, slopes, _sizes(r_size, size)), lengths
+    return EigenModel(axes, values, slopes, _sizes(r_size, size)), scales
 
 
 def _of_curvature(
-    product: Product, point: Point, lengths: jax.Array, columns: int
-) -> tuple[EigenModel, jax.Array]:
+    product: Product, point: Point, scales_of: Callable[[jax.Array], _Scales], columns: int
+) -> tuple[EigenModel, _Scales]:
     """The same from a matrix G in place of JᵀJ."""
     size, matrix = _normalised(dense(product, point.params, columns))
     root = jnp.sqrt(_finite(size))
-    lengths = _lengths(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)), lengths)
-    scale = tree.reciprocal(lengths)
+    scales = scales_of(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)))
+    scale = tree.reciprocal(scales.diagonal)
     scaled = matrix * (root * scale)[:, None] * (root * scale)[None, :]
     values, axes = eigh(on_face(point, scaled))
     slope, gradient = _normalised(scale * tree.ravel(point.grad)[0])
     slopes = _dot(axes.T, gradient)
-    return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(slope, size)), lengths
+    return EigenModel(axes, jnp.maximum(values, 0), slopes, _sizes(slope, size)), scales
 
 
 def jacobian_of(linear: Residuals, params: tree.PyTree, columns: int) -> jax.Array:
@@ -166,10 +212,6 @@ def _normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _finite(size: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(size), size, 0)
-
-
-def _lengths(new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.maximum(jnp.where(jnp.isfinite(new), new, 0), _MEMORY * old)
 
 
 def _sizes(slope: jax.Array, unit: jax.Array) -> jax.Array:
