@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -85,12 +85,11 @@ def of_any_function(
     tx = build(**numbers)
 
     def update(grads: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        value_fn = extra_args.get("value_fn")
-        if callable(value_fn):
-            extra_args["value_fn"] = gx.compose(value_fn, lambda params: params)
+        if callable(extra_args.get("value_fn")):
+            extra_args["value_fn"] = gx.compose(extra_args["value_fn"], lambda params: params)
         return tx.update(grads, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, cast(Any, update))
 
 
 def kronecker(

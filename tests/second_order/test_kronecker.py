@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -170,7 +170,7 @@ def test_units_of_the_objective_do_not_matter() -> None:
 
 def test_a_sum_over_the_examples_takes_the_steps_of_the_mean() -> None:
     """Also where the curvature is that of a part of them."""
-    data = {name: jnp.repeat(x[:6], 4, axis=0) for name, x in fit().data.items()}
+    data: Any = {name: jnp.repeat(x[:6], 4, axis=0) for name, x in fit().data.items()}
     tx = kronecker(factor_batch_size=6, model_batch_size=6)
     losses = squares, lambda z, y: jnp.sum((z - y) ** 2)
     mean, total = (follow(tx, gx.compose(f, net, **data), weights(), 8)[2] for f in losses)
@@ -329,8 +329,8 @@ def test_resumes_bit_for_bit() -> None:
 
     whole = advance(start, kronecker().init(start), 13)
     half = advance(start, kronecker().init(start), 7)
-    stored = jax.tree.map(np.array, half)
-    chex.assert_trees_all_equal(advance(*jax.tree.map(jnp.asarray, stored), 6), whole)
+    params, state = jax.tree.map(lambda x: jnp.asarray(np.array(x)), half)
+    chex.assert_trees_all_equal(advance(params, state, 6), whole)
 
 
 # -- faults
@@ -341,7 +341,7 @@ def faulty_run() -> Callable[..., Any]:
     """Twenty-five updates, one of which gets what is not finite."""
 
     def run(at: jax.Array, where: jax.Array, bad: jax.Array) -> Any:
-        data, tx = fit().data, kronecker(inverse_every=4)
+        data, tx = fit().data, cast(Any, kronecker(inverse_every=4))
 
         def body(carry: Any, t: jax.Array) -> Any:
             params, state = carry
@@ -400,7 +400,7 @@ def test_the_step_that_led_to_what_is_not_finite_is_taken_back() -> None:
 
 def test_where_the_curvature_overflows_nothing_moves_and_it_is_counted() -> None:
     value_fn = gx.compose(lambda y: jnp.sum(1e30 * y**2), lambda w, x: w * x, x=jnp.full(4, 1e10))
-    w, tx = jnp.full(4, 1e-30), kronecker()
+    w, tx = jnp.full(4, 1e-30), cast(Any, kronecker())
     updates, state = tx.update(
         jnp.full(4, 1e30), tx.init(w), w, value=jnp.asarray(1.0), value_fn=value_fn
     )

@@ -68,7 +68,7 @@ def each_leaf(params: Any, factors: kf.Factors) -> tuple[list[Any], list[Any]]:
     return jax.tree.leaves(params), jax.tree.leaves(factors, is_leaf=is_pair)
 
 
-def error(found: jax.Array, expected: np.ndarray) -> float:
+def error(found: Any, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
@@ -348,7 +348,7 @@ def test_without_a_last_step_or_with_a_parallel_one() -> None:
     d = rng.normal(size=5)
     alone = -(g @ d) / (d @ matrix @ d)
     alpha, mu = quadratic.minimum(model_of(g, matrix, np.stack([d, 0 * d])), 0.0, None, None)
-    np.testing.assert_allclose((alpha, mu), (alone, 0), rtol=1e-5)
+    np.testing.assert_allclose((alpha, mu), np.asarray([alone, 0.0]), rtol=1e-5)
     alpha, mu = quadratic.minimum(model_of(g, matrix, np.stack([d, 2 * d])), 0.0, None, None)
     np.testing.assert_allclose(alpha + 2 * mu, alone, rtol=1e-4)
     alpha, mu = quadratic.minimum(model_of(0 * g, matrix, np.stack([0 * d, d])), 0.0, None, None)
