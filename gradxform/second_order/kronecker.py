@@ -35,7 +35,7 @@ from gradxform.hyperparameters import (
     rate,
     scalar,
 )
-from gradxform.improvement import PATIENCE, Improvement, no_improvement
+from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
 from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
