@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import datetime
-import functools
 import io
 import itertools
 import json
@@ -274,20 +273,16 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
-    """Writes ``summary.json``, ``cost.png`` and, for a task on data, ``work.png``.
-
-    For an equation it also writes ``error.png`` and ``solution.png``.
-    """
+    """Writes ``summary.json`` and the pictures that belong to the kind of task."""
     from gradxform.lab.plots import plot_cost, plot_work
 
     plots: dict[str, Callable[[RaceResult, str], Figure]] = {"cost.png": plot_cost}
     if result.measure == "train_loss":
         plots["work.png"] = plot_work
     if isinstance(config, PhysicsConfig):
-        from gradxform.lab.physics_plots import plot_errors, plot_solution
+        from gradxform.lab.physics_plots import plots_of
 
-        plots["error.png"] = plot_errors
-        plots["solution.png"] = functools.partial(plot_solution, config)
+        plots |= plots_of(config)
     for name, plot in plots.items():
         _save_figure(folder / name, plot(result, config.title or config.name))
     # written last: a folder with this file is a finished run

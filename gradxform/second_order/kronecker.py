@@ -39,6 +39,7 @@ from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_i
 from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
+from gradxform.second_order import random_passes as passes
 from gradxform.second_order.kronecker_batch import Batch, after, batch_of, counted, number
 from gradxform.second_order.kronecker_factors import Estimate, Options
 
@@ -72,6 +73,7 @@ class KroneckerState(NamedTuple):
     turn: jax.Array  #: the same, but begins again where ``count`` has reached its largest value
     damping: jax.Array  #: λ, relative to ``unit``
     unit: jax.Array  #: curvature along the first gradient that has any; 0 before
+    is_sum: jax.Array  #: whether the objective is a sum over the examples, not a mean
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
     memory: quadratic.Memory  #: curvature in earlier sub-batches
@@ -183,6 +185,7 @@ def kronecker(
             turn=jnp.array(0, jnp.int32),
             damping=number(damping),
             unit=number(),
+            is_sum=jnp.array(False),
             estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
             memory=quadratic.first_memory(),
@@ -204,12 +207,15 @@ def kronecker(
             return grads, state
         for_factors = batch.part("factor_batch_size", factor_batch_size)
         for_model = batch.part("model_batch_size", model_batch_size)
-        at = kf.linearised(for_model, batch.params, batch.value)
-        unit = kf.when(state.unit == 0, lambda: kf.curvature_along(at, batch.g), state.unit)
-        lam = state.damping * kf.or_one(unit)
+        at = passes.linearised(for_model, batch.params)
+        is_new = state.unit == 0
+        is_sum = jnp.where(is_new, passes.is_sum(at, for_model, batch.value), state.is_sum)
+        at = passes.scaled(at, for_model, is_sum)
+        unit = kf.when(is_new, lambda: passes.curvature_along(at, batch.g), state.unit)
+        lam = state.damping * passes.or_one(unit)
 
         # the direction, and the step along it and the last step
-        probe = batch.probe(for_factors)
+        probe = batch.probe(for_factors, is_sum)
         made = kf.refreshed(options, state.estimate, batch.params, probe, state.turn, lam)
         directions = kf.divided(batch.g, made.estimate, lam), state.step
         model = quadratic.model_along(at, batch.g, *directions)
@@ -239,7 +245,7 @@ def kronecker(
         info = counted(state.info, batch, made, usable, gradients)._replace(
             curvature_products=tree.add_count(state.info.curvature_products, 2 + made.probes),
             evaluations=tree.add_count(state.info.evaluations, due.astype(jnp.int32)),
-            damping=next_damping * kf.or_one(unit),
+            damping=next_damping * passes.or_one(unit),
             ratio=ratio,
             rate=-alpha,
             momentum=mu,
@@ -248,7 +254,7 @@ def kronecker(
         )
         count, turn = tree.add_count(state.count, 1), after(state.turn)
         new_state = KroneckerState(
-            count, turn, next_damping, unit, made.estimate, step, memory, improvement, info
+            count, turn, next_damping, unit, is_sum, made.estimate, step, memory, improvement, info
         )
         back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
         return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)

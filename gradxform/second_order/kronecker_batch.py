@@ -10,6 +10,7 @@ from gradxform import protocol, tree
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.objective import Composed, bind, check_value
 from gradxform.second_order import kronecker_factors as kf
+from gradxform.second_order import random_passes as passes
 
 _ENOUGH = 256  # examples: with fewer, ten outputs each say too little about the curvature
 
@@ -24,12 +25,20 @@ class Batch(NamedTuple):
     g: tree.PyTree  # the gradient in at least float32; zero if it or the value is not finite
     finite: jax.Array  # whether value and gradient are
 
-    def part(self, argument: str, size: int | None) -> kf.Part:
+    def part(self, argument: str, size: int | None) -> passes.Part:
         """Examples evenly spread over the batch: ``size`` of them, or the default number."""
         return _part(self.method, argument, self.value_fn, size)
 
-    def probe(self, part: kf.Part) -> Callable[[jax.Array, int], kf.Probe]:
-        return lambda key, lanczos: kf.probe(part, self.params, self.value, key, lanczos)
+    def probe(
+        self, part: passes.Part, is_sum: jax.Array
+    ) -> Callable[[jax.Array, int], passes.Probe]:
+        """A random backward pass on a part of the examples, of a key and Lanczos's steps."""
+
+        def probe(key: jax.Array, lanczos: int) -> passes.Probe:
+            at = passes.scaled(passes.linearised(part, self.params), part, is_sum)
+            return passes.probe(at, self.params, key, lanczos)
+
+        return probe
 
 
 def batch_of(
@@ -56,9 +65,9 @@ def batch_of(
     return Batch(method, params, jnp.where(finite, value, 0), value_fn, g, finite)
 
 
-def _part(method: str, argument: str, value_fn: Composed, size: int | None) -> kf.Part:
+def _part(method: str, argument: str, value_fn: Composed, size: int | None) -> passes.Part:
     if size is None and not value_fn.has_examples:
-        return kf.Part(value_fn, 1)
+        return passes.Part(value_fn, 1)
     n = value_fn.examples
     if size is None:
         size = min(n, max(n // 4, _ENOUGH))
@@ -69,7 +78,7 @@ def _part(method: str, argument: str, value_fn: Composed, size: int | None) -> k
             f"chunks: give at most {n}"
             + (f", and a multiple of {value_fn.chunks}" if value_fn.chunks > 1 else "")
         )
-    return kf.Part(value_fn.spread(size), n / size)
+    return passes.Part(value_fn.spread(size), n / size)
 
 
 def number(x: Scalar = 0.0) -> jax.Array:

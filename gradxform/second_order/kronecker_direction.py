@@ -15,6 +15,7 @@ from gradxform import protocol, tree
 from gradxform.hyperparameters import Count, Fraction, NonNegative, Seed, Size, checked, scalar
 from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
+from gradxform.second_order import random_passes as passes
 from gradxform.second_order.kronecker_batch import after, batch_of, counted, number
 from gradxform.second_order.kronecker_factors import Estimate, Options
 
@@ -38,6 +39,7 @@ class ScaleByKroneckerState(NamedTuple):
     count: jax.Array  #: updates made so far
     turn: jax.Array  #: the same, but begins again where ``count`` has reached its largest value
     unit: jax.Array  #: curvature along the first gradient that has any; 0 before
+    is_sum: jax.Array  #: whether the objective is a sum over the examples, not a mean
     estimate: Estimate  #: the factors and their inverses
     info: ScaleByKroneckerInfo
 
@@ -90,6 +92,7 @@ def scale_by_kronecker(
             jnp.array(0, jnp.int32),
             jnp.array(0, jnp.int32),
             number(),
+            jnp.array(False),
             kf.first_estimate(options, params),
             _no_info(),
         )
@@ -107,14 +110,16 @@ def scale_by_kronecker(
         if tree.count(grads) == 0:
             return grads, state
         part = batch.part("factor_batch_size", factor_batch_size)
-        unit = kf.when(
-            state.unit == 0,
-            lambda: kf.curvature_along(kf.linearised(part, batch.params, batch.value), batch.g),
-            state.unit,
-        )
-        lam = scalar(damping) * kf.or_one(unit)
+
+        def first() -> tuple[jax.Array, jax.Array]:
+            at = passes.linearised(part, batch.params)
+            is_sum = passes.is_sum(at, part, batch.value)
+            return passes.curvature_along(passes.scaled(at, part, is_sum), batch.g), is_sum
+
+        unit, is_sum = kf.when(state.unit == 0, first, (state.unit, state.is_sum))
+        lam = scalar(damping) * passes.or_one(unit)
         made = kf.refreshed(
-            options, state.estimate, batch.params, batch.probe(part), state.turn, lam
+            options, state.estimate, batch.params, batch.probe(part, is_sum), state.turn, lam
         )
         delta = kf.divided(batch.g, made.estimate, lam)
         finite = made.finite & jnp.isfinite(tree.max_abs(delta))
@@ -122,7 +127,7 @@ def scale_by_kronecker(
         info = counted(state.info, batch, made, finite, made.probes / part.times)
         info = info._replace(damping=lam)
         count, turn = tree.add_count(state.count, 1), after(state.turn)
-        new_state = ScaleByKroneckerState(count, turn, unit, made.estimate, info)
+        new_state = ScaleByKroneckerState(count, turn, unit, is_sum, made.estimate, info)
         return tree.cast_like(delta, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)

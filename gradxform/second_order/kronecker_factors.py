@@ -21,9 +21,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from gradxform import tree
-from gradxform.complex_leaves import to_complex, to_real
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.objective import Composed
+from gradxform.second_order import random_passes as passes
 from gradxform.sharding import is_explicit, sharded_like, whole
 
 T = TypeVar("T")
@@ -114,112 +113,7 @@ def no_factors(params: tree.PyTree, max_dim: int) -> Factors:
     return jax.tree.map(of_leaf, params)
 
 
-# -- the random backward pass
-
-
-class Part(NamedTuple):
-    """A part of the examples, on which a curvature is computed."""
-
-    value_fn: Composed
-    times: float  #: examples in the whole batch over those in the part
-
-
-class Linear(NamedTuple):
-    """Model and loss at θ, linearised: Jᵀ (scale · H) J is the Gauss–Newton matrix."""
-
-    outputs: tree.PyTree  #: of the model; complex ones are pairs of real ones
-    push: Callable[..., tree.PyTree]  #: v ↦ J v
-    bend: Callable[[tree.PyTree], tree.PyTree]  #: y ↦ H y
-    scale: jax.Array  #: the objective over that of the part: 1 for a mean over the examples
-
-
-def linearised(part: Part, params: tree.PyTree, value: jax.Array) -> Linear:
-    """The model and the loss of a part of the examples; ``value`` is the whole objective."""
-    loss, model = part.value_fn.parts()
-
-    def real_outputs(params: tree.PyTree) -> tree.PyTree:
-        return to_real(jax.tree.map(tree.promote, model(params)))
-
-    def real_loss(outputs: tree.PyTree) -> jax.Array:
-        return jnp.asarray(loss(to_complex(outputs)))
-
-    outputs, push = jax.linearize(real_outputs, params)
-    (of_part, _), bend = jax.linearize(jax.value_and_grad(real_loss), outputs)
-    # a sum over the examples is as many times larger as there are more examples; a mean is equal
-    of_part, value = scalar(of_part), scalar(value)
-    is_sum = jnp.abs(value - part.times * of_part) < jnp.abs(value - of_part)
-    return Linear(
-        outputs, push, lambda y: bend(y)[1], jnp.where(is_sum, scalar(part.times), scalar(1))
-    )
-
-
-def curvature_along(at: Linear, g: tree.PyTree) -> jax.Array:
-    """gᵀFg / gᵀg; 0 if it is not positive, or not finite."""
-    g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)  # so that its square is a number
-    pushed = at.push(g)
-    ratio = tree.divide(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
-    return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 0)
-
-
-def or_one(unit: jax.Array) -> jax.Array:
-    """The unit of the damping: 1 as long as no curvature is known."""
-    return jnp.where(unit > 0, unit, 1)
-
-
-class Probe(NamedTuple):
-    """A random vector whose covariance is the Gauss–Newton matrix."""
-
-    v: tree.PyTree  #: V, like the parameters
-    convex: jax.Array  #: whether Lanczos's method saw no negative curvature of the loss
-
-
-def probe(part: Part, params: tree.PyTree, value: jax.Array, key: jax.Array, lanczos: int) -> Probe:
-    """V = Jᵀ H^½ ε for random signs ε, with ``lanczos`` products with H."""
-    at = linearised(part, params, value)
-    leaves, structure = jax.tree.flatten(at.outputs)
-    keys = jax.random.split(key, len(leaves))
-    signs = [jax.random.rademacher(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)]
-    signs = sharded_like(jax.tree.unflatten(structure, signs), at.outputs)
-    root, convex = root_times(at.bend, signs, lanczos)
-    (v,) = jax.linear_transpose(at.push, params)(root)
-    return Probe(tree.scale(jnp.sqrt(at.scale), v), convex)
-
-
-def root_times(
-    bend: Callable[[tree.PyTree], tree.PyTree], x: tree.PyTree, steps: int
-) -> tuple[tree.PyTree, jax.Array]:
-    """H^½ x by Lanczos's method, and whether H showed no negative eigenvalue.
-
-    With one step it is exact if H is a multiple of the identity, as for squared errors.
-    """
-    size = tree.sqrt(tree.vdot(x, x))
-    eps = jnp.finfo(size.dtype).eps
-    q = tree.scale(tree.reciprocal(size), x)
-    basis, diagonal, beside = [q], [], []
-    for _ in range(steps):
-        w = bend(basis[-1])
-        if beside:
-            w = tree.map(lambda w, p, b=beside[-1]: w - b * p, w, basis[-2])
-        diagonal.append(tree.vdot(w, basis[-1]))
-        if len(basis) < steps:
-            w = tree.map(lambda w, p, a=diagonal[-1]: w - a * p, w, basis[-1])
-            left = tree.sqrt(tree.vdot(w, w))
-            # below this the rest is rounding: the space is exhausted
-            left = jnp.where(left > 100 * eps * jnp.abs(diagonal[0]), left, 0)
-            beside.append(left)
-            basis.append(tree.map(lambda w, n=left: tree.divide(w, n), w))
-    matrix = jnp.diag(jnp.stack(diagonal))
-    if beside:
-        off = jnp.stack(beside)
-        matrix = matrix + jnp.diag(off, 1) + jnp.diag(off, -1)
-    values, vectors = jnp.linalg.eigh(matrix)
-    weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
-    rounding = 1000 * eps * jnp.max(jnp.abs(values))
-    root = tree.map(lambda *qs: jnp.tensordot(weights, jnp.stack(qs), 1), *basis)
-    return root, ~(values[0] < -rounding)  # NaN is counted elsewhere
-
-
-# -- the factors and what they make of a gradient
+# -- the running means and their inverses
 
 
 def when(due: jax.Array, make: Callable[[], T], old: T) -> T:
@@ -227,8 +121,18 @@ def when(due: jax.Array, make: Callable[[], T], old: T) -> T:
 
     With a condition that differs from lane to lane JAX would compute both in each update.
     """
-    made = lambda: tree.select(due, make(), old)
+    made = lambda: tree.select(_own(due), make(), old)
     return jax.lax.cond(_any_lane(due), made, lambda: old)
+
+
+@custom_vmap
+def _own(condition: jax.Array) -> jax.Array:
+    return jnp.full_like(condition, True)  # without lanes the branch itself is the condition
+
+
+@_own.def_vmap
+def _(axis_size: int, in_batched: list[bool], condition: jax.Array) -> tuple[jax.Array, bool]:
+    return condition, in_batched[0]
 
 
 @custom_vmap
@@ -267,7 +171,7 @@ def refreshed(
     options: Options,
     estimate: Estimate,
     params: tree.PyTree,
-    make_probe: Callable[[jax.Array, int], Probe],
+    make_probe: Callable[[jax.Array, int], passes.Probe],
     count: jax.Array,
     damping: jax.Array,
 ) -> Refreshed:
@@ -292,7 +196,7 @@ def refreshed(
     new_inverses = is_due(count, options.inverse_every) | early
     inverses = when(
         new_inverses,
-        lambda: _finite_or(inverses_of(factors, params, damping), estimate.inverses),
+        lambda: inverses_of(factors, params, damping),
         estimate.inverses,
     )
     return Refreshed(
@@ -302,12 +206,6 @@ def refreshed(
         convex,
         finite,
     )
-
-
-def _finite_or(new: Inverses, old: Inverses) -> Inverses:
-    """The new inverses, and the old ones where a new one is not finite."""
-    usable = lambda x, y: jnp.where(jnp.isfinite(tree.max_abs(x)), x, y)
-    return jax.tree.map(usable, new, old)
 
 
 def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
@@ -372,8 +270,11 @@ def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) ->
     scaled = tree.divide(factor, tau[..., None, None] if full else tau[..., None])
     if not full:
         return 1 / (scaled + shift)
-    eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    lower = jnp.linalg.cholesky(scaled + shift * eye)
+    size = factor.shape[-1]
+    eye = jnp.eye(size, dtype=factor.dtype)
+    # rounding alone makes eigenvalues negative by as much; tau is the trace of the scaled factor
+    shift = jnp.maximum(shift, size * jnp.finfo(factor.dtype).eps * tau)
+    lower = jnp.linalg.cholesky(scaled + shift[..., None, None] * eye)
     w = jax.lax.linalg.triangular_solve(
         lower, jnp.broadcast_to(eye, lower.shape), left_side=True, lower=True
     )

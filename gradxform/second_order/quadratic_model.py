@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.second_order.kronecker_factors import Linear
+from gradxform.second_order.random_passes import Linear
 
 _RIDGE = 1e-6  # relative to the curvature along the last step
 _MOST = 1  # |μ|

@@ -216,7 +216,7 @@ def test_a_net_is_fitted_in_float32_and_bfloat16() -> None:
     params, state, _ = ends[1]
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     dtypes = {x.dtype for x in jax.tree.leaves(state)}
-    assert dtypes == {jnp.dtype("float32"), jnp.dtype("int32")}
+    assert dtypes == {jnp.dtype(name) for name in ("float32", "int32", "bool")}
 
 
 def test_the_info_counts_the_work() -> None:

@@ -16,6 +16,7 @@ import gradxform as gx
 from gradxform.objective import Composed
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
+from gradxform.second_order import random_passes as passes
 from tests.thinning import every
 
 rng = np.random.default_rng(3)
@@ -51,12 +52,14 @@ def mean_factors(
     """The mean of the factors of many probes."""
     value, none = value_fn(params), kf.no_factors(params, 4096)
     times = 1 if part is None else value_fn.examples // part
-    of = kf.Part(value_fn if part is None else value_fn.spread(part), times)
+    of = passes.Part(value_fn if part is None else value_fn.spread(part), times)
 
     @jax.jit
     @jax.vmap
     def one(key: jax.Array) -> kf.Factors:
-        v, _ = kf.probe(of, params, value, key, lanczos)
+        at = passes.linearised(of, params)
+        at = passes.scaled(at, of, passes.is_sum(at, of, value))
+        v, _ = passes.probe(at, params, key, lanczos)
         return kf.averaged(none, v, jnp.asarray(1.0))
 
     many = one(jax.random.split(jax.random.key(0), probes))
@@ -158,8 +161,9 @@ def test_a_part_of_a_sum_counts_for_the_whole() -> None:
     total = lambda outputs, y: 0.5 * jnp.sum((outputs - y) ** 2)
     for loss, scale in ((squares, 1), (total, 3)):
         value_fn = gx.compose(loss, model, x=x, y=y)
-        at = kf.linearised(kf.Part(value_fn.spread(4), 3), w, value_fn(w))
-        assert float(at.scale) == scale
+        part = passes.Part(value_fn.spread(4), 3)
+        at = passes.linearised(part, w)
+        assert float(passes.scaled(at, part, passes.is_sum(at, part, value_fn(w))).scale) == scale
     whole, part = (mean_factors(value_fn, w, probes=2000, part=n) for n in (12, 4))
     for ours, theirs in zip(part, whole, strict=True):
         assert error(ours, theirs) < 0.15
@@ -187,7 +191,7 @@ def symmetric(values: np.ndarray) -> np.ndarray:
 def test_root_times_is_the_square_root(values: np.ndarray, steps: int) -> None:
     matrix = symmetric(values)
     x = np.random.default_rng(1).choice([-1.0, 1.0], size=len(values))
-    root, convex = kf.root_times(lambda x: {"y": matrix @ x["y"]}, {"y": jnp.asarray(x)}, steps)
+    root, convex = passes.root_times(lambda x: {"y": matrix @ x["y"]}, {"y": jnp.asarray(x)}, steps)
     np.testing.assert_allclose(root["y"], symmetric(np.sqrt(values)) @ x, rtol=1e-7, atol=1e-7)
     assert bool(convex)
 
@@ -196,16 +200,16 @@ def test_root_times_is_the_square_root(values: np.ndarray, steps: int) -> None:
 def test_negative_curvature_is_seen_and_left_out(steps: int) -> None:
     matrix = symmetric(np.asarray([-3.0, -2.0, 0.5, 1.0]))
     x = jnp.asarray([1.0, -1.0, 1.0, 1.0])
-    root, convex = kf.root_times(lambda x: matrix @ x, x, steps)
+    root, convex = passes.root_times(lambda x: matrix @ x, x, steps)
     assert not bool(convex)
     assert np.isfinite(root).all()
-    tiny, convex = kf.root_times(lambda x: -1e-30 * x, x, steps)
+    tiny, convex = passes.root_times(lambda x: -1e-30 * x, x, steps)
     assert not bool(convex)
     np.testing.assert_array_equal(tiny, 0)
 
 
 def test_a_curvature_that_is_not_finite_is_not_called_indefinite() -> None:
-    root, convex = kf.root_times(lambda x: x * jnp.nan, jnp.ones(3), 3)
+    root, convex = passes.root_times(lambda x: x * jnp.nan, jnp.ones(3), 3)
     assert not np.isfinite(root).any()
     assert bool(convex)
 
@@ -292,7 +296,7 @@ def test_a_probe_that_is_not_finite_leaves_the_factors(bad: float) -> None:
     v = {**params, "b": params["b"].at[1].set(bad)}
 
     def refreshed(v: Any, estimate: kf.Estimate, count: int) -> kf.Refreshed:
-        make = lambda key, lanczos: kf.Probe(v, jnp.array(True))
+        make = lambda key, lanczos: passes.Probe(v, jnp.array(True))
         lam = jnp.asarray(0.1)
         return kf.refreshed(options, estimate, params, make, jnp.asarray(count), lam)
 
@@ -359,7 +363,7 @@ def test_the_model_along_two_directions_is_that_of_the_objective() -> None:
     x, y = rng.normal(size=(6, 4)), rng.integers(0, 3, size=6)
     value_fn = gx.compose(cross_entropy, lambda w, x: jnp.tanh(x @ w), x=x, y=y)
     w, d, e = array(4, 3), array(4, 3) + 1, array(4, 3) * 2 - 1
-    at = kf.linearised(kf.Part(value_fn, 1), w, value_fn(w))
+    at = passes.linearised(passes.Part(value_fn, 1), w)
     g = jax.grad(value_fn)(w)
     found = quadratic.model_along(at, g, d, e)
     matrix = gauss_newton(value_fn, w)
