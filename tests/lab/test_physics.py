@@ -163,7 +163,7 @@ def test_a_race_runs_in_float64_and_draws_its_pictures(tmp_path):
     fitted, descended = result.histories
     assert {x.dtype for x in jax.tree.leaves(fitted.params)} == {np.dtype("float64")}
     first, last = fitted.rows[0], fitted.rows[-1]
-    assert last["train_loss"] < min(0.1 * first["train_loss"], descended.rows[-1]["train_loss"])
+    assert last["train_loss"] < min(0.3 * first["train_loss"], descended.rows[-1]["train_loss"])
     assert last["test_relative_error"] < 0.5 * first["test_relative_error"]
     results.save(tmp_path, config, result)
     for name in ("error.png", "solution.png", "work.png"):
