@@ -2,7 +2,7 @@
 
 For f(x) = ½ ‖r(x)‖² with the Jacobian J of the residuals r, after Moré (1978)::
 
-    D ← the lengths of the columns of J, but no parameter may go far beyond its size
+    D ← the lengths of the columns of J, but at least 0.99 times the last D
     p ← the minimum of ½ ‖r + J p‖² within ‖Dp‖ ≤ Δ
     ρ ← (f(x) − f(x + p)) / (½ ‖r‖² − ½ ‖r + J p‖²)
     if ρ < 1/4:                               Δ ← a part of ‖Dp‖
@@ -83,8 +83,7 @@ def levenberg_marquardt(
     Three ways lead to p. All take D and Δ into account, and JᵀJ is formed by none of the first two:
 
     * up to ``max_size`` parameters: by the QR factorisation and singular values of J, with D from
-      the lengths of the columns of J, so that the units of the parameters do not matter. Relative
-      to its size, no parameter goes over ten times as far as the most influential one;
+      the lengths of the columns of J, so that the units of the parameters do not matter;
     * more parameters, but at most ``max_size`` residuals: by the eigenvalues of J Jᵀ, with D = I;
     * more of both: by conjugate gradients from products with J and Jᵀ, with D = I.
 
@@ -123,9 +122,8 @@ def levenberg_marquardt(
     References:
       Moré, "The Levenberg-Marquardt algorithm: implementation and theory", in *Numerical Analysis*
       (1978). Differs: the secular equation is solved by singular values, up to rounding; the
-      lengths in D may fade by one percent at each point, and D limits the relative step of each
-      parameter; after a poor step the radius shrinks by the parabola through two values and a
-      slope. Bounds: Lin & Moré, "Newton's method for large
+      lengths in D may fade by one percent at each point; after a poor step the radius shrinks by
+      the parabola through two values and a slope. Bounds: Lin & Moré, "Newton's method for large
       bound-constrained optimization problems", SIAM J. Optim. 9:1100 (1999).
 
     >>> import jax.numpy as jnp, gradxform as gx

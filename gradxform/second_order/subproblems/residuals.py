@@ -6,12 +6,6 @@ With the residuals r, their Jacobian J, and K = J D⁻¹ = U S Vᵀ, the step wi
 
 This is the solution of the least-squares problem [J; √λ D] p = −[r; 0]. JᵀJ is never formed, since
 it would square the condition number. D holds the lengths of the columns of J, as in Moré (1978).
-But no entry lets its parameter go much further than the others, relative to their sizes::
-
-    lᵢ ← max(‖J eᵢ‖, 0.99 lᵢ),    sᵢ ← max(|xᵢ|, sᵢ),    Dᵢ = max(lᵢ, maxⱼ lⱼ|xⱼ| / 10 sᵢ)
-
-Far from a solution a parameter may have hardly any influence, as a rate has where the exponential
-has decayed. Its short column would let it go so far that its influence is lost for good.
 """
 
 import functools
@@ -43,18 +37,15 @@ from gradxform.sharding import varying_like
 from gradxform.small_svd import LARGEST, orthogonalised, triangle_of
 from gradxform.squares import Residuals, linearised, squares_of
 
-# l falls by at most this factor from one point to the next: a column that was long stays in mind
+# D falls by at most this factor from one point to the next: a column that was long stays in mind
 _MEMORY = 0.99
-# relative to its size, a parameter goes at most ten times as far as the most influential one
-_SHARE = 0.1
 
 
 class ResidualModel(NamedTuple):
     """The model at the accepted point."""
 
     eigen: EigenModel  #: of KᵀK, with A = D⁻¹V, Λ = S² and Aᵀg = S Uᵀ r
-    lengths: jax.Array  #: l, the lengths of the columns of J
-    sizes: jax.Array  #: s, the largest absolute value of each parameter so far
+    lengths: jax.Array  #: the diagonal of D
     size: jax.Array  #: ‖D x‖; with bounds of the entries that can move
     is_lost: jax.Array  #: whether a parameter has lost the influence that it had
 
@@ -73,9 +64,9 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
     def init(params: tree.PyTree) -> ResidualModel:
         zero, _ = tree.ravel(tree.zeros_like(params))
         # in buffers of their own, so that a state can be donated
-        values, slopes, lengths, sizes = (jnp.zeros_like(zero) for _ in range(4))
+        values, slopes, lengths = (jnp.zeros_like(zero) for _ in range(3))
         eigen = EigenModel(identity_rows(params), values, slopes, jnp.zeros(2, zero.dtype))
-        return ResidualModel(eigen, lengths, sizes, jnp.zeros((), zero.dtype), jnp.array(False))
+        return ResidualModel(eigen, lengths, jnp.zeros((), zero.dtype), jnp.array(False))
 
     def prepare(point: Point, model: ResidualModel) -> Prepared:
         def made() -> ResidualModel:
@@ -85,7 +76,7 @@ def from_residuals(*, initial_radius: Scalar | None, columns: int) -> Subproblem
         finite = jnp.isfinite(model.eigen.sizes).all()
         products = jnp.where(point.is_new, jnp.int32(tree.count(point.grad)), 0)
         if initial_radius is None:
-            radius = usable_radius(_first_radius(model), point.rough_radius)
+            radius = usable_radius(_first_radius(model, point.params), point.rough_radius)
         else:
             radius = scalar(initial_radius)
         return Prepared(model, radius, products, finite)
@@ -112,10 +103,11 @@ def full_step(model: ResidualModel) -> Full:
     return Full(*(jnp.where(is_lost, tree.largest(), x) for x in numbers))
 
 
-def _first_radius(model: ResidualModel) -> jax.Array:
+def _first_radius(model: ResidualModel, params: tree.PyTree) -> jax.Array:
     """‖Dx‖; a parameter that is 0 tells no size, then at least the way to a zero gradient."""
     size, toward = scalar(model.size), _toward_minimum(model.eigen)
-    return jnp.where(jnp.any(model.sizes == 0), jnp.maximum(size, toward), size)
+    x, _ = tree.ravel(params)
+    return jnp.where(jnp.all(x != 0), size, jnp.maximum(size, toward))
 
 
 def _toward_minimum(model: EigenModel) -> jax.Array:
@@ -125,47 +117,27 @@ def _toward_minimum(model: EigenModel) -> jax.Array:
 
 
 class _Scales(NamedTuple):
-    """D, and what it comes from."""
+    """The diagonal of D, and whether a parameter has lost the influence that it had."""
 
-    diagonal: jax.Array
     lengths: jax.Array
-    sizes: jax.Array
     is_lost: jax.Array
 
 
 def _model_at(point: Point, model: ResidualModel, columns: int) -> ResidualModel:
     linear = point.linearise()
-    x, _ = tree.ravel(point.params)
-    sizes = jnp.maximum(jnp.abs(x), model.sizes)
 
     def scales_of(lengths: jax.Array) -> _Scales:
         lengths = jnp.where(jnp.isfinite(lengths), lengths, 0)
         is_lost = lengths < jnp.finfo(lengths.dtype).eps * model.lengths
-        lengths = jnp.maximum(lengths, _MEMORY * model.lengths)
-        diagonal = _diagonal(point, lengths, lengths * jnp.abs(x), sizes)
         is_lost = jnp.any(free_columns(point, is_lost.astype(lengths.dtype)) > 0)
-        return _Scales(diagonal, lengths, sizes, is_lost)
+        return _Scales(jnp.maximum(lengths, _MEMORY * model.lengths), is_lost)
 
     of_linear: Any = _of_residuals if isinstance(linear, Residuals) else _of_curvature
     eigen, scales = of_linear(linear, point, scales_of, columns)
-    axes = rows_like(tree.reciprocal(scales.diagonal)[:, None] * eigen.axes, point.grad)
-    size = tree.norm(free_columns(point, scales.diagonal * x))
-    eigen = eigen._replace(axes=axes)
-    return ResidualModel(eigen, scales.lengths, scales.sizes, size, scales.is_lost)
-
-
-def _diagonal(
-    point: Point, lengths: jax.Array, influences: jax.Array, sizes: jax.Array
-) -> jax.Array:
-    """D; a parameter that was 0 so far has the length of its column.
-
-    A column of K shorter than half the digits would be lost to rounding, if others are like it.
-    """
-    most = _SHARE * jnp.max(free_columns(point, influences))
-    is_known = sizes > most / tree.largest(sizes.dtype)  # else the quotient overflows
-    least = jnp.where(is_known, most / jnp.where(is_known, sizes, 1), 0)
-    half = float(jnp.finfo(lengths.dtype).eps) ** 0.5
-    return jnp.maximum(lengths, jnp.minimum(half * least, lengths) / half)
+    axes = rows_like(tree.reciprocal(scales.lengths)[:, None] * eigen.axes, point.grad)
+    x, _ = tree.ravel(point.params)
+    size = tree.norm(free_columns(point, scales.lengths * x))
+    return ResidualModel(eigen._replace(axes=axes), scales.lengths, size, scales.is_lost)
 
 
 def _of_residuals(
@@ -177,7 +149,7 @@ def _of_residuals(
     unit = _finite(size)
     scales = scales_of(unit * jnp.sqrt(jnp.sum(jnp.square(jacobian), axis=0)))
     r_size, r = _normalised(linear.r)
-    scaled = jacobian * (unit * tree.reciprocal(scales.diagonal))[None, :]
+    scaled = jacobian * (unit * tree.reciprocal(scales.lengths))[None, :]
     values, axes, slopes = normal_axes(free_columns(point, scaled), r)
     return EigenModel(axes, values, slopes, _sizes(r_size, size)), scales
 
@@ -189,7 +161,7 @@ def _of_curvature(
     size, matrix = _normalised(dense(product, point.params, columns))
     root = jnp.sqrt(_finite(size))
     scales = scales_of(root * jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0)))
-    scale = tree.reciprocal(scales.diagonal)
+    scale = tree.reciprocal(scales.lengths)
     scaled = matrix * (root * scale)[:, None] * (root * scale)[None, :]
     values, axes = eigh(on_face(point, scaled))
     slope, gradient = _normalised(scale * tree.ravel(point.grad)[0])
