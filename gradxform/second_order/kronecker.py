@@ -235,8 +235,9 @@ def kronecker(
         # the damping
         due = kf.is_due(after(state.turn), adapt_every)
         ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
-        next_damping = _next_damping(state.damping, ratio, adapt_every, min_damping)
-        next_damping = jnp.where(due & usable, next_damping, state.damping)
+        judged = jnp.where(batch.finite, ratio, 0)  # a step to a value that is not finite is poor
+        next_damping = _next_damping(state.damping, judged, adapt_every, min_damping)
+        next_damping = jnp.where((due & usable) | ~batch.finite, next_damping, state.damping)
 
         improvement = improvement_after(
             state.improvement, batch.finite, batch.value, tree.max_abs(batch.g)
