@@ -173,8 +173,9 @@ def kronecker(
     >>> loss = lambda outputs, y: jnp.mean((outputs - y) ** 2)
     >>> objective = gx.compose(loss, model, x=x, y=jnp.sin(x[:, :1]) * x[:, 1:2])
     >>> start = {"hidden": jax.random.normal(keys[1], (4, 32)) / 2, "out": jnp.zeros((32, 1))}
-    >>> solution = gx.minimize(objective, start, gx.kronecker(), max_steps=200)
-    >>> float(objective(start)) > 100 * float(solution.value)
+    >>> ours = gx.minimize(objective, start, gx.kronecker(), max_steps=100)
+    >>> adam = gx.minimize(objective, start, gx.adam(0.01), max_steps=100)
+    >>> float(ours.value) < 0.75 * float(adam.value)
     True
     """
     options = Options(factor_every, inverse_every, decay, max_dim, lanczos, seed)
@@ -235,9 +236,10 @@ def kronecker(
         # the damping
         due = kf.is_due(after(state.turn), adapt_every)
         ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
-        judged = jnp.where(batch.finite, ratio, 0)  # a step to a value that is not finite is poor
+        is_taken_back = ~batch.finite & (state.count > 0)
+        judged = jnp.where(is_taken_back, 0, ratio)
         next_damping = _next_damping(state.damping, judged, adapt_every, min_damping)
-        next_damping = jnp.where((due & usable) | ~batch.finite, next_damping, state.damping)
+        next_damping = jnp.where((due & usable) | is_taken_back, next_damping, state.damping)
 
         improvement = improvement_after(
             state.improvement, batch.finite, batch.value, tree.max_abs(batch.g)

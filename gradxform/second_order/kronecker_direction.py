@@ -82,8 +82,8 @@ def scale_by_kronecker(
     >>> loss = gx.compose(squares, lambda w, x: x @ w, x=x, y=x @ jnp.ones((8, 3)))
     >>> tx = optax.chain(gx.scale_by_kronecker(), optax.scale_by_learning_rate(0.3))
     >>> solution = gx.minimize(loss, jnp.zeros((8, 3)), tx, tol=1e-4)
-    >>> bool(solution.converged), int(solution.steps) < 100
-    (True, True)
+    >>> bool(solution.converged)
+    True
     """
     options = Options(factor_every, inverse_every, decay, max_dim, lanczos, seed)
 

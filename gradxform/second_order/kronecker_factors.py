@@ -23,7 +23,7 @@ from jax.custom_batching import custom_vmap
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order import random_passes as passes
-from gradxform.sharding import is_explicit, sharded_like, whole
+from gradxform.sharding import is_explicit, sharded_like, varying_like, whole
 
 T = TypeVar("T")
 
@@ -188,7 +188,7 @@ def refreshed(
         new = averaged(estimate.factors, v, jnp.where(finite, weight, 0))
         return new, convex, finite
 
-    nothing = estimate.factors, jnp.array(True), jnp.array(True)
+    nothing = estimate.factors, *varying_like((jnp.array(True), jnp.array(True)), params)
     factors, convex, finite = when(new_factors, probed, nothing)
     # at 0, 1, 2, 4, 8, … the factors are still new
     power_of_two = (count & (count - 1)) == 0
