@@ -13,7 +13,8 @@ An update at θ, with the gradient g, the Gauss–Newton matrix F and the dampin
                          θ ← θ + δ
     every 5th update:    λ by the actual over the predicted reduction
 
-The module ``kronecker_factors`` holds V, L and R; ``quadratic_model`` holds (α, μ).
+The module ``random_passes`` makes V, ``kronecker_factors`` holds L and R, and ``quadratic_model``
+finds (α, μ).
 """
 
 from typing import Any, NamedTuple
@@ -117,7 +118,9 @@ def kronecker(
 
         δ = −αΔ + μδ₋,    (α, μ) minimise  gᵀδ + ½ δᵀ (F + λI) δ,    θ ← θ + δ
 
-    F is the exact Gauss–Newton matrix on a part of the batch. The damping follows Levenberg and
+    F is the exact Gauss–Newton matrix on a part of the batch. Its curvature along Δ counts at least
+    as much as in the mean of earlier updates, and |μ| is at most 1: a small part may lack the
+    examples that curve the objective. The damping follows Levenberg and
     Marquardt. Every k = ``adapt_every`` updates::
 
         ρ = (f(θ + δ) − f(θ)) / (gᵀδ + ½ δᵀFδ)
