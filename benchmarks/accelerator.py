@@ -41,12 +41,13 @@ import gradxform as gx
 from benchmarks import sweep
 from benchmarks.common import repeated, table, timed, turns
 from benchmarks.curvature import cost_of, dot_operations
-from gradxform.lab import models, optimizers
-from gradxform.lab.data import load
-from gradxform.lab.grid import Axis, members
-from gradxform.lab.sweep import sweep_on_task
-from gradxform.lab.tasks import make_task
-from gradxform.lab.train import race_on_task
+from gradxform.lab.data.sets import load
+from gradxform.lab.experiment import methods as optimizers
+from gradxform.lab.experiment.grid import Axis, members
+from gradxform.lab.tasks import models
+from gradxform.lab.tasks.task import make_task
+from gradxform.lab.training.race import race_on_task
+from gradxform.lab.training.sweep import sweep_on_task
 
 TURNS, STEPS = 5, 10  #: of an update: the median is over turns of so many steps
 RATE = 1e-3

@@ -4,7 +4,7 @@
         [--viscosity 0.0031831] [--points 3072] [--hidden 12,12,12,12] [--out FILE] [--append]
 
 All methods minimise the same objective, half the mean squared residual at the same points, of the
-same net from the same starts, in float64; see ``gradxform/lab/physics.py`` and
+same net from the same starts, in float64; see ``gradxform/lab/tasks/physics.py`` and
 ``configs/burgers.toml``. The error is the relative L2 error of the solution on a grid of 100 × 256
 points, against the integrals of Cole and Hopf.
 
@@ -34,11 +34,11 @@ import optax
 import gradxform as gx
 from benchmarks.common import stopwatch, table, timed
 from benchmarks.soap import soap
-from gradxform.lab.data import load
-from gradxform.lab.epoch import evaluate, to_device
-from gradxform.lab.equations import burgers_points
-from gradxform.lab.physics import VISCOSITY, physics_task
-from gradxform.lab.tasks import Batch, Task, objective
+from gradxform.lab.data.equations import burgers_points
+from gradxform.lab.data.sets import load
+from gradxform.lab.tasks.physics import VISCOSITY, physics_task
+from gradxform.lab.tasks.task import Batch, Task, objective
+from gradxform.lab.training.epoch import evaluate, to_device
 
 TARGETS = (1e-2, 1e-3, 1e-4)
 LONGEST = 1000  #: updates in a call

@@ -702,7 +702,7 @@ def plot(outcomes: Iterable[Outcome], title: str, path: Path) -> None:
 
 
 def load_images(data_dir: Path | None) -> tuple[str, np.ndarray]:
-    data = importlib.import_module("gradxform.lab.data")
+    data = importlib.import_module("gradxform.lab.data.sets")
     loaded = data.load("digits") if data_dir is None else data.load("mnist", data_dir)
     x = loaded.train.x.reshape(len(loaded.train.x), -1) / loaded.scale
     return loaded.name, x.astype(np.float32)

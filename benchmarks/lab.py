@@ -20,9 +20,9 @@ import optax
 
 import gradxform as gx
 from benchmarks.common import timed
-from gradxform.lab.data import Dataset, Split, load
-from gradxform.lab.epoch import TrainState, evaluate, init_state, make_epoch, to_device
-from gradxform.lab.tasks import make_task
+from gradxform.lab.data.sets import Dataset, Split, load
+from gradxform.lab.tasks.task import make_task
+from gradxform.lab.training.epoch import TrainState, evaluate, init_state, make_epoch, to_device
 
 BATCH, RATE, RUNS, LIMIT = 128, 0.01, 15, 1.2
 

@@ -28,7 +28,7 @@ import sklearn.datasets
 
 import gradxform as gx
 from benchmarks.common import repeated, table, timed, turns
-from gradxform.lab.surfaces import rosenbrock
+from gradxform.lab.tasks.surfaces import rosenbrock
 from gradxform.second_order.nonlinear_cg import Beta
 
 TOL = 1e-6  #: of the largest absolute gradient entry

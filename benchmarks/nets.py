@@ -47,8 +47,8 @@ import optax
 import gradxform as gx
 from benchmarks.common import shuffled, table, timed
 from benchmarks.soap import soap
-from gradxform.lab.data import Dataset, load, synthetic_text
-from gradxform.lab.tasks import Batch, Task, make_task, objective
+from gradxform.lab.data.sets import Dataset, load, synthetic_text
+from gradxform.lab.tasks.task import Batch, Task, make_task, objective
 
 UNSETTLED, TURNS = 20, 20  # steps whose time does not count, and those after them with a gradient
 EVALUATIONS, TUNING_EVALUATIONS = 30, 5  # of the loss, in a run

@@ -6,8 +6,8 @@ Without a folder that holds MNIST the images are noise of MNIST's size, which ta
 count all from the data on the device to the last cost on the host, compilation included; all take
 turns in one process, and the better of two turns counts:
 
-- sweep: `gradxform.lab.sweep`, which also evaluates each member once at the end; with the batches
-  the same for all seeds, and with batches of each seed's own;
+- sweep: `gradxform.lab.training.sweep`, which also evaluates each member once at the end; with the
+  batches the same for all seeds, and with batches of each seed's own;
 - compiled once: the same epoch, its rate an argument, jitted once and called for one member after
   another;
 - compiled for each rate: what one writes first, a Python loop over minibatches around a jitted step
@@ -33,12 +33,12 @@ import numpy as np
 import optax
 
 from benchmarks.common import stopwatch, table, timed
-from gradxform.lab import optimizers
-from gradxform.lab.data import Dataset, Split, load
-from gradxform.lab.epoch import init_state, make_epoch, to_device
-from gradxform.lab.grid import Axis, Member, members
-from gradxform.lab.sweep import SweepResult, Vary, sweep_on_task
-from gradxform.lab.tasks import Batch, Task, make_task, objective
+from gradxform.lab.data.sets import Dataset, Split, load
+from gradxform.lab.experiment import methods as optimizers
+from gradxform.lab.experiment.grid import Axis, Member, members
+from gradxform.lab.tasks.task import Batch, Task, make_task, objective
+from gradxform.lab.training.epoch import init_state, make_epoch, to_device
+from gradxform.lab.training.sweep import SweepResult, Vary, sweep_on_task
 
 STEPS, BATCH, HIDDEN, MEASURED, TURNS = 200, 128, 32, 3, 2
 BLOCKS = (1, 4, 16, 32, 64, 128, 256)

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 
-from gradxform.lab.plots import styles
+from gradxform.lab.report.plots import styles
 
 SETTINGS = {
     "figure.dpi": 150,

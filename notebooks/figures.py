@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 import gradxform as gx
-from gradxform.lab.config import load_config
-from gradxform.lab.data import load
-from gradxform.lab.movies import gif, movie
-from gradxform.lab.plots import plot_cost, plot_paths, plot_sensitivity, styles
-from gradxform.lab.surfaces import SURFACES, Surface
-from gradxform.lab.sweep import sweep
-from gradxform.lab.train import make_walk, race
+from gradxform.lab.data.sets import load
+from gradxform.lab.experiment.load import load_config
+from gradxform.lab.report.movies import gif, movie
+from gradxform.lab.report.plots import plot_cost, plot_paths, plot_sensitivity, styles
+from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.training.race import make_walk, race
+from gradxform.lab.training.sweep import sweep
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 DPI = 100

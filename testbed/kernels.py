@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import gradxform as gx
-from gradxform.lab.surfaces import rosenbrock
+from gradxform.lab.tasks.surfaces import rosenbrock
 
 KINDS = ("fusion", "copy", "dot", "custom-call")  #: operations that are kernels
 

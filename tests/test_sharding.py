@@ -15,15 +15,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import gradxform as gx
 from gradxform import tree
-from gradxform.lab import blocks
-from gradxform.lab.epoch import to_device
-from gradxform.lab.grid import Axis, members
-from gradxform.lab.tasks import make_task
-from gradxform.lab.train import Settings
+from gradxform.lab.experiment.grid import Axis, members
+from gradxform.lab.tasks.task import make_task
+from gradxform.lab.training import blocks
+from gradxform.lab.training.epoch import to_device
+from gradxform.lab.training.race import Settings
 from testbed import sharded
 from testbed.collectives import always, busiest_loop, collectives
 from testbed.sharded import OBJECTIVE, fully_sharded, mesh_of, parameters
-from tests.lab.test_train import dataset
+from tests.lab.training.test_race import dataset
 from tests.methods import METHODS
 from tests.thinning import LONG, every
 

@@ -18,7 +18,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from sphinx.application import Sphinx
 
-from gradxform.lab import cli, config, grid, optimizers, schema
+from gradxform.lab import cli
+from gradxform.lab.experiment import grid, schema
+from gradxform.lab.experiment import load as config
+from gradxform.lab.experiment import methods as optimizers
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

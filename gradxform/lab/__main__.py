@@ -2,7 +2,7 @@
 
 import sys
 
-from gradxform.lab.messages import lacking, say
+from gradxform.lab.experiment.messages import lacking, say
 
 
 def main() -> None:

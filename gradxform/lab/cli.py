@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 import gradxform
-from gradxform.lab import endings, listing, progress, session
-from gradxform.lab.interrupts import leave_at_once, nothing_to_lose
-from gradxform.lab.messages import on_one_line, replace_what_cannot_be_shown
-from gradxform.lab.optimizers import ConfigError
+from gradxform.lab.commands import endings, listing, progress, session
+from gradxform.lab.experiment.messages import on_one_line, replace_what_cannot_be_shown
+from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.training.interrupts import leave_at_once, nothing_to_lose
 
 if TYPE_CHECKING:
-    from gradxform.lab.train import Row
+    from gradxform.lab.training.race import Row
 
 HELP = """Compare the optimisation methods of a deep-learning lecture on real data.
 
@@ -277,13 +277,14 @@ def _run(
 
         import jax
 
-        from gradxform.lab import optimizers, results
-        from gradxform.lab.data import checksum, load
-        from gradxform.lab.epoch import on_devices
-        from gradxform.lab.records import race_rows
-        from gradxform.lab.schema import SurfaceConfig
-        from gradxform.lab.tensorboard import events
-        from gradxform.lab.train import precision_of, race, task_of
+        from gradxform.lab.data.sets import checksum, load
+        from gradxform.lab.experiment import methods
+        from gradxform.lab.experiment.schema import SurfaceConfig
+        from gradxform.lab.report import results
+        from gradxform.lab.report.tensorboard import events
+        from gradxform.lab.training.epoch import on_devices
+        from gradxform.lab.training.race import precision_of, race, task_of
+        from gradxform.lab.training.records import race_rows
 
     rows: list[tuple[str, Row]] = []
 
@@ -297,7 +298,7 @@ def _run(
     devices = None if distributed is None else jax.devices()
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
         with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            optimizers.build_all(config.optimizers)  # reports a mistake before the data are read
+            methods.build_all(config.optimizers)  # reports a mistake before the data are read
             place = session.place(config, "run", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
             until_the_end.enter_context(precision_of(config))
@@ -342,13 +343,14 @@ def _sweep(
     with nothing_to_lose():
         writes = endings.joined(distributed)
 
-        from gradxform.lab import optimizers, results
-        from gradxform.lab.config import sweep_members
-        from gradxform.lab.data import checksum, load
-        from gradxform.lab.records import sweep_rows
-        from gradxform.lab.schema import SurfaceConfig
-        from gradxform.lab.sweep import first_row
-        from gradxform.lab.sweep import sweep as sweep_all
+        from gradxform.lab.data.sets import checksum, load
+        from gradxform.lab.experiment import methods
+        from gradxform.lab.experiment.load import sweep_members
+        from gradxform.lab.experiment.schema import SurfaceConfig
+        from gradxform.lab.report import results
+        from gradxform.lab.training.records import sweep_rows
+        from gradxform.lab.training.sweep import first_row
+        from gradxform.lab.training.sweep import sweep as sweep_all
 
     rows: dict[int, Row] = {}
 
@@ -359,7 +361,7 @@ def _sweep(
 
     with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
         with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            optimizers.build_all(config.optimizers)
+            methods.build_all(config.optimizers)
             place = session.place(config, "sweep", out, resume, writes)
             folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
@@ -385,7 +387,7 @@ def _sweep(
 def _movie(
     name: str, overrides: Sequence[str], format_: Format, fps: float | None, out: Path | None
 ) -> None:
-    from gradxform.lab.config import load_config, require_surface
+    from gradxform.lab.experiment.load import load_config, require_surface
 
     try:
         config = require_surface(load_config(name, overrides, for_sweep=False))
@@ -393,11 +395,12 @@ def _movie(
         endings.fail(str(error))
 
     with nothing_to_lose():
-        from gradxform.lab import movies, optimizers, results
+        from gradxform.lab.experiment import methods
+        from gradxform.lab.report import movies, results
 
     with endings.told(), contextlib.ExitStack() as until_the_end:
         with nothing_to_lose(until_the_end.close):
-            optimizers.build_all(config.optimizers)
+            methods.build_all(config.optimizers)
             if format_ is Format.mp4:
                 movies.ffmpeg()  # reports a missing ffmpeg before the race
             folder = until_the_end.enter_context(results.run_folder(config, out))

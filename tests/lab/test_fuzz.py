@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import pytest
 from typer.testing import CliRunner
 
-from gradxform.lab import movies, sweep, train
 from gradxform.lab.cli import app
-from gradxform.lab.config import (
+from gradxform.lab.experiment.load import (
     ConfigError,
     load_config,
     parse_config,
@@ -28,8 +27,11 @@ from gradxform.lab.config import (
     sweep_members,
     to_toml,
 )
-from gradxform.lab.optimizers import PACKAGES, build_all, methods
-from gradxform.lab.surfaces import SURFACES
+from gradxform.lab.experiment.methods import PACKAGES, build_all, methods
+from gradxform.lab.report import movies
+from gradxform.lab.tasks.surfaces import SURFACES
+from gradxform.lab.training import race as train
+from gradxform.lab.training import sweep
 
 CASES = int(os.environ.get("GRADXFORM_FUZZ", "600"))  # 10000 for a long look
 TEXTS = {name: path.read_bytes() for name, path in shipped_configs().items()}

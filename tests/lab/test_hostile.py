@@ -21,13 +21,16 @@ import pytest
 import tensorstore
 from typer.testing import CliRunner
 
-from gradxform.lab import folders, records, results, train
-from gradxform.lab.checkpoints import CheckpointError, Snapshot, newest, save
 from gradxform.lab.cli import app
-from gradxform.lab.config import load_config
-from gradxform.lab.grid import Axis, members
-from gradxform.lab.messages import plain
-from gradxform.lab.sweep import SweepResult, first_row
+from gradxform.lab.experiment import folders
+from gradxform.lab.experiment.grid import Axis, members
+from gradxform.lab.experiment.load import load_config
+from gradxform.lab.experiment.messages import plain
+from gradxform.lab.report import results
+from gradxform.lab.training import race as train
+from gradxform.lab.training import records
+from gradxform.lab.training.checkpoints import CheckpointError, Snapshot, newest, save
+from gradxform.lab.training.sweep import SweepResult, first_row
 from tests.lab.test_fuzz import CASES, POOL, containers, near, no_hang, places
 from tests.lab.test_security import signed
 

@@ -1,0 +1,63 @@
+"""What ``gradxform list`` prints: everything that a config can name."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gradxform.lab.experiment.methods import PACKAGES, curvatures, methods
+
+
+def list_methods() -> None:
+    """The methods, schedules, curvatures and preconditioners that a config can name."""
+    title = "Methods; arguments in [brackets] are optional"
+    table = Table("method", "arguments", "description", title=escape(title), title_justify="left")
+    for method in methods("gradxform"):
+        arguments = ", ".join(
+            name if argument.required else f"[{name}]"
+            for name, argument in method.arguments.items()
+        )
+        table.add_row(
+            method.name.removeprefix("gradxform."), escape(arguments), escape(method.summary)
+        )
+    _print(table)
+    for package in PACKAGES[1:]:
+        names = ", ".join(m.name for m in methods(package))
+        _print(f"\nFrom {package}: {names}")
+    schedules = ", ".join(
+        m.name.removeprefix("gradxform.")
+        for package in PACKAGES
+        for m in methods(package, "schedule")
+    )
+    _print(f'\nSchedules for a learning rate, as {{schedule = "NAME", ...}}: {schedules}')
+    preconditioners = ", ".join(
+        m.name.removeprefix("gradxform.") for m in methods("gradxform", "preconditioner")
+    )
+    _print(f'\nCurvatures, as curvature = "NAME": {", ".join(curvatures())}')
+    _print(f'\nPreconditioners, as {{preconditioner = "NAME", ...}}: {preconditioners}')
+
+
+def list_tasks() -> None:
+    """The kinds of task, and the choices for each."""
+    from gradxform.lab.experiment import load as config
+
+    table = Table("task.kind", "choices", title="Tasks", title_justify="left")
+    for kind, choices in config.task_choices().items():
+        lines = (f"{key}: {', '.join(values)}" for key, values in choices.items())
+        table.add_row(kind, "\n".join(lines))
+    _print(table)
+
+
+def list_configs() -> None:
+    """The configs that come with the package."""
+    from gradxform.lab.experiment.load import load_config, shipped_configs
+
+    table = Table("config", "title", title="Configs", title_justify="left")
+    for name in shipped_configs():
+        table.add_row(name, escape(load_config(name).title))
+    _print(table)
+
+
+def _print(what: Any) -> None:
+    Console().print(what, highlight=False)

@@ -1,0 +1,1 @@
+"""What is minimised: models with data, physics, and surfaces."""

@@ -1,0 +1,162 @@
+"""Physics-informed nets: a net whose inputs are points, trained to satisfy an equation there.
+
+The residual of Burgers' equation at a point is u_t + u u_x − ν u_xx. The loss is half the mean of
+its square over the points. So that u meets the conditions at the start and at both ends exactly,
+the net N is only a part of it::
+
+    u(t, x) = −sin πx + t (1 − x²) N(t, x)
+
+References:
+  Raissi, Perdikaris & Karniadakis, "Physics-informed neural networks" (2019), appendix A. Lagaris,
+  Likas & Fotiadis, "Artificial neural networks for solving ordinary and partial differential
+  equations" (1998), for the conditions.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen.initializers import glorot_uniform
+from jax.flatten_util import ravel_pytree
+
+from gradxform.lab.data.equations import burgers
+from gradxform.lab.data.formats import Split
+from gradxform.lab.data.sets import Dataset
+from gradxform.lab.tasks.models import ModelError
+from gradxform.lab.tasks.task import Batch, Task
+from gradxform.tree import PyTree
+
+_HIDDEN = (10, 10, 10, 10)
+VISCOSITY = 0.01 / np.pi
+
+
+class TanhNet(nn.Module):
+    """Layers of tanh units, then one linear unit: one number for each input vector."""
+
+    hidden: Sequence[int] = _HIDDEN
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options = {"kernel_init": glorot_uniform(), "param_dtype": jnp.result_type(float)}
+        for width in self.hidden:
+            x = jnp.tanh(nn.Dense(width, **options)(x))
+        return nn.Dense(1, **options)(x)[..., 0]
+
+
+def solution(params: PyTree, point: jax.Array, *, hidden: Sequence[int] = _HIDDEN) -> jax.Array:
+    """The net's solution u of Burgers' equation at a point (t, x)."""
+    t, x = point
+    net = TanhNet(tuple(hidden)).apply({"params": params}, jnp.stack([2 * t - 1, x]))
+    return -jnp.sin(jnp.pi * x) + t * (1 - x**2) * jnp.asarray(net)
+
+
+def burgers_residual(
+    u: Callable[[jax.Array], jax.Array], point: jax.Array, viscosity: float
+) -> jax.Array:
+    """u_t + u u_x − ν u_xx at a point (t, x) of a function u of the point."""
+    along_t, along_x = jnp.eye(2, dtype=point.dtype)
+    slope = lambda point: jax.jvp(u, (point,), (along_x,))
+    (value, u_x), (_, u_xx) = jax.jvp(slope, (point,), (along_x,))
+    _, u_t = jax.jvp(u, (point,), (along_t,))
+    return u_t + value * u_x - viscosity * u_xx
+
+
+def by_rows(
+    residual: Callable[[PyTree, jax.Array], jax.Array],
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """The residuals at many points, whose Jacobian is computed row by row.
+
+    A row is the gradient of one residual, from one pass through the net at one point. All rows take
+    the time of about two gradients of the loss. Without this, a method that needs the Jacobian has
+    it column by column, and each column takes a pass through the net at all points. A gradient of
+    the loss does not need the rows, and takes twice the time through this function.
+
+    Args:
+      residual: a function of the parameters and of one point.
+
+    Returns:
+      A function of the parameters and of points, whose values are those of ``jax.vmap``.
+    """
+
+    @jax.custom_jvp
+    def residuals(params: PyTree, points: jax.Array) -> jax.Array:
+        return jax.vmap(residual, (None, 0))(params, points)
+
+    @residuals.defjvp
+    def _(
+        primals: tuple[PyTree, jax.Array], tangents: tuple[PyTree, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        params, points = primals
+        flat, unravel = ravel_pytree(params)
+        at = jax.value_and_grad(lambda flat, point: residual(unravel(flat), point))
+        values, jacobian = jax.vmap(at, (None, 0))(flat, points)
+        return values, jacobian @ ravel_pytree(tangents[0])[0]
+
+    return residuals
+
+
+def physics_task(
+    data: Dataset,
+    *,
+    hidden: Sequence[int] = _HIDDEN,
+    points: int = 2048,
+    viscosity: float = VISCOSITY,
+) -> Task:
+    """Burgers' equation as a task.
+
+    The metrics are ``loss``, half the mean square of the residuals, and ``relative_error``, the
+    root mean square of the net's error divided by that of the solution on the test grid.
+
+    Args:
+      data: the points, from ``gradxform.lab.data.sets.load("burgers")``.
+      hidden: units of each tanh layer.
+      points: points to train on.
+      viscosity: ν > 0.
+
+    Raises:
+      ModelError: there are not so many points.
+    """
+    if not 1 <= points <= len(data.train.x):
+        raise ModelError(f"points={points}: there are {len(data.train.x)} to train on")
+    places = data.train.x[:points], data.test.x
+    train, test = (Split(at, burgers(at, viscosity)) for at in places)
+    mean_square = float(np.mean(np.square(test.y)))
+
+    def u(params: PyTree, point: jax.Array) -> jax.Array:
+        return solution(params, point, hidden=hidden)
+
+    def residual(params: PyTree, point: jax.Array) -> jax.Array:
+        return burgers_residual(lambda point: u(params, point), point, viscosity)
+
+    at_all, rows = jax.vmap(residual, (None, 0)), by_rows(residual)
+
+    def residuals(params: PyTree, batch: Batch, is_by_rows: bool) -> jax.Array:
+        weight = batch.weight / jnp.maximum(jnp.sum(batch.weight), 1)
+        return jnp.sqrt(weight) * (rows if is_by_rows else at_all)(params, batch.x)
+
+    def loss(outputs: jax.Array, _x: jax.Array, _y: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.sum(weight * jnp.square(outputs)) / (2 * jnp.maximum(jnp.sum(weight), 1))
+
+    def metrics(params: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        error = jax.vmap(u, (None, 0))(params, batch.x) - batch.y
+        squares = {
+            "loss": 0.5 * jnp.square(at_all(params, batch.x)),
+            "relative_error": jnp.square(error) / mean_square,
+        }
+        return {name: jnp.sum(batch.weight * square) for name, square in squares.items()}
+
+    return Task(
+        name=data.name,
+        init=lambda key: TanhNet(tuple(hidden)).init(key, jnp.zeros(2))["params"],
+        model=lambda params, x, _: at_all(params, x),
+        loss=loss,
+        metrics=metrics,
+        draw=lambda _, batch: batch,
+        unit="half the mean squared residual",
+        train=train,
+        validation=None,
+        test=test,
+        residuals=residuals,
+    )

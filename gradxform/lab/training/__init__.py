@@ -1,0 +1,1 @@
+"""Races and sweeps, with batches, checkpoints and several processes."""

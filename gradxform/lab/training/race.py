@@ -1,0 +1,513 @@
+"""The race: trains every optimiser from the same start on the same batches."""
+
+import contextlib
+import functools
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from gradxform.evaluation import eval_params
+from gradxform.lab.data.sets import Dataset
+from gradxform.lab.experiment import methods
+from gradxform.lab.experiment.methods import ConfigError, Problem
+from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig, TaskConfig
+from gradxform.lab.tasks.physics import physics_task
+from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.tasks.task import Examples, Task, make_task
+from gradxform.lab.training.batching import Order, steps_per_epoch
+from gradxform.lab.training.checkpoints import (
+    CheckpointError,
+    OnState,
+    Snapshot,
+    fit,
+    of_this_version,
+)
+from gradxform.lab.training.epoch import (
+    METRICS,
+    TrainState,
+    batch_mesh,
+    evaluate,
+    init_state,
+    make_epoch,
+    to_device,
+)
+from gradxform.lab.training.processes import WHOLE, Devices, of_first, put_all
+from gradxform.lab.training.records import race_rows
+from gradxform.tree import PyTree
+
+Row = dict[str, float]
+OnRow = Callable[[str, Row], None]
+Transformations = Mapping[str, optax.GradientTransformation]
+
+RUNAWAY = 100.0
+_QUICK = 0.2  # seconds; a shorter first epoch is mostly start-up time
+_SPARE = 2**26  # bytes; a smaller state is kept twice during the first epoch
+
+# errors that a function of any package may raise for an unusable value while it is traced
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+_COLUMNS = ("epoch", "step", "seconds", "gradients", "cost", "steps_per_second")
+
+
+class Settings(NamedTuple):
+    """How to train one optimiser."""
+
+    epochs: int
+    batch_size: Any  #: a number, after "full" has been replaced
+    order: Order
+    max_seconds: float
+
+
+class History(NamedTuple):
+    """The result of one optimiser."""
+
+    label: str
+    rows: tuple[Row, ...]  #: metrics after each epoch, or at each step on a surface
+    diverged: bool
+    """whether the loss or parameters were not finite (then the run stopped), or the last loss was
+    more than :data:`RUNAWAY` times the loss at the start"""
+    steps_per_second: float  #: updates, in the median epoch, without compilation
+    compile_seconds: float
+    params: PyTree  #: the final parameters, as ``gradxform.eval_params`` returns them
+
+
+class RaceResult(NamedTuple):
+    """The results of all optimisers of a race."""
+
+    name: str
+    measure: Literal["train_loss", "value"]  #: the metric that ranks the optimisers
+    histories: tuple[History, ...]  #: in the order of the config
+    unit: str  #: unit of the measure, in words; "" on a surface
+
+
+def race(
+    config: Config,
+    data: Dataset | Task | None = None,
+    on_row: OnRow | None = None,
+    *,
+    on_state: OnState | None = None,
+    resume: Snapshot | None = None,
+    devices: Devices | None = None,
+) -> RaceResult:
+    """Runs a config's optimisers on its task.
+
+    Args:
+      config: the experiment.
+      data: for a task on data, its data set (see :func:`gradxform.lab.data.sets.load`), or the task
+        that :func:`task_of` makes, with its data on the host or on the same ``devices``.
+      on_row: called with the optimiser's label and each new row of its metrics.
+      on_state: see :func:`race_on_task`; ignored on a surface.
+      resume: see :func:`race_on_task`; ignored on a surface.
+      devices: see :func:`race_on_task`; ignored on a surface.
+
+    Raises:
+      ConfigError: optimisers cannot be built or do not fit the task. The error lists all problems.
+      CheckpointError: ``resume`` belongs to another race.
+      ModelError: the model does not fit the data.
+      DataError: the validation split leaves nothing to train on or to validate with.
+
+    >>> from gradxform.lab.experiment.load import parse_config
+    >>> config = parse_config({
+    ...     "name": "walk", "task": {"kind": "surface", "surface": "saddle", "start": [1, 0]},
+    ...     "training": {"steps": 2}, "optimizers": {"a": {"method": "sgd", "learning_rate": 0.25}},
+    ... })
+    >>> race(config).histories[0].rows[-1]
+    {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
+    """
+    with precision_of(config):
+        return _race(config, data, on_row, on_state, resume, devices)
+
+
+def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
+    """float64 for an equation, whose solution is wanted to many digits; otherwise as JAX is set."""
+    return jax.enable_x64(True) if isinstance(config, PhysicsConfig) else contextlib.nullcontext()
+
+
+def _race(
+    config: Config,
+    data: Dataset | Task | None,
+    on_row: OnRow | None,
+    on_state: OnState | None,
+    resume: Snapshot | None,
+    devices: Devices | None,
+) -> RaceResult:
+    transformations = methods.build_all(config.optimizers)
+    if isinstance(config, SurfaceConfig):
+        surface = SURFACES[config.task.surface]
+        start, steps = config.task.start or surface.start, config.training.steps
+        return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
+    if data is None:
+        raise ValueError(f"race needs data=load({config.task.dataset!r})")
+    training = config.training.model_dump(exclude_none=True)
+    return race_on_task(
+        data if isinstance(data, Task) else task_of(config, data),
+        transformations,
+        seed=config.seed,
+        on_row=on_row,
+        on_state=on_state,
+        resume=resume,
+        devices=devices,
+        **training,
+    )
+
+
+def task_of(config: TaskConfig, data: Dataset) -> Task:
+    """The task of a config.
+
+    Args:
+      config: a config whose task uses data.
+      data: the data set that it names.
+
+    Raises:
+      ModelError: the model does not fit the data.
+      DataError: the validation split leaves nothing to train on or to validate with.
+    """
+    if isinstance(config, PhysicsConfig):
+        return physics_task(data, **config.task.model_dump(exclude={"kind", "equation"}))
+    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
+    return make_task(data, config.task.model, **options)
+
+
+def race_on_task(
+    task: Task,
+    transformations: Transformations,
+    *,
+    epochs: int,
+    batch_size: int | Literal["full"] = 128,
+    order: Order = "reshuffle",
+    max_seconds: float = math.inf,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    on_row: OnRow | None = None,
+    on_state: OnState | None = None,
+    resume: Snapshot | None = None,
+    devices: Devices | None = None,
+) -> RaceResult:
+    """Trains a task's model with each transformation, from the same start on the same batches.
+
+    Dropout also draws the same units for all. A row contains
+
+    - ``epoch``, and ``step``, the number of updates so far;
+    - ``seconds`` of training so far, without compilation and evaluation. The first run of a program
+      starts threads, so a first epoch of less than 0.2 s runs twice and the second run is timed;
+    - ``gradients``, the work so far, in gradients of the full training part. A batch's gradient
+      counts as its share of the examples. So do the curvature products and evaluations that a
+      method reports in its ``info``, unless it reports ``gradient_equivalents``;
+    - ``cost``, the training loss averaged over the epoch's batches;
+    - loss and accuracy or error of the training, validation and test parts after the epoch
+      (``train_loss``, …), at ``gradxform.eval_params`` and without dropout and penalty;
+    - ``steps_per_second``.
+
+    Args:
+      task: model, loss and data; the data are on the host or, after
+        :func:`gradxform.lab.training.epoch.on_devices`, on the same ``devices``.
+      transformations: the transformations by label.
+      epochs: passes over the training part.
+      batch_size: examples in a batch, at most all of them, or ``"full"`` for all.
+      order: how batches are drawn.
+      max_seconds: training stops after the first epoch at which ``seconds`` exceeds this.
+      overrides: by label, different values of the four arguments above. An optimiser with its own
+        ``batch_size`` or ``order`` sees different batches.
+      seed: seed of initial parameters, batches and dropout.
+      on_row: called with the label and each row.
+      on_state: called after each epoch, for checkpoints.
+      resume: a snapshot of an interrupted race with the same arguments, on any devices. The race
+        continues to the same numbers, except for times.
+      devices: devices, of all processes, that share the data and each batch; by default the first
+        device of this process. Results match one device up to rounding. If the number of devices
+        does not divide the batch, ``curvature_batch_size`` may also draw examples of weight zero.
+
+    Raises:
+      ConfigError: a transformation fails on this task's parameters.
+      CheckpointError: ``resume`` belongs to another race.
+      ValueError: an override has an unknown label or argument.
+    """
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    mesh = batch_mesh(devices)
+    parts = {name: to_device(part, mesh) for name, part in splits.items() if part is not None}
+    train = parts["train"]
+    whole = NamedSharding(mesh, WHOLE)
+    common = Settings(epochs, batch_size, order, max_seconds)
+    settings = settings_of(common, overrides or {}, transformations, train.size)
+
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params = jax.jit(task.init)(init_key)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def evaluation(params: PyTree, parts: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
+        return {name: evaluate(task, params, part, mesh=mesh) for name, part in parts.items()}
+
+    problems: list[Problem | str] = []
+    programs = {}
+    for label, tx in transformations.items():
+        with collecting(problems, f"optimizers.{label}"):
+            own = {"batch_size": settings[label].batch_size, "order": settings[label].order}
+            one = make_epoch(task, tx, **own, mesh=mesh)
+            state = jax.eval_shape(lambda tx=tx: init_state(tx, params, key))
+            state = jax.tree.map(lambda x: x.update(sharding=whole), state)
+            program = jax.jit(one, donate_argnums=0, out_shardings=whole)
+            programs[label] = program.trace(state, train)
+    if problems:
+        raise ConfigError(task.name, problems)
+
+    # also starts the threads, which would otherwise count as time of the first optimiser
+    at_start = jax.device_get(evaluation(put_all(params, mesh), parts))
+    first_loss = float(at_start["train"]["loss"])
+    metrics = [
+        (part, name) for part, name in itertools.product(parts, METRICS) if name in at_start[part]
+    ]
+    histories: list[History] = []
+    going_on: History | None = None
+    restored: TrainState | None = None
+    if resume is not None:
+        with of_this_version():
+            epochs_of = {label: own.epochs for label, own in settings.items()}
+            columns = {*_COLUMNS, *(f"{part}_{name}" for part, name in metrics)}
+            histories, restored = _restored(resume, programs, epochs_of, columns)
+        going_on = histories.pop() if restored is not None else None
+
+    def run(label: str, tx: optax.GradientTransformation) -> History:
+        epochs, batch_size, _, max_seconds = settings[label]
+        steps = steps_per_epoch(train.size, batch_size)
+        started = time.perf_counter()
+        epoch = programs[label].lower().compile()
+        compile_seconds = time.perf_counter() - started
+        if going_on is not None and label == going_on.label:
+            state, rows = restored, list(going_on.rows)
+        else:
+            state, rows = init_state(tx, params, key), []
+        spare = state if _bytes(state) <= _SPARE else None
+        state = put_all(state, mesh)
+        seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
+        while True:
+            number = len(rows) + 1
+            started = time.perf_counter()
+            state, result = jax.block_until_ready(epoch(state, train))
+            elapsed = of_first(time.perf_counter() - started, mesh)
+            if spare is not None and elapsed < _QUICK:
+                state = put_all(spare, mesh)
+                started = time.perf_counter()
+                state, result = jax.block_until_ready(epoch(state, train))
+                elapsed = of_first(time.perf_counter() - started, mesh)
+            spare = None
+            seconds += elapsed
+            gradients += float(result.work) * batch_size / train.size
+            means = jax.device_get(evaluation(result.params, parts))
+            row = {"epoch": number, "step": number * steps}
+            row |= {"seconds": seconds, "gradients": gradients, "cost": float(result.cost)}
+            row |= {f"{part}_{name}": float(means[part][name]) for part, name in metrics}
+            rows.append(row | {"steps_per_second": steps / elapsed})
+            if on_row is not None:
+                on_row(label, rows[-1])
+            lost = not bool(result.finite) or not math.isfinite(row["train_loss"])
+            diverged = lost or ran_away(row["train_loss"], first_loss)
+            over = lost or seconds > max_seconds or number == epochs
+            ran = functools.partial(_history, label, rows, diverged, compile_seconds, result.params)
+            if on_state is not None:
+                done = sum(len(earlier.rows) for earlier in histories) + number
+                next_state = None if over else state
+                on_state(done, functools.partial(_snapshot, done, histories, ran, next_state))
+            if over:
+                return ran()
+
+    for label, tx in list(transformations.items())[len(histories) :]:
+        histories.append(run(label, tx))
+    return RaceResult(task.name, "train_loss", tuple(histories), task.unit)
+
+
+def race_on_surface(
+    surface: Surface,
+    transformations: Transformations,
+    *,
+    start: tuple[float, ...],
+    steps: int,
+    on_row: OnRow | None = None,
+) -> RaceResult:
+    """Walks down a surface with each transformation, from one start.
+
+    A row contains ``step`` (0 is the start), ``value`` and the coordinates ``x0``, ``x1``, … of
+    ``gradxform.eval_params``. The rows of a method that diverged end at the first point that is not
+    finite.
+
+    Args:
+      surface: the function.
+      transformations: the transformations by label.
+      start: the common start.
+      steps: number of updates.
+      on_row: called with the label and each row.
+
+    Raises:
+      ConfigError: a transformation fails on a point.
+    """
+    point = jnp.asarray(start, jnp.float32)
+    lows = [float(surface.fn(jnp.asarray(minimum, jnp.float32))) for minimum in surface.minima]
+    low = min(lows, default=-math.inf)
+    problems: list[Problem | str] = []
+    programs = {}
+    for label, tx in transformations.items():
+        with collecting(problems, f"optimizers.{label}"):
+            programs[label] = jax.jit(make_walk(surface.fn, tx, steps)).trace(point)
+    if problems:
+        raise ConfigError(surface.name, problems)
+
+    def run(label: str) -> History:
+        started = time.perf_counter()
+        walk = programs[label].lower().compile()
+        compiled = time.perf_counter()
+        points, values = jax.device_get(jax.block_until_ready(walk(point)))
+        seconds = time.perf_counter() - compiled
+        if seconds < _QUICK:
+            again = time.perf_counter()
+            jax.block_until_ready(walk(point))
+            seconds = time.perf_counter() - again
+        rows: list[Row] = []
+        for step, (x, value) in enumerate(zip(points, values, strict=True)):
+            rows.append({"step": step, "value": float(value)})
+            rows[-1] |= {f"x{i}": float(coordinate) for i, coordinate in enumerate(x)}
+            if on_row is not None:
+                on_row(label, rows[-1])
+            if not all(map(math.isfinite, rows[-1].values())):
+                break
+        lost = not all(map(math.isfinite, rows[-1].values()))
+        diverged = lost or ran_away(rows[-1]["value"] - low, rows[0]["value"] - low)
+        end = points[len(rows) - 1]
+        return History(label, tuple(rows), diverged, steps / seconds, compiled - started, end)
+
+    return RaceResult(surface.name, "value", tuple(run(label) for label in transformations), "")
+
+
+def ranked(result: RaceResult) -> tuple[History, ...]:
+    """The histories sorted by the last ``result.measure``: best first, diverged ones last."""
+
+    def place(history: History) -> tuple[bool, float]:
+        last = history.rows[-1][result.measure]
+        return history.diverged, last if math.isfinite(last) else math.inf
+
+    return tuple(sorted(result.histories, key=place))
+
+
+def ran_away(loss: float, first: float) -> bool:
+    """Whether a loss of at least 0 is more than :data:`RUNAWAY` times the loss at the start.
+
+    >>> ran_away(2e10, 2.3), ran_away(20.0, 2.3), ran_away(1e-30, 0.0)
+    (True, False, False)
+    """
+    return 0 < first < math.inf and loss > RUNAWAY * first
+
+
+def make_walk(
+    fn: Callable[[jax.Array], jax.Array], tx: optax.GradientTransformation, steps: int
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """The path of a transformation down a function, as a pure function of the start.
+
+    Args:
+      fn: a function of a vector of length n.
+      tx: the transformation.
+      steps: number of updates.
+
+    Returns:
+      ``start -> (points (steps + 1, n), values (steps + 1,))``, including the start.
+
+    >>> import gradxform as gx
+    >>> walk = make_walk(lambda x: jnp.sum(x**2), gx.sgd(0.25), steps=2)
+    >>> walk(jnp.asarray([8.0]))[1]
+    Array([64., 16.,  4.], dtype=float32)
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def walk(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(carry: tuple[jax.Array, Any], _: None) -> tuple[Any, jax.Array]:
+            x, state = carry
+            value, grads = jax.value_and_grad(fn)(x)
+            updates, state = tx.update(grads, state, x, value=value, grad=grads, value_fn=fn)
+            x = optax.apply_updates(x, updates)
+            return (x, state), eval_params(state, x)
+
+        _, points = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        points = jnp.concatenate([start[None], points])
+        return points, jax.vmap(fn)(points)
+
+    return walk
+
+
+def _bytes(state: PyTree) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+def _history(
+    label: str, rows: Sequence[Row], diverged: bool, compile_seconds: float, params: PyTree
+) -> History:
+    rate = statistics.median(row["steps_per_second"] for row in rows)
+    return History(label, tuple(rows), diverged, rate, compile_seconds, params)
+
+
+def _snapshot(
+    done: int, before: Sequence[History], last: Callable[[], History], state: TrainState | None
+) -> Snapshot:
+    """The state of a race; ``state`` belongs to the last optimiser if it is unfinished."""
+    histories = [*before, last()]
+    told = {
+        "histories": [history._replace(params=None)._asdict() for history in histories],
+        "goes_on": state is not None,
+    }
+    return Snapshot(done, told, ([history.params for history in histories], state))
+
+
+def _restored(
+    snapshot: Snapshot,
+    programs: Mapping[str, Any],
+    epochs: Mapping[str, int],
+    columns: Iterable[str],
+) -> tuple[list[History], TrainState | None]:
+    """The histories and the training state in a snapshot."""
+    rows = race_rows(snapshot.told, epochs)
+    if rows[0][1].keys() != set(columns):
+        raise CheckpointError(f"it has the columns {', '.join(rows[0][1])}")
+    histories = [History(**told) for told in snapshot.told["histories"]]
+    labels = [history.label for history in histories]
+    likes = [programs[label].out_info for label in labels]
+    state = likes[-1][0] if snapshot.told["goes_on"] else None
+    params, state = fit(snapshot.arrays, ([result.params for _, result in likes], state))
+    restored = [
+        history._replace(rows=tuple(history.rows), params=end)
+        for history, end in zip(histories, params, strict=True)
+    ]
+    return restored, state
+
+
+def settings_of(
+    common: Settings,
+    overrides: Mapping[str, Mapping[str, Any]],
+    labels: Iterable[str],
+    size: int,
+) -> dict[str, Settings]:
+    """The settings of each label."""
+    for label in overrides:
+        if label not in labels:
+            raise ValueError(f"overrides[{label!r}]: no transformation has this label")
+    found = {}
+    for label in labels:
+        own = common._replace(**overrides.get(label, {}))
+        whole = own.batch_size == "full"
+        found[label] = own._replace(batch_size=size if whole else min(own.batch_size, size))
+    return found
+
+
+@contextlib.contextmanager
+def collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
+    """Adds errors to ``problems``, so that one error can report all optimisers."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
+    except _REFUSALS as error:
+        problems.append(Problem(path, str(error) or type(error).__name__))
