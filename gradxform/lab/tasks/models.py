@@ -210,6 +210,7 @@ class Transformer(nn.Module):
 
 
 MODELS: dict[str, type[nn.Module]] = {
+    "linear": Logistic,
     "logistic": Logistic,
     "keras_mlp": KerasMLP,
     "mlp": MLP,
