@@ -277,9 +277,9 @@ def _run(
 
         import jax
 
-        from gradxform.lab.data.sets import checksum, load
+        from gradxform.lab.data.sets import checksum
         from gradxform.lab.experiment import methods
-        from gradxform.lab.experiment.schema import SurfaceConfig
+        from gradxform.lab.experiment.kinds import at, kind_of
         from gradxform.lab.report import results
         from gradxform.lab.report.tensorboard import events
         from gradxform.lab.training.epoch import on_devices
@@ -303,11 +303,11 @@ def _run(
             folder, snapshot = until_the_end.enter_context(place)
             until_the_end.enter_context(precision_of(config))
             if snapshot is not None:
-                epochs = {label: progress.epochs_of(config, label) for label in config.optimizers}
+                epochs = {label: kind_of(config).rows(config, label) for label in config.optimizers}
                 rows += race_rows(snapshot.told, epochs)
             task, read = None, 0
-            if not isinstance(config, SurfaceConfig):
-                data = load(config.task.dataset, data_dir)
+            if (place := kind_of(config).data) is not None:
+                data = at(place)(config.task, data_dir)
                 read = checksum(data) if distributed else 0
                 task = on_devices(task_of(config, data), devices)
                 del data  # from here on a process keeps only the part of its devices
@@ -343,10 +343,10 @@ def _sweep(
     with nothing_to_lose():
         writes = endings.joined(distributed)
 
-        from gradxform.lab.data.sets import checksum, load
+        from gradxform.lab.data.sets import checksum
         from gradxform.lab.experiment import methods
+        from gradxform.lab.experiment.kinds import at, kind_of
         from gradxform.lab.experiment.load import sweep_members
-        from gradxform.lab.experiment.schema import SurfaceConfig
         from gradxform.lab.report import results
         from gradxform.lab.training.records import sweep_rows
         from gradxform.lab.training.sweep import first_row
@@ -366,8 +366,8 @@ def _sweep(
             folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
                 rows |= sweep_rows(snapshot.told, [first_row(m) for m in sweep_members(config)])
-            on_surface = isinstance(config, SurfaceConfig)
-            data = None if on_surface else load(config.task.dataset, data_dir)
+            place = kind_of(config).data
+            data = None if place is None else at(place)(config.task, data_dir)
         endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
         try:
             with (

@@ -271,10 +271,3 @@ SECTIONS = (
     *("name", "title", "seed", "task", "training"),
     *("optimizers", "sweep", "checkpoint", "output"),
 )
-KINDS: dict[str, type[Config]] = {
-    "classification": ClassificationConfig,
-    "autoencoder": AutoencoderConfig,
-    "language": LanguageConfig,
-    "physics": PhysicsConfig,
-    "surface": SurfaceConfig,
-}
