@@ -18,7 +18,7 @@ from rich.table import Table
 import gradxform
 from gradxform.lab.commands import endings, listing, progress, session
 from gradxform.lab.experiment.messages import on_one_line, replace_what_cannot_be_shown
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import leave_at_once, nothing_to_lose
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import typer
 from gradxform.lab.commands import endings
 from gradxform.lab.experiment.kinds import kind_of
 from gradxform.lab.experiment.messages import on_one_line
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import asked_to_stop
 
 if TYPE_CHECKING:

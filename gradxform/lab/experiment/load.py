@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from gradxform.lab.experiment import grid, methods, toml
-from gradxform.lab.experiment.descriptions import PLAIN, describe, either
+from gradxform.lab.experiment.descriptions import describe
 from gradxform.lab.experiment.folders import MOST_TEXT
 from gradxform.lab.experiment.kinds import KINDS, kind_of
-from gradxform.lab.experiment.methods import CONTROL, ConfigError, Problem, suggest
+from gradxform.lab.experiment.problems import CONTROL, PLAIN, ConfigError, Problem, either, suggest
 from gradxform.lab.experiment.schema import (
     MAX_WIDTH,
     SECTIONS,

@@ -12,7 +12,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gradxform.lab.experiment import grid
-from gradxform.lab.experiment.methods import CONTROL
+from gradxform.lab.experiment.problems import CONTROL
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from gradxform.lab.experiment.load import load_config, require_surface
-from gradxform.lab.experiment.methods import ConfigError, Problem
+from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
 from gradxform.lab.report.plots import Style, plot_paths, styles
 from gradxform.lab.tasks.surfaces import SURFACES, Surface

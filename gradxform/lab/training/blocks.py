@@ -19,7 +19,7 @@ from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.lab.experiment import methods
 from gradxform.lab.experiment.grid import Member, Table, substitute
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.checkpoints import Snapshot, fit
 from gradxform.lab.training.epoch import METRICS, TrainState, evaluate, init_state, make_epoch

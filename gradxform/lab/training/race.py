@@ -18,7 +18,7 @@ from gradxform.evaluation import eval_params
 from gradxform.lab.data.sets import Dataset
 from gradxform.lab.experiment import methods
 from gradxform.lab.experiment.kinds import at, kind_of
-from gradxform.lab.experiment.methods import ConfigError, Problem
+from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config, SurfaceConfig, TaskConfig
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
 from gradxform.lab.tasks.task import Examples, Task

@@ -14,7 +14,7 @@ from gradxform.lab.data.sets import Dataset
 from gradxform.lab.experiment.grid import Member, Table
 from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import require_sweep, sweep_members
-from gradxform.lab.experiment.methods import ConfigError, Problem
+from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config, SurfaceConfig, TaskConfig
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
 from gradxform.lab.tasks.task import Examples, Task
