@@ -17,8 +17,9 @@ from rich.table import Table
 
 import gradxform
 from gradxform.lab.commands import endings, listing, progress, session
+from gradxform.lab.experiment import own_files
 from gradxform.lab.experiment.messages import on_one_line, replace_what_cannot_be_shown
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import leave_at_once, nothing_to_lose
 
 if TYPE_CHECKING:
@@ -62,6 +63,29 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change a value of the config, such as training.epochs=5. Repeatable.",
+    ),
+]
+
+
+def _run_own_files(context: typer.Context, paths: list[Path] | None) -> None:
+    """Runs the files of ``--with`` before the command, so that it knows their names."""
+    if context.resilient_parsing:
+        return
+    try:
+        own_files.load(paths or [])
+    except ConfigError as error:
+        endings.fail(str(error))
+
+
+With = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="FILE.py",
+        help="A Python file that registers your own data sets, models, tasks, surfaces or methods. "
+        "It is run. Repeatable.",
+        callback=_run_own_files,
+        show_default=False,
     ),
 ]
 DataDir = Annotated[
@@ -159,6 +183,7 @@ def run(
     resume: Resume = None,
     tensorboard: Tensorboard = False,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Train a config's optimisers on its task and compare them.
 
@@ -192,6 +217,7 @@ def sweep(
     quiet: Quiet = False,
     resume: Resume = None,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Train each optimiser with many hyperparameters and seeds at once.
 
@@ -231,6 +257,7 @@ def movie(
         ),
     ] = None,
     out: Out = None,
+    with_: With = None,
 ) -> None:
     """Animate a config's optimisers on a surface with two parameters.
 
@@ -252,6 +279,7 @@ def movie(
 @app.command("list")
 def list_(
     what: Annotated[Listed | None, typer.Argument(help="Default: all three.")] = None,
+    with_: With = None,
 ) -> None:
     """List the methods, tasks and configs that you can use."""
     shown = [what] if what else list(Listed)
@@ -277,9 +305,9 @@ def _run(
 
         import jax
 
-        from gradxform.lab.data.sets import checksum, load
+        from gradxform.lab.data.sets import checksum
         from gradxform.lab.experiment import methods
-        from gradxform.lab.experiment.schema import SurfaceConfig
+        from gradxform.lab.experiment.kinds import at, kind_of
         from gradxform.lab.report import results
         from gradxform.lab.report.tensorboard import events
         from gradxform.lab.training.epoch import on_devices
@@ -303,11 +331,11 @@ def _run(
             folder, snapshot = until_the_end.enter_context(place)
             until_the_end.enter_context(precision_of(config))
             if snapshot is not None:
-                epochs = {label: progress.epochs_of(config, label) for label in config.optimizers}
+                epochs = {label: kind_of(config).rows(config, label) for label in config.optimizers}
                 rows += race_rows(snapshot.told, epochs)
             task, read = None, 0
-            if not isinstance(config, SurfaceConfig):
-                data = load(config.task.dataset, data_dir)
+            if (place := kind_of(config).data) is not None:
+                data = at(place)(config.task, data_dir)
                 read = checksum(data) if distributed else 0
                 task = on_devices(task_of(config, data), devices)
                 del data  # from here on a process keeps only the part of its devices
@@ -343,10 +371,10 @@ def _sweep(
     with nothing_to_lose():
         writes = endings.joined(distributed)
 
-        from gradxform.lab.data.sets import checksum, load
+        from gradxform.lab.data.sets import checksum
         from gradxform.lab.experiment import methods
+        from gradxform.lab.experiment.kinds import at, kind_of
         from gradxform.lab.experiment.load import sweep_members
-        from gradxform.lab.experiment.schema import SurfaceConfig
         from gradxform.lab.report import results
         from gradxform.lab.training.records import sweep_rows
         from gradxform.lab.training.sweep import first_row
@@ -366,8 +394,8 @@ def _sweep(
             folder, snapshot = until_the_end.enter_context(place)
             if snapshot is not None:
                 rows |= sweep_rows(snapshot.told, [first_row(m) for m in sweep_members(config)])
-            on_surface = isinstance(config, SurfaceConfig)
-            data = None if on_surface else load(config.task.dataset, data_dir)
+            place = kind_of(config).data
+            data = None if place is None else at(place)(config.task, data_dir)
         endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
         try:
             with (

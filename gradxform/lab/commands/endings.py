@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from gradxform.lab.experiment.messages import lacking, say
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import INTERRUPTED as INTERRUPTED
 
 if TYPE_CHECKING:

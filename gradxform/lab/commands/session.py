@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from gradxform.lab.commands import endings
+from gradxform.lab.experiment.kinds import kind_of
 from gradxform.lab.experiment.messages import on_one_line
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import asked_to_stop
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def load(
 ) -> "Config":
     """The requested config, or the config of the ``folder`` to resume."""
     from gradxform.lab.experiment.load import load_config, require_sweep
-    from gradxform.lab.experiment.schema import SurfaceConfig
 
     if folder is None and name is None:
         endings.fail(
@@ -58,7 +58,7 @@ def load(
             require_sweep(config)
     except (ConfigError, OSError) as error:
         endings.fail(str(error))
-    dataset = None if isinstance(config, SurfaceConfig) else config.task.dataset
+    dataset = getattr(config.task, "dataset", None)
     if data_dir is not None and dataset in _WITHOUT_FILES:
         endings.say(f"--data-dir {data_dir} is not used: {_WITHOUT_FILES[dataset]}")
     return config
@@ -139,12 +139,11 @@ def _last_snapshot(
 ) -> "Snapshot | None":
     """The last undamaged checkpoint of the run in a folder."""
     from gradxform.lab.experiment.load import to_toml
-    from gradxform.lab.experiment.schema import SurfaceConfig
     from gradxform.lab.report import results
     from gradxform.lab.training import checkpoints, records
 
-    on_surface = isinstance(config, SurfaceConfig)
-    found = None if on_surface else checkpoints.newest(folder / "checkpoints", say)
+    has_any = kind_of(config).has_epochs
+    found = checkpoints.newest(folder / "checkpoints", say) if has_any else None
     if found is None:
         say(f"{folder} has no usable checkpoint: starting from the beginning")
         return None
@@ -172,13 +171,12 @@ def keeping(
     run on a surface calls the second from time to time. Both end the run after Ctrl-C.
     """
     from gradxform.lab.experiment.load import to_toml
-    from gradxform.lab.experiment.schema import SurfaceConfig
     from gradxform.lab.report import results
     from gradxform.lab.training import checkpoints
 
     advice = ""
     try:
-        if isinstance(config, SurfaceConfig):
+        if not kind_of(config).has_epochs:
             with asked_to_stop(endings.say, "stopping after this optimiser") as asked:
 
                 def stop_if_asked() -> None:
@@ -188,8 +186,8 @@ def keeping(
                 yield None, stop_if_asked
             return
         about = {"command": command, "config": to_toml(config), "made_with": results.made_with()}
-        options = config.checkpoint.model_dump() | {"writes": writes}
-        if writes and config.checkpoint.every:
+        options = config.model_dump()["checkpoint"] | {"writes": writes}
+        if writes and options["every"]:
             advice = f"; to continue: gradxform {command} --resume {folder}"
         with checkpoints.keeping(
             folder / "checkpoints", about=about, say=endings.say, **options

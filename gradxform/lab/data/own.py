@@ -7,14 +7,27 @@ from typing import Any
 import numpy as np
 
 from gradxform.lab.data.formats import DataError, Split
-from gradxform.lab.data.sets import Dataset
+from gradxform.lab.data.sets import Dataset, load
 from gradxform.lab.data.tables import Columns, numbers, read_columns, texts
-from gradxform.lab.experiment.methods import suggest
-from gradxform.lab.experiment.registry import Entry, in_own_words
+from gradxform.lab.experiment.problems import suggest
+from gradxform.lab.experiment.registry import Entry, find, in_own_words
 
 _MOST_CLASSES = 10_000
 _FEW = 12  # names in a message
 _WANTED = "should return arrays (x, y), or ((x, y), (x_test, y_test))"
+
+
+def data_of(task: Any, data_dir: str | Path | None = None) -> Dataset:
+    """The data set of a config's ``[task]`` of kind classification or regression."""
+    is_regression = task.kind == "regression"
+    entry = find("dataset", task.dataset)
+    parted = {"is_regression": is_regression, "split_seed": task.split_seed}
+    parted["test_split"] = task.test_split
+    if task.file is not None:
+        return from_file(task.file, task.target, inputs=task.inputs, folder=data_dir, **parted)
+    if entry is not None:
+        return from_function(entry, task.dataset_options or {}, **parted)
+    return load(task.dataset, data_dir)
 
 
 def from_file(

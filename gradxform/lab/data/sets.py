@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,6 +129,11 @@ def synthetic_text(length: int = 64, train_size: int = 4096, test_size: int = 51
     alphabet = "".join(sorted(set("".join(texts))))
     train, test = (text.cut(part, alphabet, length) for part in texts)
     return Dataset("synthetic_text", train, test, len(alphabet), scale=1.0, alphabet=alphabet)
+
+
+def data_of(task: Any, data_dir: str | Path | None = None) -> Dataset:
+    """The data set that a config's ``[task]`` names; see :func:`load`."""
+    return load(task.dataset, data_dir)
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from gradxform.lab.experiment import methods
-from gradxform.lab.experiment.methods import Problem, suggest
+from gradxform.lab.experiment.problems import Problem, suggest
 
 Table: TypeAlias = Mapping[str, Any]
 Axes: TypeAlias = Mapping[str, "Axis"]  # by dotted path in an optimiser's table

@@ -18,9 +18,11 @@ import functools
 import importlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from gradxform.lab.experiment import registry
+from gradxform.lab.experiment.problems import ConfigError, Problem, suggest
 from gradxform.lab.experiment.signatures import (
     Argument,
     Signature,
@@ -43,34 +45,8 @@ RETURNS = {
     "preconditioner": ("Preconditioner",),
 }
 LARGEST = 3.4e38  # the largest float32
-_MOST_SHOWN, _LONGEST = 100, 2000  # problems to show, and characters of one
-_MOST_COMPARED = 500  # names to compare; each takes some time
-CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # control characters except tab and new line
 METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
 PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
-
-
-class Problem(NamedTuple):
-    """One problem in a config."""
-
-    path: str  #: dotted path, like ``optimizers.adam.learning_rate``
-    message: str
-
-    def __str__(self) -> str:
-        text = f"{self.path}: {self.message}"
-        text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
-        return re.sub(f"[{CONTROL}]", lambda found: repr(found[0])[1:-1], text)
-
-
-class ConfigError(Exception):
-    """A config cannot be used; ``problems`` lists everything that is wrong."""
-
-    def __init__(self, source: str, problems: Iterable[Problem | str]) -> None:
-        self.problems = tuple(problems)
-        shown = [f"  {problem}" for problem in self.problems[:_MOST_SHOWN]]
-        more = len(self.problems) - len(shown)
-        shown += [f"  and {more} more"] if more else []
-        super().__init__("\n".join([f"{source}:", *shown]))
 
 
 def check(table: Table, path: str) -> Iterator[Problem]:
@@ -99,6 +75,31 @@ def check(table: Table, path: str) -> Iterator[Problem]:
                 yield from check(link, where)
             else:
                 yield Problem(where, f"should be {METHOD}, found {link!r}")
+
+
+def check_arguments(function: Signature, arguments: Table, path: str) -> Iterator[Problem]:
+    """Checks the arguments of a call against the function's signature.
+
+    Args:
+      function: the signature.
+      arguments: the arguments by name.
+      path: their place in the config.
+    """
+    for key, value in arguments.items():
+        argument = function.arguments.get(key)
+        if argument is None:
+            hint = suggest(key, function.arguments)
+            takes = "" if hint else f"; it takes {', '.join(function.arguments) or 'none'}"
+            message = f"unknown argument of {function.name}{hint}{takes}"
+            yield Problem(f"{path}.{key}", message)
+        else:
+            problems = list(_check_value(value, argument, f"{path}.{key}"))
+            yield from problems or _check_interval(value, function, key, f"{path}.{key}")
+    for key, argument in function.arguments.items():
+        if argument.required and key not in arguments:
+            expected = _expected(argument)
+            message = f"missing: {function.name} needs it" + (f" ({expected})" if expected else "")
+            yield Problem(f"{path}.{key}", message)
 
 
 def build_all(tables: Mapping[str, Table]) -> "dict[str, optax.GradientTransformationExtraArgs]":
@@ -189,22 +190,15 @@ def numbers(table: Any) -> dict[str, bool]:
     return found
 
 
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` with the nearest valid name, or the empty string.
-
-    >>> suggest("epoch", ["epochs", "steps"])
-    ", did you mean 'epochs'?"
-    """
-    nearest = difflib.get_close_matches(name, list(valid)[:_MOST_COMPARED], n=1)
-    return f", did you mean {nearest[0]!r}?" if nearest else ""
-
-
 def _split(name: str) -> tuple[str, str]:
     package, dot, function = name.rpartition(".")
     return package if dot else "gradxform", function
 
 
 def _find(name: str, kind: str) -> Signature | None:
+    own = registry.find(kind, name) if kind == "method" else None
+    if own is not None:
+        return own.signature
     package, function = _split(name)
     if package not in PACKAGES or function not in public_names(package):
         return None
@@ -219,6 +213,7 @@ def _unknown(name: str, kind: str) -> str:
         hint = f", did you mean {same_name[0]!r}?"
     elif package in PACKAGES:
         valid = [f.name.rpartition(".")[2] for f in methods(package, kind)]
+        valid += registry.named(kind) if kind == "method" and "." not in name else ()
         near = difflib.get_close_matches(function, valid, n=1)
         prefix = f"{package}." if "." in name else ""
         hint = f", did you mean {prefix + near[0]!r}?" if near else ""
@@ -240,23 +235,8 @@ def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
     if function.variadic:
         yield Problem(f"{path}.{kind}", f"{function.name}: write chain = [...] instead")
         return
-    for key, value in table.items():
-        if key == kind:
-            continue
-        argument = function.arguments.get(key)
-        if argument is None:
-            hint = suggest(key, function.arguments)
-            takes = "" if hint else f"; it takes {', '.join(function.arguments) or 'none'}"
-            message = f"unknown argument of {function.name}{hint}{takes}"
-            yield Problem(f"{path}.{key}", message)
-        else:
-            problems = list(_check_value(value, argument, f"{path}.{key}"))
-            yield from problems or _check_interval(value, function, key, f"{path}.{key}")
-    for key, argument in function.arguments.items():
-        if argument.required and key not in table:
-            expected = _expected(argument)
-            message = f"missing: {function.name} needs it" + (f" ({expected})" if expected else "")
-            yield Problem(f"{path}.{key}", message)
+    arguments = {key: value for key, value in table.items() if key != kind}
+    yield from check_arguments(function, arguments, path)
 
 
 # The TOML values that a type in a signature accepts, by the last word of the type.
@@ -433,6 +413,9 @@ def _build(value: Any, path: str) -> Any:
 def _call(name: str, arguments: Table, path: str) -> Any:
     package, function = _split(name)
     values = {key: _build(value, f"{path}.{key}") for key, value in arguments.items()}
+    own = registry.find("method", name)
+    if own is not None:
+        return _call_own(own, values, path)
     found = signature(package, function)
     for key, argument in found.arguments.items() if found else ():
         if key in values and _takes_curvature(argument.annotation):
@@ -446,3 +429,15 @@ def _call(name: str, arguments: Table, path: str) -> Any:
         if found and found[1] in arguments:
             path, message = f"{path}.{found[1]}", function + message[message.index("(") :]
         raise ConfigError("optimiser", [Problem(path, message)]) from error
+
+
+def _call_own(own: registry.Entry, arguments: Table, path: str) -> Any:
+    try:
+        made = own.make(**arguments)
+    except Exception as error:
+        said = registry.in_own_words(error, own.make)
+        raise ConfigError("optimiser", [Problem(path, said)]) from error
+    if not all(callable(getattr(made, name, None)) for name in ("init", "update")):
+        message = f"{own.name} should return a gradient transformation, found {made!r:.200}"
+        raise ConfigError("optimiser", [Problem(path, message)])
+    return made

@@ -8,14 +8,17 @@ import importlib.abc
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gradxform.lab.experiment import folders, registry
 from gradxform.lab.experiment.messages import on_one_line
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 
 _PREFIX = "gradxform_with_"  # of the names of these modules
+
+_LONGEST = 200  # characters of a name
 
 _digests: dict[str, str] = {}
 
@@ -47,24 +50,39 @@ def load(paths: Sequence[str | Path]) -> None:
         _digests[path.name] = hashlib.sha256(content).hexdigest()
 
 
-def digests() -> dict[str, str]:
-    """The SHA-256 of each file that :func:`load` ran last, by name."""
-    return dict(_digests)
+def with_digests(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config's tables, with ``with_files``: the SHA-256 of each file that :func:`load` ran.
+
+    Raises:
+      OwnFileError: the config was run with other files, or with another content of a file.
+    """
+    if not _digests:
+        return table
+    if "with_files" in table:
+        require(table)
+    return {**table, "with_files": dict(_digests)}
 
 
-def differences(wanted: Mapping[str, str]) -> Iterator[str]:
-    """One line for each file that a config was made with and that is not the one given now."""
+def require(table: Mapping[str, Any]) -> None:
+    """Checks that the files of a config's ``with_files`` are those that :func:`load` ran.
+
+    Raises:
+      OwnFileError: a file is missing, or has changed.
+    """
+    wanted = table.get("with_files")
+    if not isinstance(wanted, Mapping):
+        return
+    new_run = "for a new run remove [with_files] from the config"
     for name, digest in wanted.items():
+        file = f"--with {on_one_line(name)[:_LONGEST]}"
         if name not in _digests:
-            yield f"this config was run with {on_one_line(name)}: add --with {on_one_line(name)}"
-        elif digest != _digests[name]:
-            yield (
-                f"--with {name}: the file has changed since the run (SHA-256 {digest[:12]}… then, "
-                f"{_digests[name][:12]}… now): give the file of then, or remove [with_files] from "
-                "the config for a new run"
-            )
+            raise OwnFileError(f"{file} is missing: this config was run with it; {new_run}")
+        if digest != _digests[name]:
+            then, now = (on_one_line(x)[:12] for x in (digest, _digests[name]))
+            changed = f"its content has changed since (SHA-256 {then}… then, {now}… now)"
+            raise OwnFileError(f"{file}: {changed}; restore it, or {new_run}")
     for name in _digests.keys() - wanted.keys():
-        yield f"--with {name}: this config was run without it; remove [with_files] for a new run"
+        raise OwnFileError(f"--with {name}: this config was run without it; {new_run}")
 
 
 class _Loader(importlib.abc.SourceLoader):

@@ -116,7 +116,7 @@ def surface(
     start: tuple[float, float],
     bounds: tuple[tuple[float, float], tuple[float, float]],
     minima: tuple[tuple[float, float], ...] = (),
-    formula: str = "",
+    formula: str = "f(x, y)",
 ) -> Callable[[F], F]:
     """Registers a function of two variables for ``[task]`` with ``surface = "NAME"``.
 
@@ -126,8 +126,8 @@ def surface(
       name: the name in configs.
       start: where methods start, unless the config says otherwise.
       bounds: the ranges of x and y to draw.
-      minima: the global minima, the one nearest to the start first. Without them a sweep cannot
-        tell which runs were solved.
+      minima: the global minima, the one nearest to the start first. Without them a sweep takes
+        every run that converged as solved.
       formula: the formula in LaTeX, for the title of pictures.
 
     Raises:

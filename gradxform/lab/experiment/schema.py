@@ -13,7 +13,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gradxform.lab.experiment import grid, registry
-from gradxform.lab.experiment.methods import CONTROL
+from gradxform.lab.experiment.problems import CONTROL
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -368,11 +368,3 @@ SECTIONS = (
     *("name", "title", "seed", "task", "training"),
     *("optimizers", "sweep", "checkpoint", "output", "with_files"),
 )
-KINDS: dict[str, type[Config]] = {
-    "classification": ClassificationConfig,
-    "regression": RegressionConfig,
-    "autoencoder": AutoencoderConfig,
-    "language": LanguageConfig,
-    "physics": PhysicsConfig,
-    "surface": SurfaceConfig,
-}

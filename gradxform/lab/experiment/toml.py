@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradxform.lab.experiment.methods import Problem
+from gradxform.lab.experiment.problems import Problem
 
 # The tokens of TOML that are needed to find the keys. A lone quote is always an error.
 _WORDS = re.compile(

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from rich.text import Text
 
 import gradxform
 from gradxform.lab.experiment.grid import substitute
+from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import to_toml
 from gradxform.lab.experiment.messages import plain
-from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig
+from gradxform.lab.experiment.schema import Config, Training
 from gradxform.lab.training.race import RaceResult, Row, ranked
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ COLUMNS = (
     ("validation_loss", "val.\nloss"),
     ("validation_accuracy", "val.\nacc."),
     ("validation_error", "val.\nerror"),
+    ("validation_rmse", "val.\nrmse"),
     ("test_loss", "test\nloss"),
     ("test_accuracy", "test\nacc."),
     ("test_error", "test\nerror"),
+    ("test_rmse", "test\nrmse"),
     ("test_relative_error", "relative\nerror"),
 )
 
@@ -191,9 +194,9 @@ def best_toml(config: Config, points: Iterable["Point"]) -> str:
     """The config of a race between these points; optimisers without a point are left out."""
     best = {point.label: point.values for point in points}
     training = config.training
-    if not isinstance(config, SurfaceConfig):
-        kept = {label: x for label, x in config.training.overrides.items() if label in best}
-        training = config.training.model_copy(update={"overrides": kept})
+    if isinstance(training, Training):
+        kept = {label: x for label, x in training.overrides.items() if label in best}
+        training = training.model_copy(update={"overrides": kept})
     entries = config.optimizers.items()
     chosen = {label: substitute(x, best[label]) for label, x in entries if label in best}
     update = {"optimizers": chosen, "training": training, "sweep": None}
@@ -267,52 +270,17 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
         write_atomically(folder / "best.toml", best_toml(config, best))
     if result.costs.size:
         write_atomically(folder / "costs.csv", costs_csv(result))
-    for name, figure in _sweep_figures(config, result):
-        _save_figure(folder / name, figure)
+    for stem, figure in at(kind_of(config).sweep_figures)(config, result):
+        _save_figure(folder / f"{stem}.png", figure)
     write_atomically(folder / "summary.json", sweep_summary_json(config, result))
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
     """Writes ``summary.json`` and the pictures that belong to the kind of task."""
-    from gradxform.lab.report.plots import plot_cost, plot_work
-
-    plots: dict[str, Callable[[RaceResult, str], Figure]] = {"cost.png": plot_cost}
-    if result.measure == "train_loss":
-        plots["work.png"] = plot_work
-    if isinstance(config, PhysicsConfig):
-        from gradxform.lab.report.physics_plots import plots_of
-
-        plots |= plots_of(config)
-    for name, plot in plots.items():
-        _save_figure(folder / name, plot(result, config.title or config.name))
+    for stem, figure in at(kind_of(config).figures)(config, result):
+        _save_figure(folder / f"{stem}.png", figure)
     # written last: a folder with this file is a finished run
     write_atomically(folder / "summary.json", summary_json(config, result))
-
-
-def _sweep_figures(config: Config, result: "SweepResult") -> "Iterator[tuple[str, Figure]]":
-    from gradxform.lab.report.plots import (
-        plot_batch_sizes,
-        plot_heatmaps,
-        plot_sensitivity,
-        plot_starts,
-    )
-
-    title = config.title or config.name
-    axes = [list(member.values) for member in result.members]
-    if any(axes):
-        yield "sensitivity.png", plot_sensitivity(result, title)
-    if any(len(own) >= 2 for own in axes):
-        yield "heatmap.png", plot_heatmaps(result, title)
-    if isinstance(config, SurfaceConfig):
-        yield "starts.png", plot_starts(config.task.surface, result, title)
-    else:
-        common, overrides = config.training.batch_size, config.training.overrides
-        sizes = {
-            label: (own.batch_size if (own := overrides.get(label)) else None) or common
-            for label in config.optimizers
-        }
-        if len(set(sizes.values())) > 1:
-            yield "batch_size.png", plot_batch_sizes(result, sizes, title)
 
 
 def _save_figure(path: Path, figure: "Figure") -> None:

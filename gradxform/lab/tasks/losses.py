@@ -55,7 +55,7 @@ def of_numbers(loss: NumberLoss, delta: float, unit: float) -> Losses:
     """
 
     def losses(outputs: jax.Array, _: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        errors = (outputs.astype(jnp.float32) - y).reshape(len(y), -1)
+        errors = outputs.reshape(len(y), -1).astype(jnp.float32) - y.reshape(len(y), -1)
         squares = jnp.square(errors)
         each = squares if loss == "squared" else optax.losses.huber_loss(errors, delta=delta)
         return {"loss": jnp.sum(each, axis=1), "rmse": unit**2 * jnp.mean(squares, axis=1)}

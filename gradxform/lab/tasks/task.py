@@ -1,6 +1,7 @@
 """Tasks: a data set and a model as the pure functions that a training loop needs."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast, get_args
@@ -58,6 +59,10 @@ class Examples:
     size: int = dataclasses.field(metadata={"static": True})  #: real examples; the rest fills up
 
 
+def _same_batch(_: jax.Array, batch: Batch) -> Batch:
+    return batch
+
+
 class Task(NamedTuple):
     """A loss to minimise and its data. The functions are pure and can be jitted.
 
@@ -76,7 +81,7 @@ class Task(NamedTuple):
     """(params, batch) -> weighted sums over the batch, without dropout and penalty: ``loss``, and
     others under names of their own, such as ``accuracy``; only the loss if not given"""
     roots: tuple[str, ...] = ()  #: metrics whose mean's square root is reported
-    draw: Callable[[jax.Array, Batch], Batch] | None = None
+    draw: Callable[[jax.Array, Batch], Batch] = _same_batch
     """(key, batch) -> a new sample of each example for an online stream: :func:`shift_images`; the
     batch itself if not given"""
     unit: str = "loss"  #: unit of ``loss``, in words
@@ -197,7 +202,7 @@ def make_task(
         loss=mean_loss,
         metrics=metrics,
         roots=("rmse",),
-        draw=shift_images if is_image else None,
+        draw=shift_images if is_image else _same_batch,
         unit=measured,
         train=train,
         validation=validation,
@@ -220,6 +225,12 @@ def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
     Array(2.75, dtype=float32)
     """
     return penalty(kernels(params), l1, l2)
+
+
+def task_of(table: Any, data: Dataset) -> Task:
+    """The task of a config's ``[task]`` and its data set; see :func:`make_task`."""
+    keys = inspect.signature(make_task).parameters.keys() - {"model"}
+    return make_task(data, table.model, **table.model_dump(include=keys, exclude_none=True))
 
 
 def objective(task: Task, batch: Batch, key: jax.Array, *, for_curvature: bool = False) -> Composed:

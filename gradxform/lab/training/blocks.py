@@ -19,10 +19,10 @@ from gradxform import tree
 from gradxform.evaluation import eval_params
 from gradxform.lab.experiment import methods
 from gradxform.lab.experiment.grid import Member, Table, substitute
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.checkpoints import Snapshot, fit
-from gradxform.lab.training.epoch import METRICS, TrainState, evaluate, init_state, make_epoch
+from gradxform.lab.training.epoch import TrainState, evaluate, in_order, init_state, make_epoch
 from gradxform.lab.training.processes import least_of, put, put_all, read
 from gradxform.lab.training.race import Settings
 from gradxform.tree import PyTree
@@ -311,8 +311,7 @@ def metrics_of(program: Programs, block: Block, parts: Mapping[str, Examples]) -
     means = {
         f"{part}_{name}": read(every[part][name])
         for part in parts
-        for name in METRICS
-        if name in every[part]
+        for name in in_order(every[part])
     }
     return {
         int(number): {name: float(values[lane]) for name, values in means.items()}

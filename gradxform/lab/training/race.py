@@ -17,11 +17,11 @@ from jax.sharding import NamedSharding
 from gradxform.evaluation import eval_params
 from gradxform.lab.data.sets import Dataset
 from gradxform.lab.experiment import methods
-from gradxform.lab.experiment.methods import ConfigError, Problem
-from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig, TaskConfig
-from gradxform.lab.tasks.physics import physics_task
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
-from gradxform.lab.tasks.task import Examples, Task, make_task
+from gradxform.lab.experiment.kinds import at, kind_of
+from gradxform.lab.experiment.problems import ConfigError, Problem
+from gradxform.lab.experiment.schema import Config, SurfaceConfig, TaskConfig
+from gradxform.lab.tasks.surfaces import Surface, surface_of
+from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
 from gradxform.lab.training.checkpoints import (
     CheckpointError,
@@ -31,10 +31,10 @@ from gradxform.lab.training.checkpoints import (
     of_this_version,
 )
 from gradxform.lab.training.epoch import (
-    METRICS,
     TrainState,
     batch_mesh,
     evaluate,
+    in_order,
     init_state,
     make_epoch,
     to_device,
@@ -123,28 +123,34 @@ def race(
     >>> race(config).histories[0].rows[-1]
     {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
     """
+    run = at(kind_of(config).race)
     with precision_of(config):
-        return _race(config, data, on_row, on_state, resume, devices)
+        return run(config, data, on_row, on_state=on_state, resume=resume, devices=devices)
 
 
 def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
     """float64 for an equation, whose solution is wanted to many digits; otherwise as JAX is set."""
-    return jax.enable_x64(True) if isinstance(config, PhysicsConfig) else contextlib.nullcontext()
+    return jax.enable_x64(True) if kind_of(config).is_float64 else contextlib.nullcontext()
 
 
-def _race(
-    config: Config,
-    data: Dataset | Task | None,
-    on_row: OnRow | None,
-    on_state: OnState | None,
-    resume: Snapshot | None,
-    devices: Devices | None,
+def race_down_surface(
+    config: SurfaceConfig, data: None = None, on_row: OnRow | None = None, **_: Any
 ) -> RaceResult:
+    """The race of a config whose task is a surface; see :func:`race`."""
     transformations = methods.build_all(config.optimizers)
-    if isinstance(config, SurfaceConfig):
-        surface = SURFACES[config.task.surface]
-        start, steps = config.task.start or surface.start, config.training.steps
-        return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
+    surface = surface_of(config.task.surface)
+    start, steps = config.task.start or surface.start, config.training.steps
+    return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
+
+
+def race_on_data(
+    config: TaskConfig,
+    data: Dataset | Task | None = None,
+    on_row: OnRow | None = None,
+    **options: Any,
+) -> RaceResult:
+    """The race of a config whose task is a net on data; see :func:`race`."""
+    transformations = methods.build_all(config.optimizers)
     if data is None:
         raise ValueError(f"race needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
@@ -153,14 +159,12 @@ def _race(
         transformations,
         seed=config.seed,
         on_row=on_row,
-        on_state=on_state,
-        resume=resume,
-        devices=devices,
+        **options,
         **training,
     )
 
 
-def task_of(config: TaskConfig, data: Dataset) -> Task:
+def task_of(config: Config, data: Dataset) -> Task:
     """The task of a config.
 
     Args:
@@ -171,10 +175,10 @@ def task_of(config: TaskConfig, data: Dataset) -> Task:
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
     """
-    if isinstance(config, PhysicsConfig):
-        return physics_task(data, **config.task.model_dump(exclude={"kind", "equation"}))
-    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
-    return make_task(data, config.task.model, **options)
+    place = kind_of(config).task
+    if place is None:
+        raise ValueError(f"task_of(config={config.name!r}): a task of this kind has no data")
+    return at(place)(config.task, data)
 
 
 def race_on_task(
@@ -262,9 +266,7 @@ def race_on_task(
     # also starts the threads, which would otherwise count as time of the first optimiser
     at_start = jax.device_get(evaluation(put_all(params, mesh), parts))
     first_loss = float(at_start["train"]["loss"])
-    metrics = [
-        (part, name) for part, name in itertools.product(parts, METRICS) if name in at_start[part]
-    ]
+    metrics = list(itertools.product(parts, in_order(at_start["train"])))
     histories: list[History] = []
     going_on: History | None = None
     restored: TrainState | None = None

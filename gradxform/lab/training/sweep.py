@@ -12,10 +12,11 @@ import numpy as np
 
 from gradxform.lab.data.sets import Dataset
 from gradxform.lab.experiment.grid import Member, Table
+from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import require_sweep, sweep_members
-from gradxform.lab.experiment.methods import ConfigError, Problem
-from gradxform.lab.experiment.schema import Config, SurfaceConfig
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.experiment.problems import ConfigError, Problem
+from gradxform.lab.experiment.schema import Config, SurfaceConfig, TaskConfig
+from gradxform.lab.tasks.surfaces import Surface, surface_of
 from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
 from gradxform.lab.training.blocks import (
@@ -37,7 +38,7 @@ from gradxform.lab.training.blocks import (
     snapshot_of,
 )
 from gradxform.lab.training.checkpoints import OnState, Snapshot, of_this_version
-from gradxform.lab.training.epoch import METRICS, evaluate, to_every_device
+from gradxform.lab.training.epoch import evaluate, in_order, to_every_device
 from gradxform.lab.training.processes import mesh_of, read
 from gradxform.lab.training.race import (
     Settings,
@@ -133,35 +134,49 @@ def sweep(
     >>> [(row["learning_rate"], row["status"]) for row in sweep(config).rows]
     [(0.01, 'max_steps'), (0.1, 'converged')]
     """
-    table = require_sweep(config)
-    members = sweep_members(config)
-    if isinstance(config, SurfaceConfig):
-        surface = SURFACES[config.task.surface]
-        starts = table.model_dump()["starts"] or [config.task.start or surface.start]
-        return sweep_on_surface(
-            surface,
-            config.optimizers,
-            members,
-            starts=grid_of_starts(surface, **starts) if isinstance(starts, dict) else starts,
-            max_steps=config.training.steps,
-            tol=table.model_dump()["tol"],
-            on_epoch=on_epoch,
-        )
+    run = at(kind_of(config).sweep)
+    with precision_of(config):
+        return run(config, data, on_epoch, on_state=on_state, resume=resume)
+
+
+def sweep_over_surface(
+    config: SurfaceConfig, data: None = None, on_epoch: OnEpoch | None = None, **_: Any
+) -> SweepResult:
+    """The sweep of a config whose task is a surface; see :func:`sweep`."""
+    table, surface = require_sweep(config).model_dump(), surface_of(config.task.surface)
+    starts = table["starts"] or [config.task.start or surface.start]
+    return sweep_on_surface(
+        surface,
+        config.optimizers,
+        sweep_members(config),
+        starts=grid_of_starts(surface, **starts) if isinstance(starts, dict) else starts,
+        max_steps=config.training.steps,
+        tol=table["tol"],
+        on_epoch=on_epoch,
+    )
+
+
+def sweep_on_data(
+    config: TaskConfig,
+    data: Dataset | None = None,
+    on_epoch: OnEpoch | None = None,
+    **options: Any,
+) -> SweepResult:
+    """The sweep of a config whose task is a net on data; see :func:`sweep`."""
+    table, members = require_sweep(config), sweep_members(config)
     if data is None:
         raise ValueError(f"sweep needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
-    with precision_of(config):
-        return sweep_on_task(
-            task_of(config, data),
-            config.optimizers,
-            members,
-            seed=config.seed,
-            on_epoch=on_epoch,
-            on_state=on_state,
-            resume=resume,
-            **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
-            **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
-        )
+    return sweep_on_task(
+        task_of(config, data),
+        config.optimizers,
+        members,
+        seed=config.seed,
+        on_epoch=on_epoch,
+        **options,
+        **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
+        **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
+    )
 
 
 def sweep_on_task(
@@ -358,7 +373,7 @@ def sweep_on_surface(
     [(1, True), (1, True)]
     """
     points = jnp.asarray(starts, jnp.float32)
-    lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
+    lowest = surface.lowest
     rows: dict[int, Row] = {}
     seconds = compile_seconds = 0.0
 
@@ -387,7 +402,7 @@ def sweep_on_surface(
         for lane, number in enumerate(group.members):
             end = {name: x[lane].item() for name, x in found.items()}
             status = Status(end.pop("status"))
-            solved = status == Status.converged and end["value"] <= min(lows) + _SOLVED
+            solved = status == Status.converged and end["value"] <= lowest + _SOLVED
             own[number] = {
                 **_columns(members[number]),
                 **dict(zip(("x0", "y0"), map(float, starts[members[number].seed]), strict=True)),
@@ -500,7 +515,7 @@ def _metric_columns(task: Task, parts: Mapping[str, Examples], params: PyTree) -
     shapes = {
         name: jax.eval_shape(lambda p, x: evaluate(task, p, x), one, x) for name, x in parts.items()
     }
-    return {f"{part}_{name}" for part in parts for name in METRICS if name in shapes[part]}
+    return {f"{part}_{name}" for part in parts for name in in_order(shapes[part])}
 
 
 def first_row(member: Member) -> Row:
