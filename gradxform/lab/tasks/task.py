@@ -360,8 +360,9 @@ def _channel_statistics(x: np.ndarray, scale: float) -> tuple[np.ndarray, np.nda
     """Mean and standard deviation of each channel of the scaled images; 1 for a constant one."""
     pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
     # Integer sums are exact. einsum converts in blocks, without a copy eight times as large.
-    mean = pixels.sum(axis=0, dtype=np.int64) / len(pixels)
-    square = np.einsum("nc,nc->c", pixels, pixels, dtype=np.int64) / len(pixels)
+    wide = np.int64 if pixels.dtype == np.uint8 else np.float64
+    mean = pixels.sum(axis=0, dtype=wide) / len(pixels)
+    square = np.einsum("nc,nc->c", pixels, pixels, dtype=wide) / len(pixels)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     deviation[deviation == 0] = scale
     shape = (-1,) if x.ndim == 4 else ()  # a scalar if there is no channel axis
