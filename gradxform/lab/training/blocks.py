@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradxform import tree
 from gradxform.evaluation import eval_params
-from gradxform.lab.experiment import methods
+from gradxform.lab.experiment import catalogue, methods
 from gradxform.lab.experiment.grid import Member, Table, substitute
 from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.tasks.task import Examples, Task
@@ -67,7 +67,7 @@ class Block(NamedTuple):
 def groups_of(tables: Mapping[str, Table], members: Sequence[Member]) -> Iterator[Group]:
     """Groups the members by optimiser and by the numbers that set shapes."""
     found: dict[Any, list[int]] = {}
-    shapes_of = {label: methods.numbers(table) for label, table in tables.items()}
+    shapes_of = {label: catalogue.numbers(table) for label, table in tables.items()}
     for number, member in enumerate(members):
         shapes = shapes_of[member.label]
         static = tuple((path, v) for path, v in member.values.items() if shapes.get(path))
