@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding
 
 from gradxform.evaluation import eval_params
 from gradxform.lab.data.sets import Dataset
-from gradxform.lab.experiment import methods
+from gradxform.lab.experiment.experiment import Experiment, prepared
 from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.problems import ConfigError, Problem
-from gradxform.lab.experiment.schema import Config, SurfaceConfig, TaskConfig
+from gradxform.lab.experiment.schema import Config
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
 from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
@@ -90,7 +90,7 @@ class RaceResult(NamedTuple):
 
 
 def race(
-    config: Config,
+    config: Config | Experiment,
     data: Dataset | Task | None = None,
     on_row: OnRow | None = None,
     *,
@@ -101,7 +101,7 @@ def race(
     """Runs a config's optimisers on its task.
 
     Args:
-      config: the experiment.
+      config: the config, or the experiment that was prepared from it.
       data: for a task on data, its data set (see :func:`gradxform.lab.data.sets.load`), or the task
         that :func:`task_of` makes, with its data on the host or on the same ``devices``.
       on_row: called with the optimiser's label and each new row of its metrics.
@@ -123,9 +123,11 @@ def race(
     >>> race(config).histories[0].rows[-1]
     {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
     """
-    run = at(kind_of(config).race)
-    with precision_of(config):
-        return run(config, data, on_row, on_state=on_state, resume=resume, devices=devices)
+    given = config.config if isinstance(config, Experiment) else config
+    run = at(kind_of(given).race)
+    with precision_of(given):
+        experiment = prepared(config)
+        return run(experiment, data, on_row, on_state=on_state, resume=resume, devices=devices)
 
 
 def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
@@ -134,29 +136,29 @@ def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
 
 
 def race_down_surface(
-    config: SurfaceConfig, data: None = None, on_row: OnRow | None = None, **_: Any
+    experiment: Experiment, data: None = None, on_row: OnRow | None = None, **_: Any
 ) -> RaceResult:
     """The race of a config whose task is a surface; see :func:`race`."""
-    transformations = methods.build_all(config.optimizers)
+    config: Any = experiment.config
     surface = SURFACES[config.task.surface]
-    start, steps = config.task.start or surface.start, config.training.steps
-    return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
+    options = {"start": config.task.start or surface.start, "steps": config.training.steps}
+    return race_on_surface(surface, experiment.transformations, **options, on_row=on_row)
 
 
 def race_on_data(
-    config: TaskConfig,
+    experiment: Experiment,
     data: Dataset | Task | None = None,
     on_row: OnRow | None = None,
     **options: Any,
 ) -> RaceResult:
     """The race of a config whose task is a net on data; see :func:`race`."""
-    transformations = methods.build_all(config.optimizers)
+    config: Any = experiment.config
     if data is None:
         raise ValueError(f"race needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
     return race_on_task(
         data if isinstance(data, Task) else task_of(config, data),
-        transformations,
+        experiment.transformations,
         seed=config.seed,
         on_row=on_row,
         **options,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradxform.lab.data.sets import Dataset
+from gradxform.lab.experiment.experiment import Experiment
 from gradxform.lab.experiment.grid import Member, Table
 from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import require_sweep, sweep_members
@@ -100,7 +101,7 @@ class Point(NamedTuple):
 
 
 def sweep(
-    config: Config,
+    config: Config | Experiment,
     data: Dataset | None = None,
     on_epoch: OnEpoch | None = None,
     *,
@@ -110,7 +111,7 @@ def sweep(
     """Runs the members of a config's ``[sweep]`` on its task.
 
     Args:
-      config: the experiment.
+      config: the config, or the experiment that was prepared from it.
       data: for a task on data, its data set, see :func:`gradxform.lab.data.sets.load`.
       on_epoch: called with an optimiser's label, the epoch, and by number the rows of the members
         that trained in it. The rows have metrics after rungs and after the last epoch. On a surface
@@ -134,9 +135,10 @@ def sweep(
     >>> [(row["learning_rate"], row["status"]) for row in sweep(config).rows]
     [(0.01, 'max_steps'), (0.1, 'converged')]
     """
-    run = at(kind_of(config).sweep)
-    with precision_of(config):
-        return run(config, data, on_epoch, on_state=on_state, resume=resume)
+    given = config.config if isinstance(config, Experiment) else config
+    run = at(kind_of(given).sweep)
+    with precision_of(given):
+        return run(given, data, on_epoch, on_state=on_state, resume=resume)
 
 
 def sweep_over_surface(
