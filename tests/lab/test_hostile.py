@@ -31,7 +31,8 @@ from gradxform.lab.report.tables import best_table, ranking_table
 from gradxform.lab.training import race as train
 from gradxform.lab.training import records
 from gradxform.lab.training.checkpoints import CheckpointError, Snapshot, newest, save
-from gradxform.lab.training.sweep import SweepResult, first_row
+from gradxform.lab.training.members import first_row
+from gradxform.lab.training.outcomes import SweepResult
 from tests.lab.test_fuzz import CASES, POOL, containers, near, no_hang, places
 from tests.lab.test_security import signed
 

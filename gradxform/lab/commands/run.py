@@ -10,8 +10,8 @@ from gradxform.lab.experiment.kinds import kind_of
 if TYPE_CHECKING:
     from gradxform.lab.experiment.experiment import Experiment
     from gradxform.lab.training.checkpoints import Snapshot
+    from gradxform.lab.training.outcomes import Row
     from gradxform.lab.training.processes import Devices
-    from gradxform.lab.training.race import Row
 
 
 @endings.interruptible()

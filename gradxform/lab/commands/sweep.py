@@ -9,7 +9,7 @@ from gradxform.lab.commands.session import Command, Request
 if TYPE_CHECKING:
     from gradxform.lab.experiment.experiment import Experiment
     from gradxform.lab.training.checkpoints import Snapshot
-    from gradxform.lab.training.race import Row
+    from gradxform.lab.training.outcomes import Row
 
 
 @endings.interruptible()
@@ -42,8 +42,8 @@ def sweep(request: Request) -> None:
 
 def _rows_of(experiment: "Experiment", snapshot: "Snapshot") -> "dict[int, Row]":
     from gradxform.lab.experiment.load import sweep_members
+    from gradxform.lab.training.members import first_row
     from gradxform.lab.training.records import sweep_rows
-    from gradxform.lab.training.sweep import first_row
 
     firsts = [first_row(member) for member in sweep_members(experiment.config)]
     return sweep_rows(snapshot.told, firsts)

@@ -15,12 +15,12 @@ from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import to_toml
 from gradxform.lab.experiment.schema import Config, Training
 from gradxform.lab.report.folder import write_atomically
-from gradxform.lab.training.race import RaceResult, Row, ranked
+from gradxform.lab.training.outcomes import RaceResult, Row, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gradxform.lab.training.sweep import Point, SweepResult
+    from gradxform.lab.training.outcomes import Point, SweepResult
 
 
 def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
@@ -71,7 +71,7 @@ def summary_json(config: Config, result: RaceResult) -> str:
 
 def sweep_summary_json(config: Config, result: "SweepResult") -> str:
     """The best point of each optimiser, the device and the versions as JSON."""
-    from gradxform.lab.training.sweep import best_points, points_of
+    from gradxform.lab.training.outcomes import best_points, points_of
 
     every = points_of(result)
     best = [
@@ -111,7 +111,7 @@ def best_toml(config: Config, points: Iterable["Point"]) -> str:
 
 def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
     """Writes all files of a sweep except ``members.csv``."""
-    from gradxform.lab.training.sweep import best_points
+    from gradxform.lab.training.outcomes import best_points
 
     best = best_points(result)
     if best:

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gradxform.lab.experiment.messages import plain
-from gradxform.lab.training.race import RaceResult, ranked
+from gradxform.lab.training.outcomes import RaceResult, ranked
 
 if TYPE_CHECKING:
-    from gradxform.lab.training.sweep import Point, SweepResult
+    from gradxform.lab.training.outcomes import Point, SweepResult
 
 COLUMNS = (
     ("value", "value"),
@@ -56,7 +56,7 @@ def best_table(result: "SweepResult", title: str) -> Table:
 
     For the measure it also shows the smallest and the largest value.
     """
-    from gradxform.lab.training.sweep import best_points, points_of
+    from gradxform.lab.training.outcomes import best_points, points_of
 
     table = Table(
         title=Text(plain(title), style="table.title"),
