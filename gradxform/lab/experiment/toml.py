@@ -1,4 +1,8 @@
-"""Reads and writes TOML text, and applies ``key=value`` settings."""
+"""Reads and writes TOML text, and applies ``key=value`` settings.
+
+``tomllib`` reads. The writer is our own, because a config should look as a person writes it:
+tomli-w has no comments, makes a schedule a table of its own, and gives each number of a list a line.
+"""
 
 import json
 import re

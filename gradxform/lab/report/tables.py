@@ -65,7 +65,7 @@ def best_table(result: "SweepResult", title: str) -> Table:
         padding=0,
     )
     every, best = points_of(result), best_points(result)
-    on_surface = result.measure == "work"
+    on_surface = result.is_on_surface
     columns = dict(SURFACE_COLUMNS if on_surface else COLUMNS[1:])
     shown = [key for key in columns if any(key in point.rows[0] for point in best)]
     table.add_column("#", justify="right")

@@ -71,6 +71,11 @@ class SweepResult(NamedTuple):
     seconds: float  #: training time, without compilation and evaluation
     compile_seconds: float
 
+    @property
+    def is_on_surface(self) -> bool:
+        """Whether the members are minimisations of a surface, of which some may fail."""
+        return self.measure == "work"
+
 
 class Point(NamedTuple):
     """All runs with the same hyperparameters."""
@@ -98,12 +103,12 @@ def points_of(result: SweepResult) -> dict[str, tuple[Point, ...]]:
     found: dict[str, tuple[Point, ...]] = {}
     for (label, values), numbers in runs.items():
         rows = tuple(result.rows[n] for n in numbers)
-        if result.measure == "work":
+        if result.is_on_surface:
             good = [row["work"] for row in rows if row["solved"]]
         else:
             good = [row[result.measure] for row in rows if not row["diverged"]]
         failures = len(rows) - len(good)
-        counts = good and (result.measure == "work" or not failures)
+        counts = good and (result.is_on_surface or not failures)
         mean = float(np.mean(good)) if counts else math.inf
         point = Point(
             label, dict(values), tuple(numbers), rows, failures, mean if mean == mean else math.inf
@@ -119,10 +124,9 @@ def best_points(result: SweepResult) -> tuple[Point, ...]:
     diverged with some seed, do not count; an optimiser with no other points is left out. On a
     surface the fewest failures come first, then the least work.
     """
-    is_surface = result.measure == "work"
 
     def place(point: Point) -> tuple[float, ...]:
-        return (point.failures if is_surface else 0, point.mean)
+        return (point.failures if result.is_on_surface else 0, point.mean)
 
     best = []
     for points in points_of(result).values():
