@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from sphinx.application import Sphinx
 
 from gradxform.lab import cli
-from gradxform.lab.experiment import grid, schema
+from gradxform.lab.experiment import catalogue, grid, schema
 from gradxform.lab.experiment import load as config
 from gradxform.lab.experiment import methods as optimizers
 from gradxform.lab.experiment.kinds import KINDS
@@ -208,7 +208,7 @@ def _model_options(table_type: Any) -> str:
 def _optimizers_text() -> str:
     _, _, text = (inspect.getdoc(optimizers) or "").partition("\n\n")
     methods = ", ".join(
-        f":py:obj:`{m.name} <{m.name}>`" for m in optimizers.methods("gradxform", "method")
+        f":py:obj:`{m.name} <{m.name}>`" for m in catalogue.methods("gradxform", "method")
     )
     return f"{text}\n\nMethods of gradxform: {methods}.\n"
 

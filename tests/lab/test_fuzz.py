@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gradxform.lab.cli import app
+from gradxform.lab.experiment.catalogue import PACKAGES, methods
 from gradxform.lab.experiment.load import (
     ConfigError,
     load_config,
@@ -27,7 +28,7 @@ from gradxform.lab.experiment.load import (
     sweep_members,
     to_toml,
 )
-from gradxform.lab.experiment.methods import PACKAGES, build_all, methods
+from gradxform.lab.experiment.methods import build_all
 from gradxform.lab.report import movies
 from gradxform.lab.tasks.surfaces import SURFACES
 from gradxform.lab.training import race as train

@@ -20,7 +20,7 @@ from gradxform.lab.experiment.messages import plain
 
 if TYPE_CHECKING:
     from gradxform.lab.experiment.schema import Config
-    from gradxform.lab.training.race import Row
+    from gradxform.lab.training.outcomes import Row
 
 
 @contextlib.contextmanager

@@ -53,9 +53,11 @@ class Kind(NamedTuple):
     task: Place | None = "gradxform.lab.tasks.task:task_of"
     """(``config.task``, data set) -> the :class:`gradxform.lab.tasks.task.Task`"""
     race: Place = "gradxform.lab.training.race:race_on_data"
-    """how :func:`gradxform.lab.training.race.race` runs, with the same arguments"""
+    """(experiment, data, ``on_row``, **options) -> result; the options are the others of
+    :func:`gradxform.lab.training.race.race`"""
     sweep: Place = "gradxform.lab.training.sweep:sweep_on_data"
-    """how :func:`gradxform.lab.training.sweep.sweep` runs, with the same arguments"""
+    """(config, data, ``on_epoch``, **options) -> result; the options are the others of
+    :func:`gradxform.lab.training.sweep.sweep`"""
     figures: Place = "gradxform.lab.report.figures:of_race"
     """(config, result of a race) -> pairs of a file's stem and its figure"""
     sweep_figures: Place = "gradxform.lab.report.figures:of_sweep"
@@ -84,8 +86,8 @@ KINDS: dict[str, Kind] = {
         SurfaceConfig,
         data=None,
         task=None,
-        race="gradxform.lab.training.race:race_down_surface",
-        sweep="gradxform.lab.training.sweep:sweep_over_surface",
+        race="gradxform.lab.training.surfaces:race_down_surface",
+        sweep="gradxform.lab.training.surfaces:sweep_over_surface",
         figures="gradxform.lab.report.figures:of_walks",
         sweep_figures="gradxform.lab.report.figures:of_starts",
         has_movie=True,

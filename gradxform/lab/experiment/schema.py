@@ -263,7 +263,7 @@ class Sweep(_AnySweep):
 
 
 class SurfaceSweep(_AnySweep):
-    """``[sweep]`` for a surface, see :func:`gradxform.lab.training.sweep.sweep_on_surface`."""
+    """``[sweep]`` for a surface, see :func:`gradxform.lab.training.surfaces.sweep_on_surface`."""
 
     starts: Annotated[
         dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)

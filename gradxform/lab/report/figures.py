@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 
 from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig
 from gradxform.lab.report import plots
-from gradxform.lab.training.race import RaceResult
-from gradxform.lab.training.sweep import SweepResult
+from gradxform.lab.training.outcomes import RaceResult, SweepResult
 
 Figures = Iterator[tuple[str, Figure]]
 

@@ -101,7 +101,7 @@ def draw_walks(
     Args:
       surface: the function; the movie shows its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
-        :func:`gradxform.lab.training.race.make_walk`.
+        :func:`gradxform.lab.training.surfaces.make_walk`.
       title: the title; the name and formula of the surface if empty.
       most: the largest number of frames, see :func:`shown_steps`.
 

@@ -11,7 +11,7 @@ from gradxform.lab.data.equations import burgers
 from gradxform.lab.experiment.schema import PhysicsConfig
 from gradxform.lab.report.plots import styles
 from gradxform.lab.tasks.physics import solution
-from gradxform.lab.training.race import History, RaceResult
+from gradxform.lab.training.outcomes import History, RaceResult
 
 _KEY = "test_relative_error"
 _WORDS = {"seconds": "training time (s)", "step": "updates"}

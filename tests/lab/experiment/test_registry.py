@@ -71,7 +71,7 @@ def test_the_list_of_our_names_is_complete():
     ],
 )
 def test_names_that_are_refused(call, told):
-    with pytest.raises(ValueError, match="^lab") as caught:
+    with pytest.raises(ValueError, match=r"^lab") as caught:
         call()
     assert str(caught.value).startswith(told)
 
