@@ -100,13 +100,18 @@ def from_function(
     except Exception as error:
         raise DataError(f"data set {entry.name}: {in_own_words(error, entry.make)}") from error
     match found:
-        case ((x, y), (x_test, y_test)) if isinstance(found, tuple):
+        case ((x, y) as one, (x_test, y_test) as other) if _are_parts(one, other):
             train, test = _arrays(entry.name, x, y), _arrays(entry.name, x_test, y_test)
         case (x, y):
             train, test = split(_arrays(entry.name, x, y), test_split, split_seed)
         case _:
             raise DataError(f"data set {entry.name}: {_WANTED}, found {type(found).__name__}")
     return _checked(entry.name, train, test, is_regression)
+
+
+def _are_parts(*parts: Any) -> bool:
+    """Whether each is a pair of arrays, and not an array written as a list."""
+    return all(isinstance(part, tuple) and len(part) == 2 for part in parts)
 
 
 def split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:

@@ -209,6 +209,16 @@ def registering(file: str) -> Iterator[None]:
         _file = before
 
 
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, or of what makes an object of a class."""
+    found = dict(inspect.signature(function).parameters)
+    if isinstance(function, type) and inspect.isfunction(function.__init__):
+        # the metaclass of a module may hide them
+        found = dict(inspect.signature(function.__init__).parameters)
+        found.pop(next(iter(found), ""), None)
+    return found
+
+
 def in_own_words(
     error: BaseException, function: Callable[..., Any] | None = None, file: str = ""
 ) -> str:
@@ -253,7 +263,7 @@ def _register(kind: str, name: str, function: F, facts: Mapping[str, Any] | None
 
 def _signature(function: Callable[..., Any], name: str, given: tuple[str, ...]) -> Signature:
     """The options of a function, as a signature read from source text has them."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = parameters_of(function).values()
     hidden = {*given, "parent", "name"} if isinstance(function, type) else set(given)
     named = (p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     arguments = {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from gradxform.lab.experiment.registry import GIVEN, Entry, in_own_words
+from gradxform.lab.experiment.registry import GIVEN, Entry, in_own_words, parameters_of
 from gradxform.lab.tasks import losses
 from gradxform.lab.tasks.models import ModelError
 from gradxform.tree import PyTree
@@ -45,8 +45,8 @@ def of_ours(module: nn.Module, shape: Sequence[int]) -> Net:
         return module.init(key, jnp.zeros((1, *shape), jnp.float32), train=False)["params"]
 
     def apply(params: PyTree, x: jax.Array, key: jax.Array | None) -> Any:
-        options = {"train": False} if key is None else {"train": True, "rngs": {"dropout": key}}
-        return module.apply({"params": params}, x, **options)
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, train=key is not None, rngs=rngs)
 
     return Net(init, apply, losses.kernels)
 
@@ -64,7 +64,7 @@ def of_entry(entry: Entry, shape: Sequence[int], outputs: int, options: Mapping[
       ModelError: the function or the net fails, which the error says in their words; or the
         outputs have another shape.
     """
-    takes = inspect.signature(entry.make).parameters
+    takes = parameters_of(entry.make)
 
     def make(key: jax.Array) -> Any:
         at_hand = {"shape": tuple(shape), "outputs": outputs, "key": key}

@@ -126,6 +126,7 @@ def physics_task(
     """
     if not 1 <= points <= len(data.train.x):
         raise ModelError(f"points={points}: there are {len(data.train.x)} to train on")
+    assert data.test is not None  # the grid of the equation
     places = data.train.x[:points], data.test.x
     train, test = (Split(at, burgers(at, viscosity)) for at in places)
     mean_square = float(np.mean(np.square(test.y)))

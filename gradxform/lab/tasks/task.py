@@ -305,8 +305,11 @@ def _net_and_losses(
     shape = data.train.x.shape[1:]
     outputs = data.num_classes or math.prod(data.train.y.shape[1:])
     entry = registry.find("model", model)
-    module = None if entry is not None else build(model, outputs, **options)
-    net = of_ours(module, shape) if module is not None else of_entry(entry, shape, outputs, options)
+    module = build(model, outputs, **options) if entry is None else None
+    if entry is not None:
+        net = of_entry(entry, shape, outputs, options)
+    else:
+        net = of_ours(cast(Any, module), shape)
     is_text = isinstance(module, Transformer)
     if is_text != bool(data.alphabet):
         needs = "text, like synthetic_text" if is_text else "images"
@@ -334,8 +337,8 @@ def _standardised(
         y = part.y if has_classes else (part.y - y_mean) / y_deviation
         return Split(((part.x - mean) / deviation).astype(np.float32), y)
 
-    found = changed(train), *(None if part is None else changed(part) for part in parts[1:])
-    return found, float(y_deviation)
+    validation, test = (None if part is None else changed(part) for part in parts[1:])
+    return (changed(train), validation, test), float(y_deviation)
 
 
 def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

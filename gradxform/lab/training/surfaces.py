@@ -195,7 +195,7 @@ def sweep_on_surface(
     [(1, True), (1, True)]
     """
     points = jnp.asarray(starts, jnp.float32)
-    lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
+    lowest = surface.lowest
     rows: dict[int, Row] = {}
     seconds = compile_seconds = 0.0
 
@@ -224,9 +224,7 @@ def sweep_on_surface(
         for lane, number in enumerate(group.members):
             end = {name: x[lane].item() for name, x in found.items()}
             status = Status(end.pop("status"))
-            solved = (
-                status == Status.converged and end["value"] <= min(lows, default=math.inf) + _SOLVED
-            )
+            solved = status == Status.converged and end["value"] <= lowest + _SOLVED
             own[number] = {
                 **hyperparameters(members[number]),
                 **dict(zip(("x0", "y0"), map(float, starts[members[number].seed]), strict=True)),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import gradxform.lab as lab
 from gradxform.lab.cli import app
 from gradxform.lab.data.sets import DATASETS
-from gradxform.lab.experiment import methods, own_files, registry
+from gradxform.lab.experiment import catalogue, methods, own_files, registry
 from gradxform.lab.experiment.kinds import KINDS
 from gradxform.lab.experiment.load import parse_config, task_choices, to_toml
 from gradxform.lab.experiment.own_files import OwnFileError
@@ -218,7 +218,7 @@ def test_the_numbers_of_a_method_are_swept_like_ours():
         pass
 
     lab.method("mine")(mine)
-    assert methods.numbers({"method": "mine"}) == {
+    assert catalogue.numbers({"method": "mine"}) == {
         "learning_rate": False,
         "size": True,
         "width": False,
