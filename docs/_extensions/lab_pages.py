@@ -196,7 +196,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _model_options(table_type: Any) -> str:
-    models = get_args(table_type.model_fields["model"].annotation)
+    models = config.choices_of(table_type.model_fields["model"])
     rows = [
         (f"``{model}``", f"``{key}``", escaped(option.wanted))
         for model in models

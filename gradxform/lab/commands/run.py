@@ -42,7 +42,9 @@ def run(request: Request, *, tensorboard: bool = False) -> None:
             result = race(now.experiment, now.data, on_row, **options)
         if now.writes:
             files.save(now.folder, config, result)
-    session.show(now, tables.ranking_table(result, config.title or config.name))
+    extra = files.extra_of(config, result)
+    shown = () if extra is None else (extra.table,)
+    session.show(now, tables.ranking_table(result, config.title or config.name), *shown)
 
 
 def _rows_of(experiment: "Experiment", snapshot: "Snapshot") -> "list[tuple[str, Row]]":
@@ -55,8 +57,8 @@ def _rows_of(experiment: "Experiment", snapshot: "Snapshot") -> "list[tuple[str,
 
 def _on_devices(experiment: "Experiment", data: Any, devices: "Devices | None") -> Any:
     """The task; from here on a process keeps only the part of the data of its devices."""
-    if data is None:
-        return None
+    if data is None or kind_of(experiment.config).task is None:
+        return data
 
     from gradxform.lab.training.epoch import on_devices
     from gradxform.lab.training.race import task_of

@@ -123,14 +123,15 @@ def training(
             write_atomically(session.folder / file, content)
 
 
-def show(session: Session, table: Table) -> None:
-    """Prints the table of the results, and where they are."""
+def show(session: Session, *tables: Table) -> None:
+    """Prints the tables of the results, and where they are."""
     if not session.writes:
         return
     console = Console()
-    if console.width >= 100:
-        table.padding = (0, 1, 0, 0)
-    console.print(table)
+    for table in tables:
+        if console.width >= 100:
+            table.padding = (0, 1, 0, 0)
+        console.print(table)
     pictures = ", ".join(sorted(file.name for file in session.folder.glob("*.png")))
     also = f"; pictures: {pictures}" if pictures else ""
     print(f"Results are in {on_one_line(session.folder)}{also}", file=sys.stderr)

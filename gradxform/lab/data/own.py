@@ -8,12 +8,10 @@ import numpy as np
 
 from gradxform.lab.data.formats import DataError, Split
 from gradxform.lab.data.sets import Dataset, load
-from gradxform.lab.data.tables import Columns, numbers, read_columns, texts
-from gradxform.lab.experiment.problems import suggest
+from gradxform.lab.data.tables import column_of, numbers, read_columns, texts
 from gradxform.lab.experiment.registry import Entry, find, in_own_words
 
 _MOST_CLASSES = 10_000
-_FEW = 12  # names in a message
 _WANTED = "should return arrays (x, y), or ((x, y), (x_test, y_test))"
 
 
@@ -60,9 +58,9 @@ def from_file(
     """
     columns = read_columns(file, folder)
     names = [name for name in columns.values if name != target] if inputs is None else inputs
-    _check_name(columns, target, "target")
+    column_of(columns, target, "target")
     for name in names:
-        _check_name(columns, name, "inputs")
+        column_of(columns, name, "inputs")
     if target in names:
         raise DataError(f"{columns.source}: task.inputs holds the target {target!r} too")
     if not names:
@@ -150,14 +148,6 @@ def _checked(name: str, train: Split, test: Split | None, is_regression: bool) -
         targets = [numbers[:at].astype(np.int32), numbers[at:].astype(np.int32)]
     parts = [Split(inputs, target) for inputs, target in zip(x, targets, strict=False)]
     return Dataset(name, parts[0], parts[1] if test is not None else None, num_classes, scale=1.0)
-
-
-def _check_name(columns: Columns, name: str, key: str) -> None:
-    if name not in columns.values:
-        known = list(columns.values)
-        few = ", ".join(known[:_FEW]) + (", ..." if len(known) > _FEW else "")
-        hint = suggest(name, known) or f"; the columns are {few}"
-        raise DataError(f"{columns.source}: task.{key}: there is no column {name!r}{hint}")
 
 
 def _arrays(name: str, x: Any, y: Any) -> Split:

@@ -13,10 +13,12 @@ import numpy as np
 
 from gradxform.lab.data.formats import DataError
 from gradxform.lab.experiment.messages import on_one_line
+from gradxform.lab.experiment.problems import suggest
 
 LARGEST = 2**30  #: bytes of a file, also after decompression
 _DELIMITERS = ",;\t"
 _ENDINGS = (".csv", ".npz", ".parquet")
+_FEW = 12  # names in a message
 _SHOWN = 40  # characters of a value in a message
 
 
@@ -89,6 +91,25 @@ def numbers(columns: Columns, name: str) -> np.ndarray:
         what = _MISSING if np.isnan(found[row]).any() else "expected a finite number, found inf"
         raise DataError(f"{columns.at(row, name)}: {what}")
     return found
+
+
+def column_of(columns: Columns, name: str, key: str) -> str:
+    """The name, after a check that there is such a column.
+
+    Args:
+      columns: the columns.
+      name: the name.
+      key: the key of ``[task]`` that gave it.
+
+    Raises:
+      DataError: there is no such column.
+    """
+    if name not in columns.values:
+        known = list(columns.values)
+        few = ", ".join(known[:_FEW]) + (", ..." if len(known) > _FEW else "")
+        hint = suggest(name, known) or f"; the columns are {few}"
+        raise DataError(f"{columns.source}: task.{key}: there is no column {name!r}{hint}")
+    return name
 
 
 def texts(columns: Columns, name: str) -> np.ndarray:

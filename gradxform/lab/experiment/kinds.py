@@ -13,6 +13,7 @@ from gradxform.lab.experiment.schema import (
     AutoencoderConfig,
     ClassificationConfig,
     Config,
+    CurveFitConfig,
     LanguageConfig,
     OwnConfig,
     PhysicsConfig,
@@ -55,13 +56,16 @@ class Kind(NamedTuple):
     race: Place = "gradxform.lab.training.race:race_on_data"
     """(experiment, data, ``on_row``, **options) -> result; the options are the others of
     :func:`gradxform.lab.training.race.race`"""
-    sweep: Place = "gradxform.lab.training.sweep:sweep_on_data"
+    sweep: Place | None = "gradxform.lab.training.sweep:sweep_on_data"
     """(config, data, ``on_epoch``, **options) -> result; the options are the others of
-    :func:`gradxform.lab.training.sweep.sweep`"""
+    :func:`gradxform.lab.training.sweep.sweep`; ``None`` if there is no sweep"""
     figures: Place = "gradxform.lab.report.figures:of_race"
     """(config, result of a race) -> pairs of a file's stem and its figure"""
     sweep_figures: Place = "gradxform.lab.report.figures:of_sweep"
     """(config, result of a sweep) -> pairs of a file's stem and its figure"""
+    extra: Place | None = None
+    """(config, result of a race) -> a :class:`gradxform.lab.report.files.Extra`: what the report of
+    this kind holds besides"""
     is_float64: bool = False  #: whether it computes in float64
     has_movie: bool = False  #: whether ``gradxform movie`` can draw it
     has_epochs: bool = True  #: whether it trains epoch by epoch, so that it can have checkpoints
@@ -81,6 +85,18 @@ KINDS: dict[str, Kind] = {
         task="gradxform.lab.tasks.physics:task_of",
         figures="gradxform.lab.report.figures:of_equation",
         is_float64=True,
+    ),
+    "curve_fit": Kind(
+        CurveFitConfig,
+        data="gradxform.lab.tasks.curves:points_of",
+        task=None,
+        race="gradxform.lab.training.fits:race_of_fits",
+        sweep=None,
+        figures="gradxform.lab.report.fits:figures",
+        extra="gradxform.lab.report.fits:extra",
+        is_float64=True,
+        has_epochs=False,
+        rows=_points,
     ),
     "surface": Kind(
         SurfaceConfig,

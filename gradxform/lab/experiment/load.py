@@ -195,6 +195,9 @@ def require_sweep(config: Config) -> Sweep | SurfaceSweep:
     Raises:
       ConfigError: ``[sweep]`` is missing, or ``max_seconds`` is set.
     """
+    if kind_of(config).sweep is None:
+        found = f"a task of kind {config.task.kind!r} has no sweep: use gradxform run"
+        raise ConfigError(config.name, [Problem("task.kind", found)])
     if config.sweep is None:
         mend = "[sweep.axes] with learning_rate = {log = [1e-3, 1.0], points = 7}"
         raise ConfigError(config.name, [Problem("sweep", f"missing, for instance {mend}")])
@@ -246,12 +249,12 @@ def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
     choices: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, kind in kinds().items():
         fields = kind.schema.model_fields["task"].annotation.model_fields.items()
-        found = {key: _choices(field) for key, field in fields if key != "kind"}
+        found = {key: choices_of(field) for key, field in fields if key != "kind"}
         choices[name] = {key: names for key, names in found.items() if names}
     return choices
 
 
-def _choices(field: FieldInfo) -> tuple[str, ...]:
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
     """The names that a key accepts, if it accepts no other values."""
     if get_origin(field.annotation) is Literal:
         return get_args(field.annotation)

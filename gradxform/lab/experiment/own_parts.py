@@ -5,7 +5,8 @@ from typing import Any
 
 from gradxform.lab.experiment import registry
 from gradxform.lab.experiment.methods import check_arguments
-from gradxform.lab.experiment.problems import Problem
+from gradxform.lab.experiment.problems import Problem, suggest
+from gradxform.lab.experiment.signatures import Signature, signature
 
 _LABELLED = "classification", "regression"
 _OF_FILE = "target", "inputs"
@@ -23,6 +24,9 @@ def check_own_parts(task: Mapping[str, Any]) -> Iterator[Problem]:
     if own is not None:
         options = {key: value for key, value in task.items() if key != "kind"}
         yield from check_arguments(own.signature, options, "task")
+        return
+    if kind == "curve_fit":
+        yield from _check_fit(task)
         return
     if model is not None:
         yield from _check_options(model, task, "model_options")
@@ -49,6 +53,42 @@ def _check_source(task: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"task.{key}", "is for data from a file")
         for key in (key for key in _OF_OWN if key in task and dataset is None):
             yield Problem(f"task.{key}", "is for data from a file or a registered data set")
+
+
+def _check_fit(task: Mapping[str, Any]) -> Iterator[Problem]:
+    if ("file" in task) == ("data" in task):
+        example = 'file = "data.csv", or data = {x = [...], y = [...]}'
+        yield Problem("task.file", f"give either {example}")
+    curve = curve_signature(task.get("model"))
+    start, bounds = (task.get(key, {}) for key in ("start", "bounds"))
+    if curve is None or not isinstance(start, Mapping) or not isinstance(bounds, Mapping):
+        return
+    for key, table in (("start", start), ("bounds", bounds)):
+        for name in table.keys() - curve.arguments.keys():
+            names = ", ".join(curve.arguments)
+            hint = suggest(name, curve.arguments) or f"; its parameters are {names}"
+            yield Problem(f"task.{key}.{name}", f"{curve.name} has no such parameter{hint}")
+    for name, argument in curve.arguments.items():
+        if argument.required and name not in start:
+            yield Problem(f"task.start.{name}", f"missing: {curve.name} has no start value for it")
+        box = bounds.get(name)
+        value, is_box = start.get(name), isinstance(box, list) and len(box) == 2
+        if is_box and isinstance(value, int | float) and not box[0] <= value <= box[1]:
+            yield Problem(f"task.start.{name}", f"lies outside of task.bounds.{name}, {box}")
+
+
+def curve_signature(name: object) -> Signature | None:
+    """The parameters of a curve, ours or a registered one, as arguments of a signature."""
+    own = registry.find("curve", name)
+    if own is not None:
+        return own.signature
+    if name not in registry.OURS["curve"]:
+        return None
+    found = signature("gradxform.lab.tasks.curves", str(name))
+    if found is None:
+        return None
+    arguments = {key: x for key, x in found.arguments.items() if key != "x"}
+    return found._replace(name=str(name), arguments=arguments)
 
 
 def _check_options(entry: registry.Entry, task: Mapping[str, Any], key: str) -> Iterator[Problem]:

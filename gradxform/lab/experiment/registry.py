@@ -23,16 +23,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 OURS: dict[str, tuple[str, ...]] = {
     "dataset": ("digits", "mnist", "fashion_mnist", "cifar10", "synthetic_text", "burgers"),
     "model": ("linear", "logistic", "keras_mlp", "mlp", "cnn", "autoencoder", "transformer"),
-    "task": ("classification", "regression", "autoencoder", "language", "physics", "surface"),
+    "task": (
+        *("classification", "regression", "autoencoder", "language", "physics", "surface"),
+        "curve_fit",
+    ),
     "surface": ("quadratic", "rosenbrock", "beale", "saddle"),
+    "curve": ("line", "power", "exponential", "saturation", "logistic", "gaussian"),
     "method": (),  # the public names of gradxform
     "logger": ("tensorboard",),
 }
 """The names that the lab itself has, by kind of entry."""
 
-GIVEN = {"model": ("shape", "outputs", "key", "rngs")}
+GIVEN = {"model": ("shape", "outputs", "key", "rngs"), "curve": ("x",), "logger": ("folder",)}
 """Arguments that the lab gives to a function of a kind, if it has them; the others are options."""
 
+_ROW = {"optimizer", "step", "value"}  # columns of a fit's metrics
 _LONGEST = 500  # characters of an error's text
 
 
@@ -143,6 +148,36 @@ def surface(
         raise ValueError(f"lab.surface(bounds={bounds!r}): the first of a pair should be the lower")
     facts = {"start": start, "bounds": bounds, "minima": minima, "formula": formula}
     return functools.partial(_register, "surface", name, facts=facts)
+
+
+def curve(name: str) -> Callable[[F], F]:
+    """Registers a curve for ``[task]`` with ``kind = "curve_fit"`` and ``model = "NAME"``.
+
+    The function has an argument ``x``, an array of all points, and returns the values there. Its
+    other arguments are the parameters, and their default values are where the fit starts.
+
+    Args:
+      name: the name in configs.
+
+    Raises:
+      ValueError: the name is taken, or is not letters, digits, ``_`` and ``-``; or the function has
+        no argument ``x``, or no other.
+
+    >>> import jax.numpy as jnp
+    >>> @curve("decay")
+    ... def decay(x, height=1.0, rate=0.1):
+    ...     return height * jnp.exp(-rate * x)
+    >>> forget()
+    """
+
+    def register(function: F) -> F:
+        names = set(parameters_of(function))
+        if "x" not in names or names == {"x"} or names & _ROW:
+            wanted = "an argument x and parameters with other names than step and value"
+            raise ValueError(f"lab.curve(name={name!r}): the function needs {wanted}")
+        return _register("curve", name, function)
+
+    return register
 
 
 def method(name: str) -> Callable[[F], F]:

@@ -203,10 +203,49 @@ class SurfaceTask(Table):
     )
 
 
-class OwnTask(BaseModel):
+def _columns(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return names
+    raise PydanticCustomError("columns", 'a column, or a list of columns like ["x1", "x2"]')
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    match value:
+        case [low, high] if all(type(z) in (int, float) for z in (low, high)) and low < high:
+            return float(low), float(high)
+    raise PydanticCustomError("interval", "a pair of numbers, the lower first; inf is no bound")
+
+
+Interval = Annotated[tuple[float, float], PlainValidator(_interval)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class CurveFit(Table):
+    """``[task]`` with ``kind = "curve_fit"``: the parameters of a curve, with their errors."""
+
+    kind: Literal["curve_fit"]  #: the kind of task
+    model: Annotated[str, PlainValidator(Names("curve", registry.OURS["curve"]))]  #: the curve
+    file: str | None = None
+    """a CSV, NPZ or Parquet file in ``--data-dir``, or without it in the working directory"""
+    data: dict[str, list[Finite]] | None = None  #: columns of numbers, in place of ``file``
+    x: Annotated[list[str], PlainValidator(_columns)] = ["x"]
+    """the column of the points; several columns make ``x`` a matrix"""
+    y: str = "y"  #: the column of the measured values
+    sigma: str | None = None  #: the column of their standard deviations; all alike if not given
+    start: dict[str, Finite] = {}  #: start values by parameter; the curve's own if not given
+    bounds: dict[str, Interval] = {}  #: by parameter, the least and the largest value
+    loss: Literal["linear", "huber", "soft_l1", "cauchy", "arctan"] = "linear"
+    """``linear`` for plain squares; with the others outliers count less"""
+    loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """the size from which a residual is an outlier"""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95  #: the probability of the drawn band
+
+
+class OwnTask(Table):
     """``[task]`` with the name of a registered task as its kind, and the task's options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow")
     kind: Annotated[str, PlainValidator(Names("task", ()))]  #: the kind of task
 
 
@@ -239,6 +278,12 @@ class SurfaceTraining(Table):
     """``[training]`` for a surface."""
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  #: number of updates
+
+
+class FitTraining(Table):
+    """``[training]`` for a curve fit."""
+
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1000  #: most updates of a method
 
 
 class _AnySweep(Table):
@@ -340,6 +385,18 @@ class PhysicsConfig(_OnData):
     task: Physics
 
 
+class CurveFitConfig(_Experiment):
+    """An experiment with ``task.kind = "curve_fit"``. It runs in float64."""
+
+    task: CurveFit
+    training: FitTraining = FitTraining()
+    optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {
+        "least_squares": {"method": "levenberg_marquardt"}
+    }
+    """one table for each method to fit with, under a label of your choice"""
+    sweep: None = None  #: a fit has no sweep
+
+
 class OwnConfig(_OnData):
     """An experiment whose ``task.kind`` is a registered task."""
 
@@ -362,7 +419,7 @@ TaskConfig: TypeAlias = (
     | PhysicsConfig
     | OwnConfig
 )
-Config: TypeAlias = TaskConfig | SurfaceConfig
+Config: TypeAlias = TaskConfig | SurfaceConfig | CurveFitConfig
 
 SECTIONS = (
     *("name", "title", "seed", "task", "training"),

@@ -55,6 +55,10 @@ def _table(path: str, table: type[Table], given: Mapping[str, Any] | None) -> It
             yield from _key(key, field, meanings.get(key, ""), given or {}, mark)
         else:
             labelled.append((key, inner[0]))
+    for key in (
+        key for key in given or {} if key not in table.model_fields
+    ):  # of a task of the user's own
+        yield mark + toml.assignment(key, (given or {})[key])
     for key, inner in labelled:
         tables = (given or {}).get(key, {})
         for label, own in tables.items():

@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradxform
 from gradxform.lab.experiment.grid import substitute
@@ -19,8 +19,23 @@ from gradxform.lab.training.outcomes import RaceResult, Row, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.table import Table
 
     from gradxform.lab.training.outcomes import Point, SweepResult
+
+
+class Extra(NamedTuple):
+    """What the report of a kind of task holds besides the ranking."""
+
+    table: "Table"  #: printed below the ranking
+    files: Mapping[str, str]  #: texts by the name of their file
+    summary: Mapping[str, Any]  #: entries of ``summary.json``
+
+
+def extra_of(config: Config, result: RaceResult) -> Extra | None:
+    """What the kind of a config's task adds to the report."""
+    place = kind_of(config).extra
+    return None if place is None else at(place)(config, result)
 
 
 def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
@@ -65,7 +80,9 @@ def summary_json(config: Config, result: RaceResult) -> str:
         }
         for rank, history in enumerate(ranked(result), start=1)
     ]
+    extra = extra_of(config, result)
     found = {"ranked_by": result.measure, "ranking": ranking}
+    found |= {} if extra is None else extra.summary
     return _summary(config, result.name, found)
 
 
@@ -127,6 +144,9 @@ def save(folder: Path, config: Config, result: RaceResult) -> None:
     """Writes ``summary.json`` and the pictures that belong to the kind of task."""
     for stem, figure in at(kind_of(config).figures)(config, result):
         _save_figure(folder / f"{stem}.png", figure)
+    extra = extra_of(config, result)
+    for name, text in extra.files.items() if extra is not None else ():
+        write_atomically(folder / name, text)
     # written last: a folder with this file is a finished run
     write_atomically(folder / "summary.json", summary_json(config, result))
 

@@ -32,6 +32,7 @@ class RaceResult(NamedTuple):
     measure: Literal["train_loss", "value"]  #: the metric that ranks the optimisers
     histories: tuple[History, ...]  #: in the order of the config
     unit: str  #: unit of the measure, in words; "" on a surface
+    data: Any = None  #: the points of a curve fit
 
 
 def ranked(result: RaceResult) -> tuple[History, ...]:
