@@ -25,10 +25,8 @@ ROOT = PACKAGE.parent
 LONG_MODULES = {
     "gradxform/lab/training/blocks.py",
     "gradxform/lab/cli.py",
-    "gradxform/lab/report/results.py",
     "gradxform/lab/data/sets.py",
     "gradxform/lab/experiment/methods.py",
-    "gradxform/lab/report/plots.py",
     "gradxform/lab/training/sweep.py",
     "gradxform/lab/training/race.py",
 }

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradxform
-from gradxform.lab.commands import endings, listing, progress, session
+from gradxform.lab.commands import endings, listing, plot, progress, session
 from gradxform.lab.experiment.messages import on_one_line, replace_what_cannot_be_shown
 from gradxform.lab.experiment.methods import ConfigError
 from gradxform.lab.training.interrupts import leave_at_once, nothing_to_lose
@@ -37,6 +37,7 @@ gradxform run digits_race --set training.epochs=5 --set seed=1
 gradxform run my_race.toml --out first     your own config
 gradxform sweep learning_rate              compare many learning rates
 gradxform movie valley                     animate paths on a surface
+gradxform plot FOLDER --format pdf         draw the pictures of a run anew
 gradxform list methods                     methods that a config can use
 """
 
@@ -247,6 +248,9 @@ def movie(
         _movie(config, set_ or [], format_, fps, out)
     except KeyboardInterrupt:
         endings.end("interrupted", endings.INTERRUPTED)
+
+
+app.command()(plot.plot)
 
 
 @app.command("list")

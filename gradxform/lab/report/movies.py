@@ -22,10 +22,12 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from gradxform.lab.experiment.grid import Table
 from gradxform.lab.experiment.load import load_config, require_surface
 from gradxform.lab.experiment.methods import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
-from gradxform.lab.report.plots import Style, plot_paths, styles
+from gradxform.lab.report.style import Style, in_words, styles_of
+from gradxform.lab.report.surface_plots import plot_paths
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
 from gradxform.lab.training.race import race
 
@@ -81,7 +83,12 @@ def movie(config: Config | str | Path) -> list[Image.Image]:
     histories = race(experiment).histories
     paths = {h.label: np.asarray([[row["x0"], row["x1"]] for row in h.rows]) for h in histories}
     try:
-        return draw_walks(SURFACES[experiment.task.surface], paths, title=experiment.title)
+        return draw_walks(
+            SURFACES[experiment.task.surface],
+            paths,
+            title=experiment.title,
+            optimizers=experiment.optimizers,
+        )
     except ValueError as error:
         raise ConfigError(experiment.name, [Problem("task.start", str(error))]) from error
 
@@ -92,6 +99,7 @@ def draw_walks(
     *,
     title: str = "",
     most: int = MOST_FRAMES,
+    optimizers: Mapping[str, Table] | None = None,
 ) -> list[Image.Image]:
     """Draws the frames of a movie: the paths on a surface and, next to them, their heights.
 
@@ -104,6 +112,7 @@ def draw_walks(
         :func:`gradxform.lab.training.race.make_walk`.
       title: the title; the name and formula of the surface if empty.
       most: the largest number of frames, see :func:`shown_steps`.
+      optimizers: the config's tables by label, for the methods' colours and markers.
 
     Returns:
       The frames, 800 pixels wide.
@@ -120,11 +129,13 @@ def draw_walks(
     rows = len(paths) + 1.5
     grid = figure.add_gridspec(2, 2, width_ratios=(1.3, 1), height_ratios=(max(8, rows), rows))
     left = figure.add_subplot(grid[:, 0])
-    plot_paths(surface, paths, axes=left)
+    plot_paths(surface, paths, axes=left, optimizers=optimizers)
     shown = title or f"{surface.name}: ${surface.formula}$"
     figure.suptitle(shown, fontsize="large", parse_math=not title)
 
-    walks, counter = _stage(surface, paths, left, *(figure.add_subplot(grid[i, 1]) for i in (0, 1)))
+    looks = list(styles_of(paths, optimizers).values())
+    panels = [left, *(figure.add_subplot(grid[i, 1]) for i in (0, 1))]
+    walks, counter = _stage(surface, paths, looks, *panels)
     above = left.lines[len(paths) :]  # the start, the minima, the heads and the marks
     moving = [*left.lines[: len(paths)], *above, counter]
     moving += [artist for walk in walks for artist in (walk.curve, walk.heads[1], walk.value)]
@@ -237,7 +248,12 @@ def ffmpeg() -> str:
 
 
 def _stage(
-    surface: Surface, paths: Mapping[str, np.ndarray], left: Axes, curves: Axes, table: Axes
+    surface: Surface,
+    paths: Mapping[str, np.ndarray],
+    looks: Sequence[Style],
+    left: Axes,
+    curves: Axes,
+    table: Axes,
 ) -> tuple[list[_Walk], Text]:
     """Draws the final frame. Returns the artists of each optimiser and the step counter."""
     legend = left.get_legend()
@@ -250,7 +266,7 @@ def _stage(
     first = max(float(values[0]) - lowest for _, values in finite)
 
     walks = []
-    drawn = zip(styles(len(paths)), paths.items(), finite, left.lines[: len(paths)], strict=True)
+    drawn = zip(looks, paths.items(), finite, left.lines[: len(paths)], strict=True)
     for row, (style, (label, path), (points, values), trail) in enumerate(drawn):
         heights = np.maximum(values - lowest, _SMALLEST * first)
         every = max(1, len(points) // 10)
@@ -344,6 +360,7 @@ def _row(table: Axes, row: int, label: str, style: Style) -> Text:
     """Draws a row of the legend: style and name. Returns the text for the current value."""
     options = style._asdict() | {"markersize": 6, "markevery": [1], "linewidth": 1.5}
     table.plot([0, 0.07, 0.14], [row] * 3, **options)
+    label = in_words(label)
     long = len(label) > _LONGEST_NAME
     name = label[: _LONGEST_NAME - 1] + "…" if long else label
     table.text(0.18, row, name, verticalalignment="center", parse_math=False)

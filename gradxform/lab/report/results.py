@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import gradxform
 from gradxform.lab.experiment.grid import substitute
 from gradxform.lab.experiment.load import to_toml
 from gradxform.lab.experiment.messages import plain
-from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig
+from gradxform.lab.experiment.schema import Config, SurfaceConfig
 from gradxform.lab.training.race import RaceResult, Row, ranked
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def summary_json(config: Config, result: RaceResult) -> str:
         }
         for rank, history in enumerate(ranked(result), start=1)
     ]
-    found = {"ranked_by": result.measure, "ranking": ranking}
+    found = {"ranked_by": result.measure, "unit": result.unit, "ranking": ranking}
     return _summary(config, result.name, found)
 
 
@@ -178,6 +178,7 @@ def sweep_summary_json(config: Config, result: "SweepResult") -> str:
     ]
     found = {
         "compared_by": result.measure,
+        "unit": result.unit,
         "best": best,
         "members": len(result.members),
         "failures": sum(point.failures for points in every.values() for point in points),
@@ -260,6 +261,7 @@ def best_table(result: "SweepResult", title: str) -> Table:
 
 def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
     """Writes all files of a sweep except ``members.csv``."""
+    from gradxform.lab.report.plots import pictures
     from gradxform.lab.training.sweep import best_points
 
     best = best_points(result)
@@ -267,57 +269,31 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
         write_atomically(folder / "best.toml", best_toml(config, best))
     if result.costs.size:
         write_atomically(folder / "costs.csv", costs_csv(result))
-    for name, figure in _sweep_figures(config, result):
-        _save_figure(folder / name, figure)
+    for name, figure in pictures(result, config):
+        save_figure(folder / f"{name}.png", figure)
     write_atomically(folder / "summary.json", sweep_summary_json(config, result))
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
     """Writes ``summary.json`` and the pictures that belong to the kind of task."""
-    from gradxform.lab.report.plots import plot_cost, plot_work
+    from gradxform.lab.report.plots import pictures
 
-    plots: dict[str, Callable[[RaceResult, str], Figure]] = {"cost.png": plot_cost}
-    if result.measure == "train_loss":
-        plots["work.png"] = plot_work
-    if isinstance(config, PhysicsConfig):
-        from gradxform.lab.report.physics_plots import plots_of
-
-        plots |= plots_of(config)
-    for name, plot in plots.items():
-        _save_figure(folder / name, plot(result, config.title or config.name))
+    for name, figure in pictures(result, config):
+        save_figure(folder / f"{name}.png", figure)
     # written last: a folder with this file is a finished run
     write_atomically(folder / "summary.json", summary_json(config, result))
 
 
-def _sweep_figures(config: Config, result: "SweepResult") -> "Iterator[tuple[str, Figure]]":
-    from gradxform.lab.report.plots import (
-        plot_batch_sizes,
-        plot_heatmaps,
-        plot_sensitivity,
-        plot_starts,
-    )
+def save_figure(path: Path, figure: "Figure") -> None:
+    """Writes a figure in the format of the path's ending, the same bytes each time."""
+    from matplotlib import rc_context
 
-    title = config.title or config.name
-    axes = [list(member.values) for member in result.members]
-    if any(axes):
-        yield "sensitivity.png", plot_sensitivity(result, title)
-    if any(len(own) >= 2 for own in axes):
-        yield "heatmap.png", plot_heatmaps(result, title)
-    if isinstance(config, SurfaceConfig):
-        yield "starts.png", plot_starts(config.task.surface, result, title)
-    else:
-        common, overrides = config.training.batch_size, config.training.overrides
-        sizes = {
-            label: (own.batch_size if (own := overrides.get(label)) else None) or common
-            for label in config.optimizers
-        }
-        if len(set(sizes.values())) > 1:
-            yield "batch_size.png", plot_batch_sizes(result, sizes, title)
-
-
-def _save_figure(path: Path, figure: "Figure") -> None:
+    form = path.suffix.removeprefix(".")
+    # without the date of today
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+    with rc_context({"svg.hashsalt": "gradxform"}):  # otherwise its names are random
+        figure.savefig(content, format=form, metadata=dates.get(form))
     write_atomically(path, content.getvalue())
 
 
