@@ -110,10 +110,10 @@ def set_scales(axes: Axes, look: Look, *, x: bool, y: bool) -> None:
     values = [np.asarray(line.get_xydata(), float) for line in axes.get_lines()]
     points = np.concatenate(values) if values else np.empty((0, 2))
     # without positive values a logarithmic scale has no limits
-    x_shown, y_shown = (np.isfinite(points) & (points > 0)).any(axis=0)
-    if look.is_log("x", x) and x_shown:
+    shown = np.isfinite(points) & (points > 0)
+    if look.is_log("x", x) and shown[:, 0].any():
         axes.set_xscale("log")
-    if look.is_log("y", y) and y_shown:
+    if look.is_log("y", y) and shown[:, 1].any():
         axes.set_yscale("log")
 
 
