@@ -99,7 +99,7 @@ def _plot(
 ) -> None:
     with endings.told():
         from gradxform.lab.experiment import folders
-        from gradxform.lab.report.figures import Look
+        from gradxform.lab.report.drawing import Look
         from gradxform.lab.report.plots import pictures
         from gradxform.lab.report.results import save_figure
         from gradxform.lab.report.runs import read_run

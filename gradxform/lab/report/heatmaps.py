@@ -9,7 +9,7 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from gradxform.lab.report.figures import (
+from gradxform.lab.report.drawing import (
     CROSS,
     HEAT,
     STAR,

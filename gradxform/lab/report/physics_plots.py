@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from gradxform.lab.data.equations import burgers
 from gradxform.lab.experiment.grid import Table
 from gradxform.lab.experiment.schema import PhysicsConfig
-from gradxform.lab.report.figures import (
+from gradxform.lab.report.drawing import (
     HEAT,
     USUAL,
     Look,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from matplotlib.figure import Figure
 
 from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig
-from gradxform.lab.report.figures import DPI, USUAL, Look
+from gradxform.lab.report.drawing import DPI, USUAL, Look
 from gradxform.lab.report.heatmaps import plot_heatmaps
 from gradxform.lab.report.race_plots import plot_cost, plot_work
 from gradxform.lab.report.runs import read_run

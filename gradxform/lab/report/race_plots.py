@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gradxform.lab.experiment.grid import Table
-from gradxform.lab.report.figures import (
+from gradxform.lab.report.drawing import (
     USUAL,
     Look,
     clear,

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from gradxform.lab.experiment.grid import Table
-from gradxform.lab.report.figures import (
+from gradxform.lab.report.drawing import (
     CROSS,
     HEAT,
     STAR,

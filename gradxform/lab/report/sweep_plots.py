@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradxform.lab.experiment.grid import Table
-from gradxform.lab.report.figures import (
+from gradxform.lab.report.drawing import (
     USUAL,
     Look,
     band_entry,

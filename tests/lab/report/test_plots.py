@@ -10,7 +10,7 @@ from matplotlib.legend import Legend
 
 from gradxform.lab.experiment.grid import Member
 from gradxform.lab.experiment.load import load_config
-from gradxform.lab.report.figures import Look
+from gradxform.lab.report.drawing import Look
 from gradxform.lab.report.heatmaps import plot_heatmaps
 from gradxform.lab.report.physics_plots import plot_errors
 from gradxform.lab.report.race_plots import plot_cost, plot_work
