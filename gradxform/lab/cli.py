@@ -219,9 +219,7 @@ def sweep(
 def movie(
     config: ConfigName,
     set_: Settings = None,
-    format_: Annotated[
-        Format, typer.Option("--format", help="File format; mp4 needs ffmpeg.")
-    ] = Format.gif,
+    format_: Annotated[Format, typer.Option("--format", help="File format.")] = Format.gif,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -236,7 +234,8 @@ def movie(
     """Animate a config's optimisers on a surface with two parameters.
 
     Writes a folder with config.toml and movie.gif. The movie shows the paths
-    over the contours, and the value at each update. It has at most 120 frames,
+    over the contours, and the value at each update. It zooms in on what still
+    moves, and ends when nothing moves any more. It has at most 120 frames,
     most of them for the first updates.
 
     \b
@@ -408,7 +407,8 @@ def _movie(
             if format_ is Format.mp4:
                 movies.ffmpeg()  # reports a missing ffmpeg before the race
             folder = until_the_end.enter_context(results.run_folder(config, out))
-            frames = movies.movie(config)
+            with progress.of_frames() as on_frame:
+                frames = movies.movie(config, on_frame)
             encode = movies.mp4 if format_ is Format.mp4 else movies.gif
             content = encode(frames, fps)
         file = folder / f"movie.{format_}"

@@ -1,6 +1,6 @@
 """Figures on a surface: the paths of optimisers, and the starts from which they arrive."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from gradxform.lab.tasks.surfaces import SURFACES, Surface
 
 if TYPE_CHECKING:
     from gradxform.lab.training.sweep import Point, SweepResult
+
+_GRID, _CONTOURS = 201, 18  # points a side to evaluate, and contours of a whole surface
 
 
 def plot_paths(
@@ -136,17 +138,43 @@ def plot_starts(
 
 def draw_contours(surface: Surface, axes: Axes) -> None:
     """Draws the contours of a surface in light grey."""
+    contours_of(surface)(axes, surface.bounds)
+
+
+def contours_of(surface: Surface) -> Callable[[Axes, Any], None]:
+    """A function that draws the contours in a part of the surface, instead of those before.
+
+    It takes the axes and the part as ((left, right), (bottom, top)). The contours stay at the same
+    heights in every part.
+    """
     import jax
     import jax.numpy as jnp
 
-    x, y = np.meshgrid(*(np.linspace(*bound, 201) for bound in surface.bounds))
-    points = jnp.asarray(np.stack([x, y], axis=-1).reshape(-1, 2), jnp.float32)
-    z = np.asarray(jax.vmap(surface.fn)(points), float).reshape(x.shape)
-    # contours at equal heights would crowd at the steep rim and leave the valley empty
-    height = z - z.min()
-    field = np.log(height + 1e-3 * np.median(height))
-    axes.contourf(x, y, field, 18, cmap="Greys", alpha=0.3)
-    axes.contour(x, y, field, 18, colors="0.65", linewidths=0.6, linestyles="solid")
+    value = jax.jit(jax.vmap(surface.fn))
+    before: list[Any] = []
+    last: Any = None
+    apart = 0.0  # between the logarithms of two contours
+
+    def draw(axes: Axes, part: Any) -> None:
+        nonlocal apart, last
+        if np.array_equal(part, last):
+            return
+        last = part
+        x, y = np.meshgrid(*(np.linspace(*side, _GRID) for side in part))
+        points = jnp.asarray(np.stack([x, y], axis=-1).reshape(-1, 2), jnp.float32)
+        z = np.asarray(value(points), float).reshape(x.shape)
+        # contours at equal heights would crowd at the steep rim and leave the valley empty
+        height = z - min(z.min(), surface.lowest)
+        field = np.log(height + 1e-3 * np.median(height))
+        apart = apart or float(np.ptp(field)) / _CONTOURS
+        levels = np.arange(np.floor(field.min() / apart), field.max() / apart + 1) * apart
+        while before:
+            before.pop().remove()
+        before.append(axes.contourf(x, y, field, levels, cmap="Greys", alpha=0.3))
+        lines = {"colors": "0.65", "linewidths": 0.6, "linestyles": "solid"}
+        before.append(axes.contour(x, y, field, levels, **lines))
+
+    return draw
 
 
 def _dots(ground: Surface, point: "Point", axes: Axes, norm: LogNorm) -> Any:
