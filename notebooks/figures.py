@@ -21,7 +21,8 @@ from gradxform.lab.report.style import styles_of
 from gradxform.lab.report.surface_plots import plot_paths
 from gradxform.lab.report.sweep_plots import plot_sensitivity
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
-from gradxform.lab.training.race import make_walk, race
+from gradxform.lab.training.race import race
+from gradxform.lab.training.surfaces import make_walk
 from gradxform.lab.training.sweep import sweep
 
 FOLDER = Path(__file__).resolve().parent / "figures"

@@ -1,4 +1,4 @@
-"""The command line: ``gradxform run CONFIG``, ``sweep CONFIG``, ``movie CONFIG`` and ``list``.
+"""The face of the command line: its commands, their options and their help.
 
 JAX, Flax, Matplotlib and scikit-learn are slow to import. So each command imports them only after
 the checks that do not need them.
@@ -6,23 +6,23 @@ the checks that do not need them.
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import gradxform
-from gradxform.lab.commands import endings, listing, plot, progress, session
-from gradxform.lab.experiment.messages import on_one_line, replace_what_cannot_be_shown
-from gradxform.lab.experiment.methods import ConfigError
-from gradxform.lab.training.interrupts import leave_at_once, nothing_to_lose
-
-if TYPE_CHECKING:
-    from gradxform.lab.training.race import Row
+from gradxform.lab.commands import endings, listing
+from gradxform.lab.commands.movie import movie as draw_movie
+from gradxform.lab.commands.plot import plot as draw_plots
+from gradxform.lab.commands.run import run as run_race
+from gradxform.lab.commands.session import Request
+from gradxform.lab.commands.sweep import sweep as run_sweep
+from gradxform.lab.experiment import own_files
+from gradxform.lab.experiment.messages import replace_what_cannot_be_shown
+from gradxform.lab.experiment.problems import ConfigError
+from gradxform.lab.training.interrupts import leave_at_once
 
 HELP = """Compare the optimisation methods of a deep-learning lecture on real data.
 
@@ -65,10 +65,34 @@ Settings = Annotated[
         help="Change a value of the config, such as training.epochs=5. Repeatable.",
     ),
 ]
+
+
+def _run_own_files(context: typer.Context, paths: list[Path] | None) -> None:
+    """Runs the files of ``--with`` before the command, so that it knows their names."""
+    if context.resilient_parsing:
+        return
+    try:
+        own_files.load(paths or [])
+    except ConfigError as error:
+        endings.fail(str(error))
+
+
+With = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="FILE.py",
+        help="A Python file that registers your own data sets, models, tasks, surfaces or methods. "
+        "It is run. Repeatable.",
+        callback=_run_own_files,
+        show_default=False,
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with the files of the data sets. Default: $GRADXFORM_DATA, else a download.",
+        help="Folder with the files of the data sets, and of task.file. Default: $GRADXFORM_DATA, "
+        "else a download; for task.file the working directory.",
         show_default=False,
     ),
 ]
@@ -120,6 +144,23 @@ class Format(StrEnum):
     mp4 = "mp4"
 
 
+class Picture(StrEnum):
+    """The file formats of ``plot``."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class Log(StrEnum):
+    """The axes with a logarithmic scale."""
+
+    x = "x"
+    y = "y"
+    both = "both"
+    none = "none"
+
+
 def main() -> None:
     """The ``gradxform`` command."""
     replace_what_cannot_be_shown()
@@ -160,6 +201,7 @@ def run(
     resume: Resume = None,
     tensorboard: Tensorboard = False,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Train a config's optimisers on its task and compare them.
 
@@ -178,10 +220,8 @@ def run(
     gradxform run mnist_race --distributed localhost:1234,0,2 & \\
     gradxform run mnist_race --distributed localhost:1234,1,2
     """
-    try:
-        _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard, distributed)
-    except KeyboardInterrupt:
-        endings.end("interrupted", endings.INTERRUPTED)
+    request = Request(config, set_ or [], data_dir, out, quiet, resume, distributed)
+    run_race(request, tensorboard=tensorboard)
 
 
 @app.command()
@@ -193,6 +233,7 @@ def sweep(
     quiet: Quiet = False,
     resume: Resume = None,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Train each optimiser with many hyperparameters and seeds at once.
 
@@ -209,10 +250,7 @@ def sweep(
     gradxform sweep learning_rate --distributed localhost:1234,0,2 & \\
     gradxform sweep learning_rate --distributed localhost:1234,1,2
     """
-    try:
-        _sweep(config, set_ or [], data_dir, out, quiet, resume, distributed)
-    except KeyboardInterrupt:
-        endings.end("interrupted", endings.INTERRUPTED)
+    run_sweep(Request(config, set_ or [], data_dir, out, quiet, resume, distributed))
 
 
 @app.command()
@@ -230,6 +268,7 @@ def movie(
         ),
     ] = None,
     out: Out = None,
+    with_: With = None,
 ) -> None:
     """Animate a config's optimisers on a surface with two parameters.
 
@@ -243,18 +282,13 @@ def movie(
     gradxform movie valley_second_order --set training.steps=30 --fps 5
     gradxform movie my_walk.toml --format mp4 --out first
     """
-    try:
-        _movie(config, set_ or [], format_, fps, out)
-    except KeyboardInterrupt:
-        endings.end("interrupted", endings.INTERRUPTED)
-
-
-app.command()(plot.plot)
+    draw_movie(Request(config, set_ or [], out=out), format_=format_, fps=fps)
 
 
 @app.command("list")
 def list_(
     what: Annotated[Listed | None, typer.Argument(help="Default: all three.")] = None,
+    with_: With = None,
 ) -> None:
     """List the methods, tasks and configs that you can use."""
     shown = [what] if what else list(Listed)
@@ -264,163 +298,39 @@ def list_(
         getattr(listing, f"list_{kind}")()
 
 
-def _run(
-    name: str | None,
-    overrides: Sequence[str],
-    data_dir: Path | None,
-    out: Path | None,
-    quiet: bool,
-    resume: Path | None,
-    tensorboard: bool,
-    distributed: str | None,
+@app.command()
+def plot(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a finished run or sweep.", show_default=False)
+    ],
+    with_: With = None,
+    format_: Annotated[Picture, typer.Option("--format", help="File format.")] = Picture.png,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Width and height in inches, such as 8x5. Default: a size for each picture.",
+            show_default=False,
+        ),
+    ] = None,
+    dpi: Annotated[int, typer.Option(min=10, max=1200, help="Pixels per inch.")] = 150,
+    log: Annotated[
+        Log | None,
+        typer.Option(
+            help="The axes with a logarithmic scale. Default: those of each picture.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    config = session.load(name, overrides, data_dir, out, resume)
-    with nothing_to_lose():
-        writes = endings.joined(distributed)
+    """Draw the pictures of a finished run anew.
 
-        import jax
+    Reads the numbers in the folder and writes the pictures into it, over those
+    of the same format. The picture solution.png of a differential equation
+    stays as it is, because the folder does not hold the trained net.
 
-        from gradxform.lab.data.sets import checksum, load
-        from gradxform.lab.experiment import methods
-        from gradxform.lab.experiment.schema import SurfaceConfig
-        from gradxform.lab.report import results
-        from gradxform.lab.report.tensorboard import events
-        from gradxform.lab.training.epoch import on_devices
-        from gradxform.lab.training.race import precision_of, race, task_of
-        from gradxform.lab.training.records import race_rows
-
-    rows: list[tuple[str, Row]] = []
-
-    def on_row(label: str, row: "Row") -> None:
-        rows.append((label, row))
-        advance(label, row)
-        log(label, row)
-        stop_if_asked()
-
-    nothing = contextlib.nullcontext(lambda label, row: None)
-    devices = None if distributed is None else jax.devices()
-    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            methods.build_all(config.optimizers)  # reports a mistake before the data are read
-            place = session.place(config, "run", out, resume, writes)
-            folder, snapshot = until_the_end.enter_context(place)
-            until_the_end.enter_context(precision_of(config))
-            if snapshot is not None:
-                epochs = {label: progress.epochs_of(config, label) for label in config.optimizers}
-                rows += race_rows(snapshot.told, epochs)
-            task, read = None, 0
-            if not isinstance(config, SurfaceConfig):
-                data = load(config.task.dataset, data_dir)
-                read = checksum(data) if distributed else 0
-                task = on_devices(task_of(config, data), devices)
-                del data  # from here on a process keeps only the part of its devices
-        endings.check_alike(config, read, snapshot)
-        try:
-            with (
-                events(folder / "tensorboard") if tensorboard else nothing as log,
-                progress.of_race(config, quiet or not writes, rows) as advance,
-                session.keeping(folder, config, "run", writes) as (on_state, stop_if_asked),
-            ):
-                result = race(
-                    config, task, on_row, on_state=on_state, resume=snapshot, devices=devices
-                )
-        finally:
-            if rows:  # an interrupted race keeps its finished epochs
-                results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
-        if writes:
-            results.save(folder, config, result)
-    if writes:
-        _show(results.ranking_table(result, config.title or config.name), folder)
-
-
-def _sweep(
-    name: str | None,
-    overrides: Sequence[str],
-    data_dir: Path | None,
-    out: Path | None,
-    quiet: bool,
-    resume: Path | None,
-    distributed: str | None,
-) -> None:
-    config = session.load(name, overrides, data_dir, out, resume, for_sweep=True)
-    with nothing_to_lose():
-        writes = endings.joined(distributed)
-
-        from gradxform.lab.data.sets import checksum, load
-        from gradxform.lab.experiment import methods
-        from gradxform.lab.experiment.load import sweep_members
-        from gradxform.lab.experiment.schema import SurfaceConfig
-        from gradxform.lab.report import results
-        from gradxform.lab.training.records import sweep_rows
-        from gradxform.lab.training.sweep import first_row
-        from gradxform.lab.training.sweep import sweep as sweep_all
-
-    rows: dict[int, Row] = {}
-
-    def on_epoch(label: str, epoch: int, found: "Mapping[int, Row]") -> None:
-        rows.update(found)
-        advance(label, epoch, found)
-        stop_if_asked()
-
-    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            methods.build_all(config.optimizers)
-            place = session.place(config, "sweep", out, resume, writes)
-            folder, snapshot = until_the_end.enter_context(place)
-            if snapshot is not None:
-                rows |= sweep_rows(snapshot.told, [first_row(m) for m in sweep_members(config)])
-            on_surface = isinstance(config, SurfaceConfig)
-            data = None if on_surface else load(config.task.dataset, data_dir)
-        endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
-        try:
-            with (
-                progress.of_sweep(config, quiet or not writes) as advance,
-                session.keeping(folder, config, "sweep", writes) as (on_state, stop_if_asked),
-            ):
-                result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
-        finally:
-            if rows:  # an interrupted sweep keeps its finished epochs
-                results.write_atomically(folder / "members.csv", results.members_csv(rows))
-        if writes:
-            results.save_sweep(folder, config, result)
-    if writes:
-        _show(results.best_table(result, config.title or config.name), folder)
-
-
-def _movie(
-    name: str, overrides: Sequence[str], format_: Format, fps: float | None, out: Path | None
-) -> None:
-    from gradxform.lab.experiment.load import load_config, require_surface
-
-    try:
-        config = require_surface(load_config(name, overrides, for_sweep=False))
-    except ConfigError as error:
-        endings.fail(str(error))
-
-    with nothing_to_lose():
-        from gradxform.lab.experiment import methods
-        from gradxform.lab.report import movies, results
-
-    with endings.told(), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close):
-            methods.build_all(config.optimizers)
-            if format_ is Format.mp4:
-                movies.ffmpeg()  # reports a missing ffmpeg before the race
-            folder = until_the_end.enter_context(results.run_folder(config, out))
-            with progress.of_frames() as on_frame:
-                frames = movies.movie(config, on_frame)
-            encode = movies.mp4 if format_ is Format.mp4 else movies.gif
-            content = encode(frames, fps)
-        file = folder / f"movie.{format_}"
-        results.write_atomically(file, content)
-    print(f"The movie is {on_one_line(file)}", file=sys.stderr)
-
-
-def _show(table: Table, folder: Path) -> None:
-    console = Console()
-    if console.width >= 100:
-        table.padding = (0, 1, 0, 0)
-    console.print(table)
-    pictures = ", ".join(sorted(file.name for file in folder.glob("*.png")))
-    also = f"; pictures: {pictures}" if pictures else ""
-    print(f"Results are in {on_one_line(folder)}{also}", file=sys.stderr)
+    \b
+    gradxform plot runs/digits_race-20260102-030405 --format pdf
+    gradxform plot first --size 6x4 --dpi 300 --log none
+    """
+    scales = None if log is None else log.value
+    draw_plots(folder, format_=format_.value, size=size, dpi=dpi, log=scales)

@@ -6,7 +6,7 @@ The figures do not use pyplot, so no figure stays open and no display is needed.
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -38,12 +38,15 @@ _MARKERS = 7  # markers of a long curve
 _AROUND, _TALLEST = 0.5, 20.0  # inches around a legend, and of the tallest figure
 
 
+Log: TypeAlias = Literal["x", "y", "both", "none"]
+
+
 class Look(NamedTuple):
     """The size and the scales of a figure."""
 
     size: tuple[float, float] | None = None  #: width and height in inches; None for the usual ones
     dpi: float = DPI  #: pixels per inch
-    log: Literal["x", "y", "both", "none"] | None = None
+    log: Log | None = None
     """the axes with a logarithmic scale; None for the usual ones"""
 
     def is_log(self, axis: Literal["x", "y"], usual: bool) -> bool:

@@ -67,7 +67,7 @@ def draw_walks(
     Args:
       surface: the function; the movie begins with its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
-        :func:`gradxform.lab.training.race.make_walk`.
+        :func:`gradxform.lab.training.surfaces.make_walk`.
       title: the title; the name and formula of the surface if empty.
       most: the largest number of frames, see :func:`gradxform.lab.report.zoom.shown_steps`.
       optimizers: the config's tables by label, for the methods' colours and markers.
@@ -82,7 +82,7 @@ def draw_walks(
     """
     if not paths:
         raise ValueError("draw_walks: paths is empty; a movie needs at least one optimiser")
-    stage = _staged(surface, paths, title, styles_of(paths, optimizers))
+    stage = _staged(surface, paths, title, optimizers)
     end = last_move([(walk.points, walk.heights, walk.diverged) for walk in stage.walks], surface)
     stage.curves.set_xlim(0, max(1, end))
     steps = shown_steps(end, most)
@@ -118,7 +118,10 @@ class _Stage(NamedTuple):
 
 
 def _staged(
-    surface: Surface, paths: Mapping[str, np.ndarray], title: str, style_of: Mapping[str, Style]
+    surface: Surface,
+    paths: Mapping[str, np.ndarray],
+    title: str,
+    optimizers: Mapping[str, Table] | None,
 ) -> _Stage:
     """Draws the last frame, computes the layout, and marks what moves."""
     figure = Figure(figsize=(8.0, 4.8 + 0.2 * max(0, len(paths) - 9)), dpi=_DPI)
@@ -127,7 +130,7 @@ def _staged(
     rows = len(paths) + 1.5
     grid = figure.add_gridspec(2, 2, width_ratios=(1.3, 1), height_ratios=(max(8, rows), rows))
     left = figure.add_subplot(grid[:, 0])
-    plot_paths(surface, paths, axes=left)
+    plot_paths(surface, paths, axes=left, optimizers=optimizers)
     for contours in list(left.collections):
         contours.remove()
     if title:
@@ -137,7 +140,7 @@ def _staged(
     shrink([heading], 0.97 * figure.get_figwidth() * _DPI)
 
     curves, table = (figure.add_subplot(grid[i, 1]) for i in (0, 1))
-    walks, counter, zoom = _stage(surface, paths, style_of, left, curves, table)
+    walks, counter, zoom = _stage(surface, paths, styles_of(paths, optimizers), left, curves, table)
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_locator(MaxNLocator(5, min_n_ticks=2))
     left.yaxis.set_major_formatter(lambda value, position: _WIDEST)

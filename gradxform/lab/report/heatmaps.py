@@ -26,7 +26,7 @@ from gradxform.lab.report.style import in_words
 from gradxform.lab.report.sweep_plots import MEASURES, place_of
 
 if TYPE_CHECKING:
-    from gradxform.lab.training.sweep import Point, SweepResult
+    from gradxform.lab.training.outcomes import Point, SweepResult
 
 _MOST_TOLD, _BELOW = 100, -0.18  # most cells that show their share, and its offset
 
@@ -36,8 +36,8 @@ def plot_heatmaps(result: "SweepResult", title: str = "", *, look: Look = USUAL)
 
     A panel shows the first two axes, with the best values of the others. Dark is good. A cross
     marks a point with a diverged member, or without a solved start. A star marks the best point by
-    the rule of :func:`gradxform.lab.training.sweep.best_points`. On a surface each cell also shows
-    the share of solved starts.
+    the rule of :func:`gradxform.lab.training.outcomes.best_points`. On a surface each cell also
+    shows the share of solved starts.
 
     Args:
       result: the result of a sweep in which an optimiser has two axes.
@@ -47,7 +47,7 @@ def plot_heatmaps(result: "SweepResult", title: str = "", *, look: Look = USUAL)
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import best_points, points_of
+    from gradxform.lab.training.outcomes import best_points, points_of
 
     every = {k: own for k, own in points_of(result).items() if len(own[0].values) >= 2}
     stars = {point.label: point for point in best_points(result)}

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gradxform.lab.experiment.load import load_config, require_surface
-from gradxform.lab.experiment.methods import ConfigError, Problem
+from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
 from gradxform.lab.report.frames import draw_walks
-from gradxform.lab.tasks.surfaces import SURFACES
+from gradxform.lab.tasks.surfaces import surface_of
 from gradxform.lab.training.race import race
 
 USUAL_FPS, LEAST_SECONDS = 20, 5
@@ -59,7 +59,7 @@ def movie(
     paths = {h.label: np.asarray([[row["x0"], row["x1"]] for row in h.rows]) for h in histories}
     try:
         return draw_walks(
-            SURFACES[experiment.task.surface],
+            surface_of(experiment.task.surface),
             paths,
             title=experiment.title,
             optimizers=experiment.optimizers,

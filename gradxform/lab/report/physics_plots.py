@@ -29,7 +29,7 @@ from gradxform.lab.report.drawing import (
 )
 from gradxform.lab.report.style import in_words, styles, styles_of
 from gradxform.lab.tasks.physics import solution
-from gradxform.lab.training.race import History, RaceResult
+from gradxform.lab.training.outcomes import History, RaceResult
 
 _KEY = "test_relative_error"
 _WORDS = {"seconds": "training time (s),\nwithout compilation", "step": "updates"}

@@ -22,8 +22,8 @@ from gradxform.lab.report.drawing import (
     set_scales,
 )
 from gradxform.lab.report.style import in_words, styles_of
-from gradxform.lab.tasks.surfaces import SURFACES
-from gradxform.lab.training.race import History, RaceResult, ranked
+from gradxform.lab.tasks.surfaces import is_surface, surface_of
+from gradxform.lab.training.outcomes import History, RaceResult, ranked
 
 _WORK = {
     "step": "updates",
@@ -58,7 +58,7 @@ def plot_cost(
     given = [history.label for history in result.histories]
     curves = {history.label: finite(history.rows, x_key, y_key) for history in result.histories}
     if on_surface:
-        known = SURFACES[result.name].lowest if result.name in SURFACES else np.inf
+        known = surface_of(result.name).lowest if is_surface(result.name) else np.inf
         lowest = min([known, *(y.min(initial=np.inf) for _, y in curves.values())])
         curves = {label: (x, np.maximum(y - lowest, 0)) for label, (x, y) in curves.items()}
 

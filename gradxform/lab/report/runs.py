@@ -23,8 +23,7 @@ from gradxform.lab.experiment.schema import MAX_EPOCHS, Config
 if TYPE_CHECKING:
     import numpy as np
 
-    from gradxform.lab.training.race import RaceResult
-    from gradxform.lab.training.sweep import SweepResult
+    from gradxform.lab.training.outcomes import RaceResult, SweepResult
 
     Result = RaceResult | SweepResult
 
@@ -78,7 +77,7 @@ def read_run(folder: str | Path) -> "tuple[Config, Result]":
 
 
 def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResult":
-    from gradxform.lab.training.race import History, RaceResult
+    from gradxform.lab.training.outcomes import History, RaceResult
 
     file, named = folder / "metrics.csv", folder / "summary.json"
     measure = summary["ranked_by"]
@@ -108,7 +107,7 @@ def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResu
 
 
 def _sweep(folder: Path, config: Config, summary: Mapping[str, Any]) -> "SweepResult":
-    from gradxform.lab.training.sweep import SweepResult
+    from gradxform.lab.training.outcomes import SweepResult
 
     file, named = folder / "members.csv", folder / "summary.json"
     measure = summary["compared_by"]

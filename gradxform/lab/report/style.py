@@ -1,8 +1,9 @@
 """The look of every method: one colour, line style and marker for each, in all figures.
 
 A curve must be known without its colour, on a grey print and to colour-blind readers. So any two
-methods differ in at least two of three things: lightness, line style and marker. The colours are
-those of Okabe and Ito without the yellow, and two dark ones of Tol.
+methods differ in line style or marker, and any two first-order or two second-order methods differ
+in at least two of three things: lightness, line style and marker. The colours are those of Okabe
+and Ito without the yellow, and two dark ones of Tol.
 """
 
 import itertools
@@ -43,22 +44,22 @@ METHODS: dict[str, Method] = {
     "sgd": Method("SGD", Style(BLACK, SOLID, "o")),
     "momentum": Method("momentum", Style(ORANGE, DASHED, "s")),
     "nesterov": Method("Nesterov", Style(INDIGO, DASH_DOT, "^")),
-    "delta_bar_delta": Method("delta-bar-delta", Style(BLACK, DOTTED, ">")),
-    "rprop": Method("RPROP", Style(GREEN, DASHED, "p")),
-    "adagrad": Method("AdaGrad", Style(BLUE, DOTTED, "D")),
+    "delta_bar_delta": Method("delta-bar-delta", Style(INDIGO, DOTTED, ">")),
+    "rprop": Method("RPROP", Style(SKY, DOTTED, "p")),
+    "adagrad": Method("AdaGrad", Style(WINE, DASHED, "D")),
     "rmsprop": Method("RMSProp", Style(VERMILION, DASH_DOT, "v")),
-    "adadelta": Method("AdaDelta", Style(GREEN, DOTTED, "<")),
+    "adadelta": Method("AdaDelta", Style(PINK, SOLID, "<")),
     "adam": Method("Adam", Style(BLUE, SOLID, "P")),
-    "coordinate_descent": Method("coordinate descent", Style(WINE, DASHED, "X")),
-    "newton": Method("Newton", Style(SKY, DOTTED, "*")),
-    "newton_cg": Method("Newton-CG", Style(WINE, SOLID, "d")),
-    "bfgs": Method("BFGS", Style(ORANGE, SOLID, "h")),
-    "lbfgs": Method("L-BFGS", Style(BLUE, DASHED, "o")),
-    "nonlinear_cg": Method("nonlinear CG", Style(BLACK, DASH_DOT, "D")),
-    "trust_region": Method("trust region", Style(BLACK, DASHED, "^")),
-    "levenberg_marquardt": Method("Levenberg–Marquardt", Style(GREEN, SOLID, "X")),
-    "hessian_free": Method("Hessian-free", Style(ORANGE, DASH_DOT, "p")),
-    "kronecker": Method("Kronecker factors", Style(INDIGO, DOTTED, "v")),
+    "coordinate_descent": Method("coordinate descent", Style(GREEN, DASHED, "X")),
+    "newton": Method("Newton", Style(PINK, DASH_DOT, "*")),
+    "newton_cg": Method("Newton-CG", Style(SKY, DASHED, "d")),
+    "bfgs": Method("BFGS", Style(GREEN, SOLID, "h")),
+    "lbfgs": Method("L-BFGS", Style(INDIGO, DASHED, "o")),
+    "nonlinear_cg": Method("nonlinear CG", Style(WINE, SOLID, "D")),
+    "trust_region": Method("trust region", Style(VERMILION, DASHED, "^")),
+    "levenberg_marquardt": Method("Levenberg–Marquardt", Style(BLUE, DASH_DOT, "X")),
+    "hessian_free": Method("Hessian-free", Style(WINE, DASH_DOT, "p")),
+    "kronecker": Method("Kronecker factors", Style(ORANGE, SOLID, "v")),
 }
 MOST_ALIKE = len(DASHES)  # labels of one method that share its colour
 
@@ -110,7 +111,7 @@ def styles(count: int) -> list[Style]:
 
 
 def other_styles() -> Iterator[Style]:
-    """Styles that no method has, without end; the first 30 differ in line style or marker."""
+    """Styles that no method has, without end; the first 24 differ in line style or marker."""
     taken = {method.style[:2] for method in METHODS.values()}
     used = {method.style[1:3] for method in METHODS.values()}
     pairs = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), strict=False)

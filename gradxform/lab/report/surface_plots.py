@@ -26,10 +26,10 @@ from gradxform.lab.report.drawing import (
 )
 from gradxform.lab.report.style import in_words, styles_of
 from gradxform.lab.report.sweep_plots import place_of
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.tasks.surfaces import Surface, surface_of
 
 if TYPE_CHECKING:
-    from gradxform.lab.training.sweep import Point, SweepResult
+    from gradxform.lab.training.outcomes import Point, SweepResult
 
 _GRID, _CONTOURS = 201, 18  # points a side to evaluate, and contours of a whole surface
 
@@ -48,7 +48,7 @@ def plot_paths(
     Args:
       surface: the function; the plot shows its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
-        :func:`gradxform.lab.training.race.make_walk`.
+        :func:`gradxform.lab.training.surfaces.make_walk`.
       title: the title; the name and formula of the surface if empty.
       axes: the axes to draw into; a new figure if not given.
       optimizers: the config's tables by label, for the methods' colours and markers.
@@ -111,9 +111,9 @@ def plot_starts(
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import points_of
+    from gradxform.lab.training.outcomes import points_of
 
-    ground = SURFACES[surface]
+    ground = surface_of(surface)
     best = [min(own, key=place_of) for own in points_of(result).values()]
     work = [row["work"] for point in best for row in point.rows if row["solved"]]
     norm = LogNorm(min(work, default=1), max(max(work, default=1), 1.01 * min(work, default=1)))

@@ -26,7 +26,7 @@ from gradxform.lab.report.drawing import (
 from gradxform.lab.report.style import Style, in_words, styles_of
 
 if TYPE_CHECKING:
-    from gradxform.lab.training.sweep import Point, SweepResult
+    from gradxform.lab.training.outcomes import Point, SweepResult
 
 MEASURES = {
     "validation_loss": "validation loss ({})",
@@ -58,7 +58,7 @@ def plot_sensitivity(
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import points_of
+    from gradxform.lab.training.outcomes import points_of
 
     every = points_of(result)
     swept = [name for member in result.members for name in member.values]
@@ -153,7 +153,7 @@ def plot_batch_sizes(
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import best_points
+    from gradxform.lab.training.outcomes import best_points
 
     order = sorted(set(sizes.values()), key=lambda size: (size == "full", size))
     figure = new_figure(8.4, 6.4, look)

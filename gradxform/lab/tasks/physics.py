@@ -13,6 +13,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ from gradxform.tree import PyTree
 
 _HIDDEN = (10, 10, 10, 10)
 VISCOSITY = 0.01 / np.pi
+
+
+def task_of(table: Any, data: Dataset) -> Task:
+    """The task of a config's ``[task]`` and its points; see :func:`physics_task`."""
+    return physics_task(data, **table.model_dump(exclude={"kind", "equation"}))
 
 
 class TanhNet(nn.Module):
@@ -120,6 +126,7 @@ def physics_task(
     """
     if not 1 <= points <= len(data.train.x):
         raise ModelError(f"points={points}: there are {len(data.train.x)} to train on")
+    assert data.test is not None  # the grid of the equation
     places = data.train.x[:points], data.test.x
     train, test = (Split(at, burgers(at, viscosity)) for at in places)
     mean_square = float(np.mean(np.square(test.y)))
@@ -153,7 +160,7 @@ def physics_task(
         model=lambda params, x, _: at_all(params, x),
         loss=loss,
         metrics=metrics,
-        draw=lambda _, batch: batch,
+        roots=("relative_error",),
         unit="half the mean squared residual",
         train=train,
         validation=None,

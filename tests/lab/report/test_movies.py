@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gradxform.lab.cli import app
 from gradxform.lab.experiment.load import load_config, parse_config
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.report import frames as drawing
 from gradxform.lab.report import movies
 from gradxform.lab.report.frames import MOST_FRAMES, draw_walks

@@ -4,21 +4,25 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from gradxform.lab.cli import app
-from gradxform.lab.commands.plot import inches
+from gradxform.lab.commands.plot import inches_of
 from gradxform.lab.experiment.folders import FolderError
-from gradxform.lab.experiment.load import parse_config
-from gradxform.lab.experiment.methods import ConfigError
-from gradxform.lab.report import results
+from gradxform.lab.experiment.load import parse_config, sweep_members, to_toml
+from gradxform.lab.experiment.problems import ConfigError
+from gradxform.lab.report import files
+from gradxform.lab.report.folder import write_atomically
 from gradxform.lab.report.plots import plot
 from gradxform.lab.report.runs import load_run
-from gradxform.lab.training.race import History, RaceResult, race
-from gradxform.lab.training.sweep import SweepResult, best_points, sweep
+from gradxform.lab.training.outcomes import History, RaceResult, SweepResult, best_points
+from gradxform.lab.training.race import race
+from gradxform.lab.training.sweep import sweep
 
 WALK = {
     "name": "walk",
@@ -49,15 +53,15 @@ def invoke(*args):
 def kept(folder, config, result):
     """The folder that a command leaves for this result."""
     folder.mkdir()
-    results.write_atomically(folder / "config.toml", results.to_toml(config))
+    write_atomically(folder / "config.toml", to_toml(config))
     if isinstance(result, RaceResult):
         rows = [(h.label, row) for h in result.histories for row in h.rows]
-        results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
-        results.save(folder, config, result)
+        write_atomically(folder / "metrics.csv", files.metrics_csv(rows))
+        files.save(folder, config, result)
     else:
         rows = dict(enumerate(result.rows))
-        results.write_atomically(folder / "members.csv", results.members_csv(rows))
-        results.save_sweep(folder, config, result)
+        write_atomically(folder / "members.csv", files.members_csv(rows))
+        files.save_sweep(folder, config, result)
     return folder
 
 
@@ -130,8 +134,6 @@ def test_a_sweep_is_read_back_as_it_was(starts):
 
 def test_the_costs_of_a_sweep_are_read_back(tmp_path):
     config = parse_config(ON_DATA | {"sweep": {"axes": {"learning_rate": [0.1, 0.2]}}})
-    from gradxform.lab.experiment.load import sweep_members
-
     members = sweep_members(config)
     rows = tuple(
         {"optimizer": m.label, **m.values, "seed": 0, "epochs": 2, "steps": 24, "diverged": False}
@@ -200,7 +202,7 @@ def test_a_size_that_is_none_is_refused(size, copy):
 
 
 def test_a_picture_of_too_many_pixels_is_refused(copy):
-    assert inches("100x100", 50) == (100, 100)
+    assert inches_of("100x100", 50) == (100, 100)
     done = invoke("plot", copy, "--size", "100x100", "--dpi", "1200")
     assert done.exit_code == 2
     assert "pixels" in done.stderr
@@ -293,3 +295,12 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
         load_run(tmp_path)
     with pytest.raises(FolderError, match="is not the folder of a run"):
         load_run(tmp_path / "nowhere")
+
+
+def test_reading_a_run_needs_no_jax(epochs):
+    code = (
+        "import sys; from gradxform.lab.report.runs import load_run\n"
+        f"print(load_run({str(epochs[0])!r}).histories[0].label, 'jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "adam False\n", done.stderr

@@ -20,7 +20,9 @@ from gradxform.lab.training import epoch as lab_epoch
 from gradxform.lab.training import race as lab_train
 from gradxform.lab.training.batching import epoch_batches
 from gradxform.lab.training.epoch import evaluate, init_state, make_epoch, to_device
-from gradxform.lab.training.race import make_walk, race, race_on_surface, race_on_task, ranked
+from gradxform.lab.training.outcomes import RaceResult, ranked
+from gradxform.lab.training.race import race, race_on_task
+from gradxform.lab.training.surfaces import make_walk, race_on_surface
 
 SIZE = 50
 
@@ -443,9 +445,11 @@ def test_a_config_is_raced_as_it_says():
     assert len(longer.rows) == 3
 
 
-def test_a_race_on_data_needs_data():
-    with pytest.raises(ValueError, match=r"race needs data=load\('digits'\)"):
-        race(config())
+def test_a_race_reads_its_data():
+    given, read = race(config(), load("digits")), race(config())
+    assert [row["cost"] for history in read.histories for row in history.rows] == [
+        row["cost"] for history in given.histories for row in history.rows
+    ]
 
 
 def test_all_optimizers_that_cannot_be_built_are_named():
@@ -543,7 +547,7 @@ def test_a_loss_that_ran_away_has_diverged(task):
         assert math.isfinite(wild.rows[-1]["train_loss"])
         assert wild.diverged
         assert len(wild.rows) == 3  # it may come back
-    result = lab_train.RaceResult("x", "train_loss", (wild, good), "nats")
+    result = RaceResult("x", "train_loss", (wild, good), "nats")
     assert ranked(result) == (good, wild)
 
 
