@@ -12,6 +12,7 @@ import typer
 
 from gradxform.lab.experiment.messages import lacking, say
 from gradxform.lab.experiment.problems import ConfigError
+from gradxform.lab.experiment.registry import OwnError
 from gradxform.lab.training.interrupts import INTERRUPTED as INTERRUPTED
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def told(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
     except (
         CheckpointError,
         ConfigError,
+        OwnError,
         DataError,
         ModelError,
         OSError,

@@ -1,9 +1,9 @@
 """``gradxform run``: a race."""
 
-import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradxform.lab.commands import endings, progress, session
+from gradxform.lab.commands import endings, logs, progress, session
 from gradxform.lab.commands.session import Command, Request
 from gradxform.lab.experiment.kinds import kind_of
 
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 
 @endings.interruptible()
-def run(request: Request, *, tensorboard: bool = False) -> None:
+def run(request: Request, *, loggers: Sequence[str] = ()) -> None:
     """Races the optimisers of a config, and leaves the results in a folder."""
+    logs.check(loggers)
     with session.opened(request, Command("run", _rows_of, _on_devices)) as now:
         from gradxform.lab.report import files, tables
-        from gradxform.lab.report.tensorboard import events
         from gradxform.lab.training.race import race
 
-        nothing = contextlib.nullcontext(lambda label, row: None)
         rows: list[tuple[str, Row]] = now.rows or []
         config = now.experiment.config
 
@@ -34,7 +33,7 @@ def run(request: Request, *, tensorboard: bool = False) -> None:
 
         with (
             session.training(now, "metrics.csv", lambda: files.metrics_csv(rows)) as how,
-            events(now.folder / "tensorboard") if tensorboard else nothing as log,
+            logs.logging(loggers if now.writes else (), now.folder, config) as log,
             progress.of_race(config, now.is_quiet, rows) as advance,
         ):
             on_state, stop_if_asked = how

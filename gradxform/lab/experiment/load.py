@@ -24,7 +24,6 @@ from gradxform.lab.experiment.kinds import kind_of, kinds
 from gradxform.lab.experiment.own_parts import check_own_parts
 from gradxform.lab.experiment.problems import CONTROL, PLAIN, ConfigError, Problem, either, suggest
 from gradxform.lab.experiment.schema import (
-    MAX_WIDTH,
     SECTIONS,
     Config,
     Names,
@@ -33,6 +32,7 @@ from gradxform.lab.experiment.schema import (
     Sweep,
     Training,
 )
+from gradxform.lab.experiment.values import MAX_WIDTH
 
 MAX_DEPTH = 32  # levels of nested tables and lists
 _MOST_PROBLEMS = 100  # problems per check; finding one may take some time

@@ -34,11 +34,19 @@ OURS: dict[str, tuple[str, ...]] = {
 }
 """The names that the lab itself has, by kind of entry."""
 
-GIVEN = {"model": ("shape", "outputs", "key", "rngs"), "curve": ("x",), "logger": ("folder",)}
+GIVEN = {
+    "model": ("shape", "outputs", "key", "rngs"),
+    "curve": ("x",),
+    "logger": ("folder", "config"),
+}
 """Arguments that the lab gives to a function of a kind, if it has them; the others are options."""
 
 _ROW = {"optimizer", "step", "value"}  # columns of a fit's metrics
 _LONGEST = 500  # characters of an error's text
+
+
+class OwnError(RuntimeError):
+    """A function of the user failed; the message is one line in the error's own words."""
 
 
 class Entry(NamedTuple):
@@ -200,16 +208,34 @@ def method(name: str) -> Callable[[F], F]:
 def logger(name: str) -> Callable[[F], F]:
     """Registers a logger for ``gradxform run --log NAME``.
 
-    The function takes the folder of the run and returns a context manager. This yields a function
-    of an optimiser's label and a row of its metrics, which is called after each epoch.
+    The function is a generator. It yields once: a function of an optimiser's label and a row of its
+    metrics, which is called after each epoch. What follows the ``yield`` runs at the end, also of
+    an interrupted run. An argument of the name ``folder`` or ``config`` gets the folder of the run,
+    a ``Path``, or the config as nested dicts.
 
     Args:
       name: the name on the command line.
 
     Raises:
-      ValueError: the name is taken, or is not letters, digits, ``_`` and ``-``.
+      ValueError: the name is taken, or is not letters, digits, ``_`` and ``-``; or the function is
+        not a generator, or has other arguments.
+
+    >>> @logger("printer")
+    ... def printer(config):
+    ...     print("begin", config["name"])
+    ...     yield lambda label, row: print(label, row["epoch"])
+    ...     print("end")
+    >>> forget()
     """
-    return functools.partial(_register, "logger", name)
+
+    def register(function: F) -> F:
+        given = set(GIVEN["logger"])
+        if not inspect.isgeneratorfunction(function) or set(parameters_of(function)) - given:
+            wanted = "a generator function, whose arguments may be folder and config"
+            raise ValueError(f"lab.logger(name={name!r}): decorate {wanted}")
+        return _register("logger", name, function)
+
+    return register
 
 
 def named(kind: str) -> tuple[str, ...]:

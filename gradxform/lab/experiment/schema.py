@@ -1,6 +1,6 @@
 """The tables of a config, with their keys, bounds and defaults."""
 
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -10,80 +10,16 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from gradxform.lab.experiment import grid, registry
+from gradxform.lab.experiment import grid, registry, values
 from gradxform.lab.experiment.problems import CONTROL
+from gradxform.lab.experiment.values import MAX_EPOCHS, MAX_STEPS, Names
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_WIDTH = 10**5, 10**6, 10**6, 10**5
-MAX_POINTS = 1000  # per side of a grid of starts
 Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Order = Literal["reshuffle", "shuffle_once", "sequential", "online"]
-
-
-def _batch_size(value: Any) -> int | Literal["full"]:
-    if value == "full" or (type(value) is int and 1 <= value <= MAX_BATCH):
-        return value
-    raise PydanticCustomError(
-        "batch_size", 'a whole number from 1 to {largest}, or "full"', {"largest": MAX_BATCH}
-    )
-
-
-def _point(value: Any) -> tuple[float, float]:
-    match value:
-        case [x, y] if all(type(z) in (int, float) and abs(z) <= 1e30 for z in (x, y)):
-            return float(x), float(y)
-    raise PydanticCustomError("point", "a pair of numbers, like [-1.5, 2.0]")
-
-
-def _starts(value: Any) -> dict[str, int] | tuple[tuple[float, float], ...]:
-    match value:
-        case {"points": int() as points} if len(value) == 1 and 2 <= points <= MAX_POINTS:
-            return {"points": points}
-        case list() if value:
-            return tuple(map(_point, value))
-    raise PydanticCustomError(
-        "starts",
-        "{points = 21}, with 2 to {most} a side, or a list of pairs like [[-1.5, 2.0]]",
-        {"most": MAX_POINTS},
-    )
-
-
-def _rungs(value: Any) -> tuple[int, ...]:
-    epochs = value if isinstance(value, list) else [0]
-    if all(type(epoch) is int and epoch >= 1 for epoch in epochs) and epochs == sorted(set(epochs)):
-        return tuple(epochs)
-    raise PydanticCustomError("rungs", "a list of epochs, each after the one before, like [2, 6]")
-
-
-def _widths(value: Any) -> tuple[int, ...]:
-    given = value if isinstance(value, list) and value else [0]
-    if all(type(width) is int and 1 <= width <= MAX_WIDTH for width in given):
-        return tuple(given)
-    raise PydanticCustomError(
-        "widths", "a list of whole numbers from 1 to {largest}", {"largest": MAX_WIDTH}
-    )
-
-
-class Names(NamedTuple):
-    """The names that a key accepts: ours, and those that users registered."""
-
-    kind: str  #: kind of the users' names, see :mod:`gradxform.lab.experiment.registry`
-    ours: tuple[str, ...]
-
-    def known(self) -> tuple[str, ...]:
-        return registry.choices(self.kind, self.ours)
-
-    def __call__(self, value: Any) -> str:
-        names = self.known()
-        if isinstance(value, str) and value in names:
-            return value
-        *most, last = map(repr, names) if names else ["a name that a --with file registers"]
-        wanted = f"{', '.join(most)} or {last}" if most else last
-        raise PydanticCustomError("name", "{wanted}", {"wanted": wanted, "names": names})
 
 
 class Table(BaseModel):
@@ -183,7 +119,7 @@ class Physics(Table):
     """viscosity of the fluid; the less, the steeper is the solution"""
     points: Annotated[int, Field(ge=1, le=2**15)] = 2048
     """points at which the equation should hold; they are the training examples"""
-    hidden: Annotated[tuple[int, ...], PlainValidator(_widths)] = (10, 10, 10, 10)
+    hidden: Annotated[tuple[int, ...], PlainValidator(values.widths)] = (10, 10, 10, 10)
     """units of each tanh layer of the net"""
 
     @property
@@ -198,26 +134,12 @@ class SurfaceTask(Table):
     kind: Literal["surface"]  #: the kind of task
     surface: Annotated[str, PlainValidator(Names("surface", registry.OURS["surface"]))]
     """the function"""
-    start: Annotated[tuple[float, float] | None, PlainValidator(_point)] = (
+    start: Annotated[tuple[float, float] | None, PlainValidator(values.point)] = (
         None  #: the surface's own start if not given
     )
 
 
-def _columns(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-        return names
-    raise PydanticCustomError("columns", 'a column, or a list of columns like ["x1", "x2"]')
-
-
-def _interval(value: Any) -> tuple[float, float]:
-    match value:
-        case [low, high] if all(type(z) in (int, float) for z in (low, high)) and low < high:
-            return float(low), float(high)
-    raise PydanticCustomError("interval", "a pair of numbers, the lower first; inf is no bound")
-
-
-Interval = Annotated[tuple[float, float], PlainValidator(_interval)]
+Interval = Annotated[tuple[float, float], PlainValidator(values.interval)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -229,7 +151,7 @@ class CurveFit(Table):
     file: str | None = None
     """a CSV, NPZ or Parquet file in ``--data-dir``, or without it in the working directory"""
     data: dict[str, list[Finite]] | None = None  #: columns of numbers, in place of ``file``
-    x: Annotated[list[str], PlainValidator(_columns)] = ["x"]
+    x: Annotated[list[str], PlainValidator(values.columns)] = ["x"]
     """the column of the points; several columns make ``x`` a matrix"""
     y: str = "y"  #: the column of the measured values
     sigma: str | None = None  #: the column of their standard deviations; all alike if not given
@@ -253,7 +175,7 @@ class TrainingOverride(Table):
     """``[training.overrides.LABEL]``: different settings for one optimiser."""
 
     epochs: Epochs | None = None  #: replaces the key of ``[training]``
-    batch_size: Annotated[int | Literal["full"] | None, PlainValidator(_batch_size)] = None
+    batch_size: Annotated[int | Literal["full"] | None, PlainValidator(values.batch_size)] = None
     """replaces the key of ``[training]``; this optimiser then sees other batches"""
     order: Order | None = None  #: replaces the key of ``[training]``
     max_seconds: Seconds | None = None  #: replaces the key of ``[training]``
@@ -263,7 +185,7 @@ class Training(Table):
     """``[training]`` for a task on data."""
 
     epochs: Epochs  #: passes over the training examples
-    batch_size: Annotated[int | Literal["full"], PlainValidator(_batch_size)] = 128
+    batch_size: Annotated[int | Literal["full"], PlainValidator(values.batch_size)] = 128
     """training examples in a batch; ``"full"`` takes all of them"""
     order: Order = "reshuffle"
     """how examples are drawn: in a new random order for each epoch, in one random order for all
@@ -302,7 +224,7 @@ class Sweep(_AnySweep):
     vary: Literal["initialisation", "order", "both"] = "initialisation"  #: what a seed changes
     block_size: Annotated[int | None, Field(ge=1, le=grid.MAX_MEMBERS)] = None
     """members that train together; if not given, chosen by memory and speed"""
-    rungs: Annotated[tuple[int, ...], PlainValidator(_rungs)] = ()
+    rungs: Annotated[tuple[int, ...], PlainValidator(values.rungs)] = ()
     """epochs after which only the better points of an optimiser continue"""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5  #: fraction that continues
 
@@ -311,7 +233,7 @@ class SurfaceSweep(_AnySweep):
     """``[sweep]`` for a surface, see :func:`gradxform.lab.training.surfaces.sweep_on_surface`."""
 
     starts: Annotated[
-        dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)
+        dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(values.starts)
     ] = None
     """a grid over the drawn part of the surface with so many points per side, or a list of starts;
     if not given, only the start of the task"""

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from gradxform.covariances import covariance
 from gradxform.lab.experiment.messages import plain
-from gradxform.lab.report import figures as figures_of
+from gradxform.lab.report.drawing import USUAL, Look, clear, entitle, new_figure
+from gradxform.lab.report.figures import of_walks, title_of
 from gradxform.lab.report.files import Extra
 from gradxform.lab.tasks.curves import Curve, Points, curve_of, points_of, residuals_of
 from gradxform.lab.training.outcomes import RaceResult, ranked
@@ -51,7 +52,8 @@ def fit_of(config: Any, result: RaceResult) -> Fit:
     """
     points = points_of(config.task) if result.data is None else result.data
     curve = curve_of(config.task, points)
-    estimates = ranked(result)[0].params
+    found = ranked(result)[0].params
+    estimates = {name: float(found.get(name, np.nan)) for name in curve.start}
     names = list(estimates)
     free = [name for name in names if not _is_at_bound(curve, name, estimates[name])]
     residuals = residuals_of(curve, points)
@@ -97,24 +99,20 @@ def extra(config: Any, result: RaceResult) -> Extra:
     return Extra(table, {"estimates.csv": text.getvalue()}, told | {"freedom": fit.freedom})
 
 
-def figures(config: Any, result: RaceResult) -> Iterator[tuple[str, Figure]]:
-    """The pictures of a fit: the values by update, and the fit."""
-    yield from figures_of.of_walks(config, result)
-    if points_of_one(config):
-        yield "fit", plot_fit(fit_of(config, result), config)
+def figures(config: Any, result: RaceResult, look: Look = USUAL) -> Iterator[tuple[str, Figure]]:
+    """The pictures of a fit: the values by update, and for a curve of one variable the fit."""
+    yield from of_walks(config, result, look)
+    if len(config.task.x) == 1:
+        yield "fit", plot_fit(fit_of(config, result), config, look)
 
 
-def points_of_one(config: Any) -> bool:
-    """Whether the curve is one of a single variable, which can be drawn."""
-    return len(config.task.x) == 1
-
-
-def plot_fit(fit: Fit, config: Any) -> Figure:
+def plot_fit(fit: Fit, config: Any, look: Look = USUAL) -> Figure:
     """Draws the points, the fit, and the band of the curve; below, the residuals.
 
     Args:
       fit: the fit.
       config: the config of the race.
+      look: size and dots per inch.
     """
     from scipy.stats import t  # comes with scikit-learn
 
@@ -129,7 +127,7 @@ def plot_fit(fit: Fit, config: Any) -> Figure:
     values = np.asarray(curve(flat, inside))
     quantile = float(t.ppf(0.5 + config.task.level / 2, fit.freedom))
     half = quantile * np.sqrt(np.einsum("ij,jk,ik->i", slopes, fit.covariance, slopes))
-    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    figure = new_figure(7.2, 5.4, look)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     words = f"{100 * config.task.level:g} % band of the curve"
     sigma = fit.points.sigma
@@ -137,12 +135,11 @@ def plot_fit(fit: Fit, config: Any) -> Figure:
         axes.fill_between(inside, middle - half, middle + half, color="0.82", label=words)
         axes.plot(inside, middle, color="C0", label="fit")
         axes.errorbar(x, y - shift, sigma, fmt="o", color="0.15", markersize=4, label="data")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        clear(axes)
     top.set_ylabel(config.task.y)
     bottom.set(xlabel=config.task.x[0], ylabel="residual")
     top.legend(frameon=False)
-    figure.suptitle(figures_of.title_of(config), parse_math=False)
+    entitle(figure, title_of(config))
     return figure
 
 

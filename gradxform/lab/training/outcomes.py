@@ -34,6 +34,14 @@ class RaceResult(NamedTuple):
     unit: str  #: unit of the measure, in words; "" on a surface
     data: Any = None  #: the points of a curve fit
 
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all histories, each with its ``optimizer``.
+
+        ``pandas.DataFrame(result.rows)`` is a table.
+        """
+        return tuple({"optimizer": h.label, **row} for h in self.histories for row in h.rows)
+
 
 def ranked(result: RaceResult) -> tuple[History, ...]:
     """The histories sorted by the last ``result.measure``: best first, diverged ones last."""
