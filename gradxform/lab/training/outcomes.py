@@ -42,6 +42,11 @@ class RaceResult(NamedTuple):
         """
         return tuple({"optimizer": h.label, **row} for h in self.histories for row in h.rows)
 
+    @property
+    def ranking(self) -> tuple[History, ...]:
+        """The histories, best first; see :func:`ranked`."""
+        return ranked(self)
+
 
 def ranked(result: RaceResult) -> tuple[History, ...]:
     """The histories sorted by the last ``result.measure``: best first, diverged ones last."""
@@ -84,6 +89,16 @@ class SweepResult(NamedTuple):
     def is_on_surface(self) -> bool:
         """Whether the members are minimisations of a surface, of which some may fail."""
         return self.measure == "work"
+
+    @property
+    def points(self) -> "dict[str, tuple[Point, ...]]":
+        """The points of each optimiser by label; see :func:`points_of`."""
+        return points_of(self)
+
+    @property
+    def best(self) -> "tuple[Point, ...]":
+        """The best point of each optimiser, best first; see :func:`best_points`."""
+        return best_points(self)
 
 
 class Point(NamedTuple):
