@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ FILES = {
 class Client:
     """What the guide's logger uses of MLflow."""
 
-    runs: list[dict] = []
+    runs: ClassVar[list[dict]] = []
 
     def __init__(self, address: str) -> None:
         assert address.startswith("file:")
@@ -113,8 +114,9 @@ def test_the_logger_of_the_guide_sends_every_row(monkeypatch):
     monkeypatch.setattr(module, "MlflowClient", Client, raising=False)
     monkeypatch.setattr(Client, "runs", [])
     monkeypatch.setitem(sys.modules, "mlflow", module)
-    gradxform(f"{MLFLOW} --set training.epochs=2")
-    assert [run["name"] for run in Client.runs] == ["Adam", "momentum", "RMSProp", "Newton-CG"]
+    two = 'optimizers={Adam={method="adam", learning_rate=0.01}, SGD={method="sgd", learning_rate=0.1}}'
+    gradxform(f"{MLFLOW} --set training.epochs=2 --set '{two}'")
+    assert [run["name"] for run in Client.runs] == ["Adam", "SGD"]
     for run in Client.runs:
         assert len([step for name, step in run["metrics"] if name == "train_loss"]) == 2
         assert run["ended"]

@@ -71,10 +71,11 @@ def _check_fit(task: Mapping[str, Any]) -> Iterator[Problem]:
     for name, argument in curve.arguments.items():
         if argument.required and name not in start:
             yield Problem(f"task.start.{name}", f"missing: {curve.name} has no start value for it")
-        box = bounds.get(name)
-        value, is_box = start.get(name), isinstance(box, list) and len(box) == 2
-        if is_box and isinstance(value, int | float) and not box[0] <= value <= box[1]:
-            yield Problem(f"task.start.{name}", f"lies outside of task.bounds.{name}, {box}")
+        match bounds.get(name), start.get(name):
+            case [int() | float() as low, int() | float() as high] as box, int() | float() as value:
+                if not low <= value <= high:
+                    told = f"lies outside of task.bounds.{name}, {box}"
+                    yield Problem(f"task.start.{name}", told)
 
 
 def curve_signature(name: object) -> Signature | None:

@@ -89,11 +89,12 @@ def points_of(task: Any, data_dir: str | Path | None = None) -> Points:
 
     x = np.stack([column(name, "x") for name in task.x], axis=1)
     y = column(task.y, "y")
-    sigma = None if task.sigma is None else column(task.sigma, "sigma")
-    if sigma is not None and not np.all(sigma > 0):
+    sigma = np.ones(len(y)) if task.sigma is None else column(task.sigma, "sigma")
+    if task.sigma is not None and not np.all(sigma > 0):
         row = int(np.argmin(sigma > 0))
         raise DataError(f"{columns.at(row, task.sigma)}: a standard deviation should be above 0")
-    return Points(Split(x[:, 0] if len(task.x) == 1 else x, y), sigma)
+    points = Split(x[:, 0] if len(task.x) == 1 else x, y)
+    return Points(points, None if task.sigma is None else sigma)
 
 
 def curve_of(task: Any, points: Points) -> Curve:

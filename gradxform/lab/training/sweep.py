@@ -88,7 +88,8 @@ def sweep(
     [(0.01, 'max_steps'), (0.1, 'converged')]
     """
     given = config.config if isinstance(config, Experiment) else config
-    run = at(kind_of(given).sweep)
+    require_sweep(given)  # some kinds have none
+    run = at(kind_of(given).sweep or "")
     with precision_of(given):
         return run(given, data, on_epoch, on_state=on_state, resume=resume)
 

@@ -1,0 +1,103 @@
+"""The lab from Python."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradxform.lab as lab
+
+RACE = {
+    "name": "short",
+    "task": {"kind": "classification", "dataset": "digits", "model": "logistic"},
+    "training": {"epochs": 2, "batch_size": 256},
+    "optimizers": {
+        "Adam": {"method": "adam", "learning_rate": 0.01},
+        "SGD": {"method": "sgd", "learning_rate": 1e-4},
+    },
+    "sweep": {"axes": {"learning_rate": [0.01, 0.1]}},
+}
+WALK = {
+    "name": "walk",
+    "task": {"kind": "surface", "surface": "saddle"},
+    "training": {"steps": 2},
+    "optimizers": {"SGD": {"method": "sgd", "learning_rate": 0.1}},
+}
+
+
+def test_a_race_from_tables():
+    before = json.dumps(RACE)
+    config = lab.load_config(RACE, "training.epochs=1")
+    assert json.dumps(RACE) == before  # settings do not change the caller's tables
+    result = lab.race(config)
+    assert [history.label for history in result.ranking] == ["Adam", "SGD"]
+    assert [(row["optimizer"], row["epoch"]) for row in result.rows] == [("Adam", 1), ("SGD", 1)]
+    assert set(lab.plot(result, config)) == {"cost", "work"}
+
+
+def test_rows_are_a_table_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    assert len(pandas.DataFrame(lab.race(WALK).rows)) == 3
+
+
+def test_a_sweep_from_tables():
+    result = lab.sweep(lab.load_config(RACE, "training.epochs=1", "optimizers.Adam.eps=1e-7"))
+    assert len(result.rows) == 4
+    assert len(result.points["SGD"]) == 2
+    assert {point.label for point in result.best} == {"Adam", "SGD"}
+
+
+def test_a_movie_is_shown_and_saved(tmp_path):
+    movie = lab.movie(WALK)
+    assert movie._repr_html_().startswith('<img src="data:image/gif;base64,')
+    movie.save(tmp_path / "walk.gif")
+    assert (tmp_path / "walk.gif").read_bytes()[:4] == b"GIF8"
+
+
+def test_data_are_read_from_a_folder(tmp_path):
+    x = np.arange(10.0)
+    np.savez(tmp_path / "line.npz", x=x, y=2 * x)
+    task = {"kind": "regression", "file": "line.npz", "target": "y", "model": "linear"}
+    table = RACE | {"task": task, "optimizers": {"Newton": {"method": "newton"}}}
+    (history,) = lab.race(table, data_dir=tmp_path).histories
+    assert history.rows[-1]["test_rmse"] < 1e-3
+    with pytest.raises(Exception, match=r"line\.npz: no such file in"):
+        lab.race(table)
+
+
+def test_the_names_are_documented_and_complete():
+    for name in lab.__all__:
+        assert getattr(lab, name).__doc__, name
+        assert name in dir(lab)
+    with pytest.raises(AttributeError, match="has no attribute 'racee'"):
+        lab.racee  # noqa: B018
+
+
+def test_type_checkers_know_the_names_and_their_arguments(tmp_path):
+    snippet = tmp_path / "snippet.py"
+    lines = [
+        "import gradxform.lab as lab",
+        *(f"lab.{name}" for name in lab.__all__),
+        'lab.race("digits_race", data_dir="data").histories[0].label.upper()',
+        'lab.racee("digits_race")',
+        'lab.race("digits_race", datadir="data")',
+        "lab.load_run(3)",
+    ]
+    snippet.write_text("\n".join(lines))
+    root = Path(lab.__file__).parents[2]
+    options = {"extraPaths": [str(root)], "reportUnusedExpression": "none"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(options))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    done = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright does not run here: {done.stderr[-200:]}")
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = {lines[d["range"]["start"]["line"]]: d["rule"] for d in found}
+    assert errors == {
+        'lab.racee("digits_race")': "reportAttributeAccessIssue",
+        'lab.race("digits_race", datadir="data")': "reportCallIssue",
+        "lab.load_run(3)": "reportArgumentType",
+    }
