@@ -13,66 +13,33 @@ imported at their first use, so importing the lab is quick and does not import J
 -0.03125
 """
 
+import functools
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gradxform.lab.experiment.registry import (
-    curve,
-    dataset,
-    logger,
-    method,
-    model,
-    surface,
-    task,
-)
 
-if TYPE_CHECKING:
-    from gradxform.lab.api import Movie, load_config, load_run, movie, plot, race, sweep
-    from gradxform.lab.experiment.problems import ConfigError
-    from gradxform.lab.tasks.task import Batch, Task
-    from gradxform.lab.training.outcomes import RaceResult, SweepResult
+@functools.cache
+def _modules() -> dict[str, str]:
+    """The module of every public name, from ``__init__.pyi``, which type checkers read too."""
+    import ast
+    import pkgutil
 
-__all__ = [
-    "Batch",
-    "ConfigError",
-    "Movie",
-    "RaceResult",
-    "SweepResult",
-    "Task",
-    "curve",
-    "dataset",
-    "load_config",
-    "load_run",
-    "logger",
-    "method",
-    "model",
-    "movie",
-    "plot",
-    "race",
-    "surface",
-    "sweep",
-    "task",
-]
-
-_MODULES = {
-    **dict.fromkeys(("load_config", "load_run", "movie", "plot", "race", "sweep", "Movie"), "api"),
-    "ConfigError": "experiment.problems",
-    **dict.fromkeys(("Batch", "Task"), "tasks.task"),
-    **dict.fromkeys(("RaceResult", "SweepResult"), "training.outcomes"),
-}
+    stub = pkgutil.get_data(__name__, "__init__.pyi")
+    imports = [node for node in ast.parse(stub or b"").body if isinstance(node, ast.ImportFrom)]
+    return {name.name: str(node.module) for node in imports for name in node.names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "__all__":
+        return sorted(_modules())
+    if name.startswith("__") or name not in _modules():
         package = sys.modules[__name__]  # so that Python can suggest the nearest name
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}", name=name, obj=package
-        )
-    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    value = globals()[name] = getattr(module, name)
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=package)
+    value = globals()[name] = getattr(importlib.import_module(_modules()[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_modules()})
