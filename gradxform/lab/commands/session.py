@@ -158,7 +158,8 @@ def load(request: Request, *, for_sweep: bool) -> "Config":
     except (ConfigError, OSError) as error:
         endings.fail(str(error))
     dataset = getattr(config.task, "dataset", None)
-    if request.data_dir is not None and dataset in _WITHOUT_FILES:
+    reads_file = getattr(config.task, "file", None) is not None
+    if request.data_dir is not None and dataset in _WITHOUT_FILES and not reads_file:
         endings.say(f"--data-dir {request.data_dir} is not used: {_WITHOUT_FILES[dataset]}")
     return config
 

@@ -11,7 +11,7 @@ from gradxform.lab.data.sets import Dataset, load
 from gradxform.lab.data.tables import column_of, numbers, read_columns, texts
 from gradxform.lab.experiment.registry import Entry, find, in_own_words
 
-_MOST_CLASSES = 10_000
+_MANY = 10  # classes; more need two examples each
 _WANTED = "should return arrays (x, y), or ((x, y), (x_test, y_test))"
 
 
@@ -140,10 +140,10 @@ def _checked(name: str, train: Split, test: Split | None, is_regression: bool) -
     else:
         classes, numbers = np.unique(np.concatenate(targets), return_inverse=True)
         num_classes = len(classes)
-        if not 2 <= num_classes <= _MOST_CLASSES:
-            few = f"from 2 to {_MOST_CLASSES}"
+        if not 2 <= num_classes <= max(len(numbers) // 2, _MANY):
+            found = f"{num_classes} different values in {len(numbers)} examples"
             mend = 'for a number as target use kind = "regression"'
-            raise DataError(f"{name}: the target has {num_classes} classes, not {few}; {mend}")
+            raise DataError(f"{name}: the target has {found}, which are no classes; {mend}")
         at = len(targets[0])
         targets = [numbers[:at].astype(np.int32), numbers[at:].astype(np.int32)]
     parts = [Split(inputs, target) for inputs, target in zip(x, targets, strict=False)]

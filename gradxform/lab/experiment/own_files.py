@@ -32,7 +32,7 @@ class OwnFileError(ConfigError):
 
 
 def load(paths: Sequence[str | Path]) -> None:
-    """Runs the files, in order, once each, and remembers their digests.
+    """Runs the files, in order, and remembers their digests; forgets those of an earlier call.
 
     Args:
       paths: Python files with different names.
@@ -42,6 +42,7 @@ def load(paths: Sequence[str | Path]) -> None:
         has the file and the line, and the words of the error.
     """
     _digests.clear()
+    registry.forget(of_files=True)
     for path in map(Path, paths):
         if path.name in _digests:
             raise OwnFileError(f"--with {on_one_line(path)}: two files are named {path.name}")

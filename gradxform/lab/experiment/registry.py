@@ -86,7 +86,7 @@ def dataset(name: str) -> Callable[[F], F]:
     ('xor',)
     >>> forget()
     """
-    return functools.partial(_register, "dataset", name)
+    return _registering("dataset", name)
 
 
 def model(name: str) -> Callable[[F], F]:
@@ -106,7 +106,7 @@ def model(name: str) -> Callable[[F], F]:
     Raises:
       ValueError: the name is taken, or is not letters, digits, ``_`` and ``-``.
     """
-    return functools.partial(_register, "model", name)
+    return _registering("model", name)
 
 
 def task(name: str) -> Callable[[F], F]:
@@ -120,7 +120,7 @@ def task(name: str) -> Callable[[F], F]:
     Raises:
       ValueError: the name is taken, or is not letters, digits, ``_`` and ``-``.
     """
-    return functools.partial(_register, "task", name)
+    return _registering("task", name)
 
 
 def surface(
@@ -155,7 +155,7 @@ def surface(
     if not all(low < high for low, high in bounds):
         raise ValueError(f"lab.surface(bounds={bounds!r}): the first of a pair should be the lower")
     facts = {"start": start, "bounds": bounds, "minima": minima, "formula": formula}
-    return functools.partial(_register, "surface", name, facts=facts)
+    return _registering("surface", name, facts)
 
 
 def curve(name: str) -> Callable[[F], F]:
@@ -185,6 +185,7 @@ def curve(name: str) -> Callable[[F], F]:
             raise ValueError(f"lab.curve(name={name!r}): the function needs {wanted}")
         return _register("curve", name, function)
 
+    _check_name("curve", name)
     return register
 
 
@@ -202,7 +203,7 @@ def method(name: str) -> Callable[[F], F]:
     Raises:
       ValueError: the name is taken, or is not letters, digits, ``_`` and ``-``.
     """
-    return functools.partial(_register, "method", name)
+    return _registering("method", name)
 
 
 def logger(name: str) -> Callable[[F], F]:
@@ -235,6 +236,7 @@ def logger(name: str) -> Callable[[F], F]:
             raise ValueError(f"lab.logger(name={name!r}): decorate {wanted}")
         return _register("logger", name, function)
 
+    _check_name("logger", name)
     return register
 
 
@@ -253,10 +255,11 @@ def choices(kind: str, ours: tuple[str, ...]) -> tuple[str, ...]:
     return (*ours, *named(kind))
 
 
-def forget() -> None:
-    """Removes every entry."""
+def forget(*, of_files: bool = False) -> None:
+    """Removes every entry, or only those that ``--with`` files registered."""
     for entries in _entries.values():
-        entries.clear()
+        for name in [name for name, entry in entries.items() if entry.file or not of_files]:
+            del entries[name]
 
 
 @contextlib.contextmanager
@@ -291,9 +294,8 @@ def in_own_words(
       file: the path of the user's file; that of ``function`` if not given.
     """
     own = inspect.unwrap(function) if function is not None else None
-    if not file:
-        with contextlib.suppress(TypeError):  # a function without source text
-            file = inspect.getsourcefile(own) or "" if own is not None else ""
+    if not file and own is not None:
+        file = _file_of(own)
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if file and frame.f_code.co_filename == file]
     said = " ".join(str(error).split())
@@ -306,14 +308,37 @@ def in_own_words(
     return where + (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
 
 
-def _register(kind: str, name: str, function: F, facts: Mapping[str, Any] | None = None) -> F:
-    call = f"lab.{kind}(name={name!r})"
+def of_user(error: BaseException) -> str | None:
+    """:func:`in_own_words` of an error that passed through a file of the user, else ``None``."""
+    files = {_file_of(entry.make) for entries in _entries.values() for entry in entries.values()}
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [frame.f_code.co_filename for frame, _ in frames if frame.f_code.co_filename in files]
+    return in_own_words(error, file=own[-1]) if own else None
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    with contextlib.suppress(TypeError):  # a function without source text
+        return inspect.getsourcefile(inspect.unwrap(function)) or ""
+    return ""
+
+
+def _registering(kind: str, name: str, facts: Mapping[str, Any] | None = None) -> Callable[[F], F]:
+    _check_name(kind, name)
+    return functools.partial(_register, kind, name, facts=facts)
+
+
+def _check_name(kind: str, name: str) -> None:
+    call = f"lab.{kind}(name={name!r:.60})"
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(f"{call}: give a letter, then letters, digits, '_' and '-'")
-    if not callable(function):
-        raise ValueError(f"{call}: decorate a function, found {function!r}")
     if name in OURS[kind] or (kind == "method" and name in public_names("gradxform")):
         raise ValueError(f"{call}: gradxform has a {kind} of this name; choose another")
+
+
+def _register(kind: str, name: str, function: F, facts: Mapping[str, Any] | None = None) -> F:
+    call = f"lab.{kind}(name={name!r})"
+    if not callable(function):
+        raise ValueError(f"{call}: decorate a function, found {function!r:.60}")
     there = _entries[kind].get(name)
     if there is not None and there.file != _file and None not in (there.file, _file):
         raise ValueError(f"{call}: {there.file} has registered this name; choose another")

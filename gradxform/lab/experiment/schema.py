@@ -46,7 +46,7 @@ class _LabelledTask(_DataTask):
     file: str | None = None
     """a CSV, NPZ or Parquet file in ``--data-dir``, or without it in the working directory"""
     target: Annotated[str | None, Field(min_length=1)] = None  #: the column of ``file`` to predict
-    inputs: Annotated[list[str] | None, Field(min_length=1)] = None
+    inputs: Annotated[list[str] | None, PlainValidator(values.columns)] = None
     """the columns of ``file`` to predict from; all others if not given"""
     dataset_options: dict[str, Any] | None = None  #: arguments of a registered data set
     standardise: bool | None = None

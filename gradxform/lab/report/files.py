@@ -166,6 +166,8 @@ def save_figure(path: Path, figure: "Figure") -> None:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -68,7 +68,7 @@ def _check(task: Task) -> None:
 
     found = jax.eval_shape(loss, params, batch)
     if found.shape or not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(f"loss should return one real number, found {found}")
+        raise ValueError(f"loss should return one real number, found the shape {found.shape}")
     metrics = jax.eval_shape(task.sums, params, batch)
     for name in metrics:
         if not re.fullmatch(_METRIC, name):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gradxform.lab.experiment.problems import ConfigError, Problem
+from gradxform.lab.experiment.registry import of_user
 from gradxform.lab.training.batching import Order
 
 # errors that a function of any package may raise for an unusable value while it is traced
@@ -45,5 +46,8 @@ def collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         problems += error.problems
-    except _REFUSALS as error:
-        problems.append(Problem(path, str(error) or type(error).__name__))
+    except Exception as error:
+        own = of_user(error)  # which may be of any kind
+        if own is None and not isinstance(error, _REFUSALS):
+            raise
+        problems.append(Problem(path, own or str(error) or type(error).__name__))

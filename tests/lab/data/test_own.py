@@ -115,8 +115,11 @@ def test_a_long_field_or_a_strange_name_is_one_short_line():
 
 def test_a_number_is_no_class_by_mistake():
     save("a,b\n1,2\n1,2\n")
-    with pytest.raises(DataError, match=r'has 1 classes, not from 2 to .*kind = "regression"'):
+    with pytest.raises(DataError, match=r'has 1 different values .*kind = "regression"'):
         price(target="b", is_regression=False, test_split=0.0)
+    save(ROWS)
+    with pytest.raises(DataError, match="has 20 different values in 20 examples"):
+        price(is_regression=False)
 
 
 def test_arrays_of_an_npz_file():

@@ -57,7 +57,7 @@ def test_the_list_of_our_names_is_complete():
         ),
         (lambda: lab.method("adam")(list), "lab.method(name='adam'): gradxform has a method"),
         (lambda: lab.task("surface")(list), "lab.task(name='surface'): gradxform has a task"),
-        (lambda: lab.model("a b")(list), "lab.model(name='a b'): give a letter, then letters"),
+        (lambda: lab.model("a b"), "lab.model(name='a b'): give a letter, then letters"),
         (lambda: lab.model("optax.sgd")(list), "lab.model(name='optax.sgd'): give a letter"),
         (lambda: lab.model("net")(3), "lab.model(name='net'): decorate a function, found 3"),
         (
@@ -290,3 +290,36 @@ def test_own_names_are_listed(tmp_path):
     assert done.exit_code == 0, done.output
     assert "My method." in done.output
     assert "keys: n" in done.output
+
+
+def test_the_run_of_a_changed_file_is_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = written(
+        tmp_path,
+        "@lab.method('mine')\ndef f(rate):\n    import optax\n    return optax.sgd(rate)\n",
+    )
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'name = "c"\ntask = {kind = "classification", dataset = "digits", model = "logistic"}\n'
+        'training = {epochs = 1}\noptimizers = {a = {method = "mine", rate = 0.1}}\n'
+        "checkpoint = {every = 1}\n"
+    )
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["run", *map(str, arguments), "-q"])
+        return done.exit_code, done.output
+
+    assert run(config, "--with", file, "--out", "r")[0] == 0
+    (tmp_path / "r" / "summary.json").unlink()
+    code, told = run("--resume", "r")
+    assert code == 2
+    assert told.startswith("gradxform: --with mylab.py is missing: this config was run with it")
+    assert "\n" not in told.strip()
+    text = file.read_text()
+    file.write_text(text + "# changed")
+    code, told = run("--resume", "r", "--with", file)
+    assert code == 2
+    assert told.startswith("gradxform: --with mylab.py: its content has changed since (SHA-256 ")
+    assert "\n" not in told.strip()
+    file.write_text(text)
+    assert run("--resume", "r", "--with", file)[0] == 0

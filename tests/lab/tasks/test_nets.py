@@ -16,6 +16,7 @@ from gradxform.lab.data.own import split
 from gradxform.lab.data.sets import Dataset, Split
 from gradxform.lab.experiment import registry
 from gradxform.lab.experiment.load import parse_config
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.tasks.models import ModelError
 from gradxform.lab.tasks.surfaces import surface_of
 from gradxform.lab.tasks.task import Batch, make_task, objective
@@ -279,3 +280,19 @@ def test_a_method_of_the_users_own_is_raced_and_its_errors_are_its_own():
     ]:
         with pytest.raises(Exception, match=told):
             race(config({"kind": "line"}, {"a": table}), None)
+
+
+def test_an_error_of_ones_own_method_while_it_is_traced_has_its_place():
+    import optax
+
+    def grumpy():
+        def update(updates, state, params=None):
+            raise RuntimeError("no such luck")
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    lab.method("grumpy")(grumpy)
+    lab.task("line")(own_task)
+    told = r"optimizers\.a: test_nets\.py, line \d+: RuntimeError: no such luck"
+    with pytest.raises(ConfigError, match=told):
+        race(config({"kind": "line"}, {"a": {"method": "grumpy"}}), None)
