@@ -34,7 +34,11 @@ from tests.lab.test_fuzz import leaves
 SOURCE = Path(gradxform.__file__).parent
 TREES = {str(p.relative_to(SOURCE)): ast.parse(p.read_bytes()) for p in SOURCE.rglob("*.py")}
 RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml"}
-IMPORTS = {"__init__.py", "lab/experiment/methods.py"}  # by name, both from a fixed list
+IMPORTS = {
+    "__init__.py",
+    "lab/__init__.py",
+    "lab/experiment/methods.py",
+}  # by name, from a fixed list
 
 
 def suspicious(node):
@@ -69,6 +73,19 @@ def test_nothing_in_the_package_runs_what_it_reads():
         if isinstance(node, ast.Attribute) and node.attr == "import_module"
     }
     assert importing <= IMPORTS
+
+
+def test_only_the_command_line_has_files_run():
+    """One module runs a file, and only the option ``--with`` calls it."""
+
+    def using(names):
+        nodes = ((f, n) for f, tree in TREES.items() for n in ast.walk(tree))
+        return {file for file, node in nodes if ast.unparse(node) in names}
+
+    assert using({"spec.loader.exec_module", "loader.exec_module"}) == {
+        "lab/experiment/own_files.py"
+    }
+    assert using({"own_files.load"}) == {"lab/cli.py"}
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,13 @@ def test_a_config_is_frozen():
         (
             {"task": {}},
             "task.kind: should be 'classification', 'regression', 'autoencoder', 'language', "
-            "'physics' or 'surface', but is",
+            "'physics', 'curve_fit' or 'surface', but is",
         ),
         (
             {"task": {"kind": "clasification"}},
             "task.kind: should be 'classification', 'regression', 'autoencoder', 'language', "
-            "'physics' or 'surface', found 'clasification', did you mean 'classification'?",
+            "'physics', 'curve_fit' or 'surface', found 'clasification', "
+            "did you mean 'classification'?",
         ),
         ({"task": ["classification"]}, "task: should be a table"),
     ],
@@ -461,6 +462,7 @@ def test_checking_does_not_import_jax(tmp_path):
 
 def test_the_choices_are_those_of_the_lab():
     from gradxform.lab.data.sets import DATASETS
+    from gradxform.lab.tasks.curves import CURVES
     from gradxform.lab.tasks.models import MODELS
     from gradxform.lab.tasks.surfaces import SURFACES
     from gradxform.lab.training.batching import ORDERS
@@ -470,6 +472,8 @@ def test_the_choices_are_those_of_the_lab():
     data = ("classification", "dataset"), ("language", "dataset"), ("physics", "equation")
     assert sum((choices[kind][key] for kind, key in data), ()) == DATASETS
     assert choices["surface"]["surface"] == tuple(SURFACES)
+    curves = choices.pop("curve_fit")["model"]
+    assert curves == tuple(CURVES)
     models = [model for kind in choices.values() for model in kind.get("model", ())]
     assert set(models) == set(MODELS)
     order = lab_config.Training.model_fields["order"].annotation
