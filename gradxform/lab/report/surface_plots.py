@@ -160,7 +160,7 @@ def contours_of(surface: Surface) -> Callable[[Axes, Any], None]:
         if np.array_equal(part, last):
             return
         last = part
-        x, y = np.meshgrid(*(np.linspace(*side, _GRID) for side in part))
+        x, y = np.meshgrid(*(np.linspace(low, high, _GRID) for low, high in part))
         points = jnp.asarray(np.stack([x, y], axis=-1).reshape(-1, 2), jnp.float32)
         z = np.asarray(value(points), float).reshape(x.shape)
         # contours at equal heights would crowd at the steep rim and leave the valley empty
