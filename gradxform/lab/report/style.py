@@ -131,7 +131,7 @@ def variant(style: Style, number: int) -> Style:
     if number == 0:
         return style
     dash = DASHES[(DASHES.index(style.linestyle) + number) % len(DASHES)]
-    return Style(_mixed(style.color, 0.15 + 0.15 * number), dash, style.marker, "none")
+    return Style(_mixed(style.color, 0.15 + 0.12 * number), dash, style.marker, "none")
 
 
 def method_of(label: str, table: Table | None = None) -> str | None:
@@ -202,7 +202,7 @@ _KNOWN = {
 
 def _mixed(color: str, part: float) -> str:
     """A dark colour with a part of white, or a light one with a part of black."""
-    towards = 1.0 if lightness(color) < 50 else 0.0
+    towards = 1.0 if lightness(color) < 65 else 0.0
     mixed = (round(255 * (c + part * (towards - c))) for c in _rgb(color))
     return "#" + "".join(f"{c:02X}" for c in mixed)
 
