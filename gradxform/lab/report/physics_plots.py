@@ -131,12 +131,13 @@ def _slices(axes: Axes, t: np.ndarray, x: np.ndarray, found: np.ndarray, exact: 
         axes.plot(x, exact[at], color="0.75", linewidth=5)
         look = {"color": color, "linestyle": dash, "linewidth": 1.5}
         (line,) = axes.plot(x, found[at], **look)
-        legend.append((f"net at t = {time}", line))
+        legend.append((f"t = {time:g}", line))
     (line,) = axes.plot([], [], color="0.75", linewidth=5)
     legend.append(("reference", line))
     axes.set(xlabel="place x", ylabel="u")
-    entitle_panel(axes, "slices", 3.4)
-    legend_of(axes, legend, loc="best", frameon=False, fontsize="small", handlelength=3)
+    entitle_panel(axes, "slices of the solution", 3.4)
+    # the solution is negative there
+    legend_of(axes, legend, loc="upper right", frameon=False, fontsize="small", handlelength=3)
 
 
 def _error(history: History) -> float:

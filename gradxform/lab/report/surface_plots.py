@@ -204,7 +204,11 @@ def _dots(ground: Surface, point: "Point", axes: Axes, norm: LogNorm) -> Any:
         axes.plot(x, y, **STAR)
     (left, right), (bottom, top) = ground.bounds
     axes.set(xlim=(left, right), ylim=(bottom, top))
-    said = ", ".join(f"{path.replace('_', ' ')} {x:.3g}" for path, x in point.values.items())
-    lines = [in_words(point.label), said, f"{good.sum()} of {len(good)} solved"]
+    # a number stays in the line of its name
+    values = (
+        f"{path}_{x:.3g}".replace("_", "\N{NO-BREAK SPACE}") for path, x in point.values.items()
+    )
+    solved = f"{good.sum()} of {len(good)} solved"
+    lines = [in_words(point.label), solved, ", ".join(values)]
     entitle_panel(axes, "\n".join(filter(None, lines)), 2.7)
     return dots
