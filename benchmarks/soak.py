@@ -39,7 +39,7 @@ import optax
 
 import gradxform as gx
 from benchmarks.common import resident_mebibytes, stopwatch, table
-from gradxform.lab.experiment.methods import methods
+from gradxform.lab.experiment.catalogue import methods
 
 CHUNKS, JUMP = 10, 1000
 RATE = 0.05

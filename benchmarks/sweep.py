@@ -38,7 +38,9 @@ from gradxform.lab.experiment import methods as optimizers
 from gradxform.lab.experiment.grid import Axis, Member, members
 from gradxform.lab.tasks.task import Batch, Task, make_task, objective
 from gradxform.lab.training.epoch import init_state, make_epoch, to_device
-from gradxform.lab.training.sweep import SweepResult, Vary, sweep_on_task
+from gradxform.lab.training.outcomes import SweepResult
+from gradxform.lab.training.programs import Vary
+from gradxform.lab.training.sweep import sweep_on_task
 
 STEPS, BATCH, HIDDEN, MEASURED, TURNS = 200, 128, 32, 3, 2
 BLOCKS = (1, 4, 16, 32, 64, 128, 256)

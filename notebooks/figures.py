@@ -18,7 +18,8 @@ from gradxform.lab.experiment.load import load_config
 from gradxform.lab.report.movies import gif, movie
 from gradxform.lab.report.plots import plot_cost, plot_paths, plot_sensitivity, styles
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
-from gradxform.lab.training.race import make_walk, race
+from gradxform.lab.training.race import race
+from gradxform.lab.training.surfaces import make_walk
 from gradxform.lab.training.sweep import sweep
 
 FOLDER = Path(__file__).resolve().parent / "figures"

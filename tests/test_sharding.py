@@ -17,9 +17,9 @@ import gradxform as gx
 from gradxform import tree
 from gradxform.lab.experiment.grid import Axis, members
 from gradxform.lab.tasks.task import make_task
-from gradxform.lab.training import blocks
+from gradxform.lab.training import blocks, programs
 from gradxform.lab.training.epoch import to_device
-from gradxform.lab.training.race import Settings
+from gradxform.lab.training.settings import Settings
 from testbed import sharded
 from testbed.collectives import always, busiest_loop, collectives
 from testbed.sharded import OBJECTIVE, fully_sharded, mesh_of, parameters
@@ -290,11 +290,11 @@ def test_a_block_of_a_sweep_lowers_for_every_platform() -> None:
     options = {"hidden": [3], "dropout": 0.0, "input_dropout": 0.0}
     task = make_task(dataset(), "mlp", model_options=options, validation_split=0.2)
     runs = members({"x": table}, {"learning_rate": Axis((0.1, 1.0))}, {})
-    (group,) = blocks.groups_of({"x": table}, runs)
+    (group,) = programs.groups_of({"x": table}, runs)
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("member",))
-    firsts = blocks.first_states(task, [0], mesh)
+    firsts = programs.first_states(task, [0], mesh)
     settings = Settings(1, 16, "reshuffle", float("inf"))
-    program = blocks.programs_of(task, group, settings, mesh, [0], firsts, "both")
+    program = programs.programs_of(task, group, settings, mesh, [0], firsts, "both")
     part = to_device(task.train)
     _, (block,) = blocks.first_blocks(program, group, runs, part, mesh, None)
     arguments = block.values, block.alive, block.state, part

@@ -19,9 +19,10 @@ from pydantic_core import PydanticCustomError
 from sphinx.application import Sphinx
 
 from gradxform.lab import cli
-from gradxform.lab.experiment import grid, schema
+from gradxform.lab.experiment import catalogue, grid, schema
 from gradxform.lab.experiment import load as config
 from gradxform.lab.experiment import methods as optimizers
+from gradxform.lab.experiment.kinds import KINDS
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _config_page() -> str:
         "line ``--set KEY=VALUE`` changes one value, as in ``--set training.epochs=5``.\n",
     ]
     for (path, table_type), kinds in _tables().items():
-        is_shared = len(kinds) == len(schema.KINDS)
+        is_shared = len(kinds) == len(KINDS)
         which = "" if is_shared else f" of kind {', '.join(kinds)}"
         which = which.replace("kind", "a task of kind") if path != "task" else which
         parts.append(title(f"[{path}]{which}" if path else "Top level", "-"))
@@ -79,12 +80,10 @@ def _tables() -> dict[tuple[str, Any], list[str]]:
                 kinds.append(kind)
 
     # the roots share their keys, and are listed once
-    for kind, root in schema.KINDS.items():
-        visit("", root, kind)
+    for name, kind in KINDS.items():
+        visit("", kind.schema, name)
     roots = [key for key in found if key[0] == ""]
-    whole = {
-        ("", max((r[1] for r in roots), key=lambda r: len(r.model_fields))): list(schema.KINDS)
-    }
+    whole = {("", max((r[1] for r in roots), key=lambda r: len(r.model_fields))): list(KINDS)}
     rest = {key: kinds for key, kinds in found.items() if key[0]}
     order = {name: i for i, name in enumerate(schema.SECTIONS)}
     return whole | dict(sorted(rest.items(), key=lambda item: order[item[0][0].split(".")[0]]))
@@ -209,7 +208,7 @@ def _model_options(table_type: Any) -> str:
 def _optimizers_text() -> str:
     _, _, text = (inspect.getdoc(optimizers) or "").partition("\n\n")
     methods = ", ".join(
-        f":py:obj:`{m.name} <{m.name}>`" for m in optimizers.methods("gradxform", "method")
+        f":py:obj:`{m.name} <{m.name}>`" for m in catalogue.methods("gradxform", "method")
     )
     return f"{text}\n\nMethods of gradxform: {methods}.\n"
 

@@ -1,4 +1,4 @@
-"""The command line: ``gradxform run CONFIG``, ``sweep CONFIG``, ``movie CONFIG`` and ``list``.
+"""The face of the command line: its commands, their options and their help.
 
 JAX, Flax, Matplotlib and scikit-learn are slow to import. So each command imports them only after
 the checks that do not need them.
@@ -6,23 +6,20 @@ the checks that do not need them.
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import gradxform
-from gradxform.lab.commands import endings, listing, progress, session
-from gradxform.lab.experiment.messages import on_one_line, replace_what_cannot_be_shown
-from gradxform.lab.experiment.methods import ConfigError
-from gradxform.lab.training.interrupts import leave_at_once, nothing_to_lose
-
-if TYPE_CHECKING:
-    from gradxform.lab.training.race import Row
+from gradxform.lab.commands import endings, listing
+from gradxform.lab.commands.movie import movie as draw_movie
+from gradxform.lab.commands.run import run as run_race
+from gradxform.lab.commands.session import Request
+from gradxform.lab.commands.sweep import sweep as run_sweep
+from gradxform.lab.experiment.messages import replace_what_cannot_be_shown
+from gradxform.lab.training.interrupts import leave_at_once
 
 HELP = """Compare the optimisation methods of a deep-learning lecture on real data.
 
@@ -177,10 +174,8 @@ def run(
     gradxform run mnist_race --distributed localhost:1234,0,2 & \\
     gradxform run mnist_race --distributed localhost:1234,1,2
     """
-    try:
-        _run(config, set_ or [], data_dir, out, quiet, resume, tensorboard, distributed)
-    except KeyboardInterrupt:
-        endings.end("interrupted", endings.INTERRUPTED)
+    request = Request(config, set_ or [], data_dir, out, quiet, resume, distributed)
+    run_race(request, tensorboard=tensorboard)
 
 
 @app.command()
@@ -208,10 +203,7 @@ def sweep(
     gradxform sweep learning_rate --distributed localhost:1234,0,2 & \\
     gradxform sweep learning_rate --distributed localhost:1234,1,2
     """
-    try:
-        _sweep(config, set_ or [], data_dir, out, quiet, resume, distributed)
-    except KeyboardInterrupt:
-        endings.end("interrupted", endings.INTERRUPTED)
+    run_sweep(Request(config, set_ or [], data_dir, out, quiet, resume, distributed))
 
 
 @app.command()
@@ -243,10 +235,7 @@ def movie(
     gradxform movie valley_second_order --set training.steps=30 --fps 5
     gradxform movie my_walk.toml --format mp4 --out first
     """
-    try:
-        _movie(config, set_ or [], format_, fps, out)
-    except KeyboardInterrupt:
-        endings.end("interrupted", endings.INTERRUPTED)
+    draw_movie(Request(config, set_ or [], out=out), format_=format_, fps=fps)
 
 
 @app.command("list")
@@ -259,164 +248,3 @@ def list_(
         if i:
             print()
         getattr(listing, f"list_{kind}")()
-
-
-def _run(
-    name: str | None,
-    overrides: Sequence[str],
-    data_dir: Path | None,
-    out: Path | None,
-    quiet: bool,
-    resume: Path | None,
-    tensorboard: bool,
-    distributed: str | None,
-) -> None:
-    config = session.load(name, overrides, data_dir, out, resume)
-    with nothing_to_lose():
-        writes = endings.joined(distributed)
-
-        import jax
-
-        from gradxform.lab.data.sets import checksum, load
-        from gradxform.lab.experiment import methods
-        from gradxform.lab.experiment.schema import SurfaceConfig
-        from gradxform.lab.report import results
-        from gradxform.lab.report.tensorboard import events
-        from gradxform.lab.training.epoch import on_devices
-        from gradxform.lab.training.race import precision_of, race, task_of
-        from gradxform.lab.training.records import race_rows
-
-    rows: list[tuple[str, Row]] = []
-
-    def on_row(label: str, row: "Row") -> None:
-        rows.append((label, row))
-        advance(label, row)
-        log(label, row)
-        stop_if_asked()
-
-    nothing = contextlib.nullcontext(lambda label, row: None)
-    devices = None if distributed is None else jax.devices()
-    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            methods.build_all(config.optimizers)  # reports a mistake before the data are read
-            place = session.place(config, "run", out, resume, writes)
-            folder, snapshot = until_the_end.enter_context(place)
-            until_the_end.enter_context(precision_of(config))
-            if snapshot is not None:
-                epochs = {label: progress.epochs_of(config, label) for label in config.optimizers}
-                rows += race_rows(snapshot.told, epochs)
-            task, read = None, 0
-            if not isinstance(config, SurfaceConfig):
-                data = load(config.task.dataset, data_dir)
-                read = checksum(data) if distributed else 0
-                task = on_devices(task_of(config, data), devices)
-                del data  # from here on a process keeps only the part of its devices
-        endings.check_alike(config, read, snapshot)
-        try:
-            with (
-                events(folder / "tensorboard") if tensorboard else nothing as log,
-                progress.of_race(config, quiet or not writes, rows) as advance,
-                session.keeping(folder, config, "run", writes) as (on_state, stop_if_asked),
-            ):
-                result = race(
-                    config, task, on_row, on_state=on_state, resume=snapshot, devices=devices
-                )
-        finally:
-            if rows:  # an interrupted race keeps its finished epochs
-                results.write_atomically(folder / "metrics.csv", results.metrics_csv(rows))
-        if writes:
-            results.save(folder, config, result)
-    if writes:
-        _show(results.ranking_table(result, config.title or config.name), folder)
-
-
-def _sweep(
-    name: str | None,
-    overrides: Sequence[str],
-    data_dir: Path | None,
-    out: Path | None,
-    quiet: bool,
-    resume: Path | None,
-    distributed: str | None,
-) -> None:
-    config = session.load(name, overrides, data_dir, out, resume, for_sweep=True)
-    with nothing_to_lose():
-        writes = endings.joined(distributed)
-
-        from gradxform.lab.data.sets import checksum, load
-        from gradxform.lab.experiment import methods
-        from gradxform.lab.experiment.load import sweep_members
-        from gradxform.lab.experiment.schema import SurfaceConfig
-        from gradxform.lab.report import results
-        from gradxform.lab.training.records import sweep_rows
-        from gradxform.lab.training.sweep import first_row
-        from gradxform.lab.training.sweep import sweep as sweep_all
-
-    rows: dict[int, Row] = {}
-
-    def on_epoch(label: str, epoch: int, found: "Mapping[int, Row]") -> None:
-        rows.update(found)
-        advance(label, epoch, found)
-        stop_if_asked()
-
-    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
-            methods.build_all(config.optimizers)
-            place = session.place(config, "sweep", out, resume, writes)
-            folder, snapshot = until_the_end.enter_context(place)
-            if snapshot is not None:
-                rows |= sweep_rows(snapshot.told, [first_row(m) for m in sweep_members(config)])
-            on_surface = isinstance(config, SurfaceConfig)
-            data = None if on_surface else load(config.task.dataset, data_dir)
-        endings.check_alike(config, checksum(data) if data and distributed else 0, snapshot)
-        try:
-            with (
-                progress.of_sweep(config, quiet or not writes) as advance,
-                session.keeping(folder, config, "sweep", writes) as (on_state, stop_if_asked),
-            ):
-                result = sweep_all(config, data, on_epoch, on_state=on_state, resume=snapshot)
-        finally:
-            if rows:  # an interrupted sweep keeps its finished epochs
-                results.write_atomically(folder / "members.csv", results.members_csv(rows))
-        if writes:
-            results.save_sweep(folder, config, result)
-    if writes:
-        _show(results.best_table(result, config.title or config.name), folder)
-
-
-def _movie(
-    name: str, overrides: Sequence[str], format_: Format, fps: float | None, out: Path | None
-) -> None:
-    from gradxform.lab.experiment.load import load_config, require_surface
-
-    try:
-        config = require_surface(load_config(name, overrides, for_sweep=False))
-    except ConfigError as error:
-        endings.fail(str(error))
-
-    with nothing_to_lose():
-        from gradxform.lab.experiment import methods
-        from gradxform.lab.report import movies, results
-
-    with endings.told(), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close):
-            methods.build_all(config.optimizers)
-            if format_ is Format.mp4:
-                movies.ffmpeg()  # reports a missing ffmpeg before the race
-            folder = until_the_end.enter_context(results.run_folder(config, out))
-            frames = movies.movie(config)
-            encode = movies.mp4 if format_ is Format.mp4 else movies.gif
-            content = encode(frames, fps)
-        file = folder / f"movie.{format_}"
-        results.write_atomically(file, content)
-    print(f"The movie is {on_one_line(file)}", file=sys.stderr)
-
-
-def _show(table: Table, folder: Path) -> None:
-    console = Console()
-    if console.width >= 100:
-        table.padding = (0, 1, 0, 0)
-    console.print(table)
-    pictures = ", ".join(sorted(file.name for file in folder.glob("*.png")))
-    also = f"; pictures: {pictures}" if pictures else ""
-    print(f"Results are in {on_one_line(folder)}{also}", file=sys.stderr)

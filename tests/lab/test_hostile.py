@@ -26,11 +26,13 @@ from gradxform.lab.experiment import folders
 from gradxform.lab.experiment.grid import Axis, members
 from gradxform.lab.experiment.load import load_config
 from gradxform.lab.experiment.messages import plain
-from gradxform.lab.report import results
+from gradxform.lab.report import files
+from gradxform.lab.report.tables import best_table, ranking_table
 from gradxform.lab.training import race as train
 from gradxform.lab.training import records
 from gradxform.lab.training.checkpoints import CheckpointError, Snapshot, newest, save
-from gradxform.lab.training.sweep import SweepResult, first_row
+from gradxform.lab.training.members import first_row
+from gradxform.lab.training.outcomes import SweepResult
 from tests.lab.test_fuzz import CASES, POOL, containers, near, no_hang, places
 from tests.lab.test_security import signed
 
@@ -451,11 +453,11 @@ def test_forged_races(begun):
 
     def one(told):
         rows = records.race_rows(told, epochs)
-        results.metrics_csv(rows)
+        files.metrics_csv(rows)
         histories = tuple(train.History(**history) for history in told["histories"])
         result = train.RaceResult("x", "train_loss", histories, "nats")
-        results.ranking_table(result, "x")
-        results.summary_json(config, result)
+        ranking_table(result, "x")
+        files.summary_json(config, result)
 
     every(found.told, one)
 
@@ -475,11 +477,11 @@ def test_forged_sweeps():
 
     def one(forgery):
         kept = records.check_sweep(forgery, *options)
-        results.members_csv(kept)
+        files.members_csv(kept)
         done = [kept[n] | measured for n in range(8)]
         costs = np.full((8, 3), np.nan)
         result = SweepResult("x", "validation_loss", "nats", runs, tuple(done), costs, 1.0, 1.0)
-        results.best_table(result, "x")
+        best_table(result, "x")
 
     every(told, one)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from gradxform.lab.experiment.messages import lacking, say
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import INTERRUPTED as INTERRUPTED
 
 if TYPE_CHECKING:
-    from gradxform.lab.experiment.schema import Config
+    from gradxform.lab.experiment.experiment import Experiment
     from gradxform.lab.training.checkpoints import Snapshot
 
 USER_MISTAKE = 2
@@ -37,6 +37,15 @@ def end(message: str, code: int = USER_MISTAKE) -> NoReturn:
     say(message)
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ends the command with a message after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        end("interrupted", INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -106,12 +115,12 @@ def together() -> Iterator[None]:
         fail("another process could not start; see its message")
 
 
-def check_alike(config: "Config", data: int, snapshot: "Snapshot | None") -> None:
+def check_alike(experiment: "Experiment", data: int, snapshot: "Snapshot | None") -> None:
     """Ends all processes if their configs, data or checkpoints differ."""
-    from gradxform.lab.experiment.load import to_toml
     from gradxform.lab.training.processes import least_of
 
-    for what, read in (("config", zlib.crc32(to_toml(config).encode()) >> 8), ("data", data)):
+    text = zlib.crc32(experiment.toml.encode()) >> 8
+    for what, read in (("config", text), ("data", data)):
         if least_of(read) != -least_of(-read):
             fail(
                 f"not all processes have read the same {what}: give all the same files and settings"

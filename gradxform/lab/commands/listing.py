@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradxform.lab.experiment.methods import PACKAGES, curvatures, methods
+from gradxform.lab.experiment.catalogue import PACKAGES, curvatures, methods
 
 
 def list_methods() -> None:

@@ -15,11 +15,12 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from gradxform.lab.experiment.kinds import kind_of
 from gradxform.lab.experiment.messages import plain
 
 if TYPE_CHECKING:
     from gradxform.lab.experiment.schema import Config
-    from gradxform.lab.training.race import Row
+    from gradxform.lab.training.outcomes import Row
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def of_race(
 
     ``rows`` are the rows that a resumed race already has.
     """
-    total_of = {label: epochs_of(config, label) for label in config.optimizers}
+    total_of = {label: kind_of(config).rows(config, label) for label in config.optimizers}
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         yield functools.partial(_print_row, console, total_of)
@@ -57,7 +58,11 @@ def of_sweep(
 ) -> "Iterator[Callable[[str, int, Mapping[int, Row]], None]]":
     """Shows the progress of a sweep. Yields a function to call after each epoch of a block."""
     console = Console(stderr=True, quiet=quiet)
-    total_of = {label: _epochs(config, label) for label in config.optimizers}
+    kind = kind_of(config)
+    total_of = {
+        label: kind.rows(config, label) if kind.has_epochs else 1  # one call walks all members
+        for label in config.optimizers
+    }
     with contextlib.ExitStack() as stack:
         bars, bar_of = None, {}
         if console.is_terminal:
@@ -88,20 +93,6 @@ def _columns() -> tuple[ProgressColumn, ...]:
         TextColumn("{task.fields[state]}"),
         TimeElapsedColumn(),
     )
-
-
-def _epochs(config: "Config", label: str) -> int:
-    """How many epochs an optimiser's members train; a surface is one."""
-    steps = config.training.model_dump()
-    return 1 if "steps" in steps else epochs_of(config, label)
-
-
-def epochs_of(config: "Config", label: str) -> int:
-    """The number of rows of an optimiser's run, unless it ends early."""
-    steps = config.training.model_dump()
-    if "steps" in steps:
-        return steps["steps"] + 1
-    return steps["overrides"].get(label, {}).get("epochs") or steps["epochs"]
 
 
 def _print_row(console: Console, total_of: dict[str, int], label: str, row: "Row") -> None:

@@ -1,6 +1,7 @@
 """The file formats of the image data sets: IDX (MNIST) and CIFAR-10's binary version.
 
-Every function takes the complete content of a file, and its name for error messages.
+Every function takes the complete content of a file, and its name for error messages. They are our
+own, because libraries that read these formats bring a framework, such as TensorFlow or PyTorch.
 """
 
 import gzip

@@ -231,6 +231,11 @@ def synthetic_text(length: int = 64, train_size: int = 4096, test_size: int = 51
     return Dataset("synthetic_text", train, test, len(alphabet), scale=1.0, alphabet=alphabet)
 
 
+def data_of(task: Any, data_dir: str | Path | None = None) -> Dataset:
+    """The data set that a config's ``[task]`` names; see :func:`load`."""
+    return load(task.dataset, data_dir)
+
+
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     """Splits off the last ``fraction`` of the examples for validation, unshuffled like Keras.
 

@@ -1,12 +1,11 @@
 """Messages about wrong keys and values, in the words of the config."""
 
-from collections.abc import Iterable
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import ErrorDetails
 
-from gradxform.lab.experiment.methods import Problem, suggest
+from gradxform.lab.experiment.problems import PLAIN, Problem, either, suggest
 from gradxform.lab.experiment.schema import Config, Table
 
 
@@ -50,7 +49,6 @@ def describe(error: ErrorDetails, schema: type[Config]) -> Problem:
     return Problem(path, f"should be {expected}, found {value!r}")
 
 
-PLAIN = "have no control characters"
 _EXAMPLES = {
     "name": 'name = "my_race"',
     "task": '[task] with kind = "classification"',
@@ -67,8 +65,3 @@ _EXAMPLES = {
 def _fields(owner: Any) -> list[str]:
     is_table = isinstance(owner, type) and issubclass(owner, Table)
     return list(owner.model_fields) if is_table else []
-
-
-def either(choices: Iterable[str]) -> str:
-    *most, last = (repr(choice) for choice in choices)
-    return f"{', '.join(most)} or {last}" if most else last

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from gradxform.lab.experiment import methods
-from gradxform.lab.experiment.methods import Problem, suggest
+from gradxform.lab.experiment import catalogue, methods
+from gradxform.lab.experiment.problems import Problem, suggest
 
 Table: TypeAlias = Mapping[str, Any]
 Axes: TypeAlias = Mapping[str, "Axis"]  # by dotted path in an optimiser's table
@@ -148,7 +148,7 @@ def check(
 ) -> Iterator[Problem]:
     """Checks the axes against the signatures of the optimisers."""
     # read each table only once, else many axes of many optimisers would take too long
-    numbers = {label: methods.numbers(table) for label, table in tables.items()}
+    numbers = {label: catalogue.numbers(table) for label, table in tables.items()}
     bad = {label for label, table in tables.items() if any(methods.check(table, ""))}
     having: dict[str, list[str]] = {}
     for label, own in numbers.items():
@@ -231,7 +231,7 @@ def _members(
 def _axes_of(
     label: str, table: Table, axes: Axes, overrides: Mapping[str, Axes]
 ) -> dict[str, Axis]:
-    numbers = methods.numbers(table)
+    numbers = catalogue.numbers(table)
     shared = {name: axis for name, axis in axes.items() if name in numbers}
     return {**shared, **overrides.get(label, {})}
 

@@ -17,22 +17,16 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from gradxform.lab.experiment import grid, methods, toml
-from gradxform.lab.experiment.descriptions import PLAIN, describe, either
+from gradxform.lab.experiment.descriptions import describe
 from gradxform.lab.experiment.folders import MOST_TEXT
-from gradxform.lab.experiment.methods import CONTROL, ConfigError, Problem, suggest
+from gradxform.lab.experiment.kinds import KINDS, kind_of
+from gradxform.lab.experiment.problems import CONTROL, PLAIN, ConfigError, Problem, either, suggest
 from gradxform.lab.experiment.schema import (
-    KINDS,
     MAX_WIDTH,
     SECTIONS,
-    Autoencoder,
-    Classification,
-    ClassificationConfig,
     Config,
-    Language,
-    Physics,
     SurfaceConfig,
     SurfaceSweep,
-    SurfaceTask,
     Sweep,
     Training,
 )
@@ -66,7 +60,6 @@ _MODEL_OPTIONS: dict[str, dict[str, _Option]] = {
     "autoencoder": {"widths": _WIDTHS},
     "transformer": {"width": _WIDTH, "layers": _WIDTH, "heads": _WIDTH},
 }
-_DEFAULT_MODELS = {"autoencoder": "autoencoder", "language": "transformer"}  # by kind of task
 
 
 def load_config(
@@ -154,7 +147,7 @@ def parse_config(
         found.append(Problem("task.kind", f"should be {either(KINDS)}, {given}"))
     # if the kind is misspelt, check the rest against the nearest kind
     meant = difflib.get_close_matches(kind, KINDS, n=1) if isinstance(kind, str) else []
-    schema = KINDS[meant[0]] if meant else ClassificationConfig
+    schema = KINDS[meant[0] if meant else "classification"].schema
     config = None
     try:
         config = schema.model_validate(table)
@@ -167,7 +160,7 @@ def parse_config(
             found.append(describe(detail, schema))
     checks: list[Iterable[Problem]] = [_check_optimizers(table), _check_override_labels(table)]
     if isinstance(task, Mapping):
-        checks.append(_check_model_options(task, _DEFAULT_MODELS.get("".join(meant))))
+        checks.append(_check_model_options(task, _default_model(schema) if meant else None))
     if for_sweep:
         checks += [_check_axes(table), _check_sweep(config) if config is not None else ()]
     found += (problem for check in checks for problem in itertools.islice(check, _MOST_PROBLEMS))
@@ -176,13 +169,13 @@ def parse_config(
     return config
 
 
-def require_surface(config: Config) -> SurfaceConfig:
+def require_surface(config: Any) -> SurfaceConfig:
     """The config, if its task is a surface.
 
     Raises:
       ConfigError: the task uses data.
     """
-    if isinstance(config, SurfaceConfig):
+    if kind_of(config).has_movie:
         return config
     found = f"a movie needs 'surface', found {config.task.kind!r}"
     mend = "use gradxform run, or a config like valley"
@@ -220,7 +213,7 @@ def sweep_members(config: Config) -> tuple[grid.Member, ...]:
     """
     sweep = require_sweep(config)
     axes, overrides = _axes(sweep)
-    seeds, samples = _runs(sweep), sweep.samples
+    seeds, samples = kind_of(config).runs(sweep), sweep.samples
     return grid.members(
         config.optimizers, axes, overrides, seeds=seeds, samples=samples, seed=config.seed
     )
@@ -244,14 +237,13 @@ def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
     {'surface': ('quadratic', 'rosenbrock', 'beale', 'saddle')}
     """
     choices: dict[str, dict[str, tuple[str, ...]]] = {}
-    for task in (Classification, Autoencoder, Language, Physics, SurfaceTask):
-        found = {
+    for name, kind in KINDS.items():
+        task = kind.schema.model_fields["task"].annotation
+        choices[name] = {
             key: get_args(field.annotation)
             for key, field in task.model_fields.items()
-            if get_origin(field.annotation) is Literal
+            if get_origin(field.annotation) is Literal and key != "kind"
         }
-        (kind,) = found.pop("kind")
-        choices[kind] = found
     return choices
 
 
@@ -295,6 +287,12 @@ def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.values()
     return value if isinstance(value, list | tuple) else ()
+
+
+def _default_model(schema: type[Config]) -> str | None:
+    task: Any = schema.model_fields["task"].annotation
+    field = task.model_fields.get("model")
+    return None if field is None or field.is_required() else field.default
 
 
 def _check_model_options(task: Mapping[str, Any], default: str | None) -> Iterator[Problem]:
@@ -355,8 +353,8 @@ def _check_sweep(config: Config) -> Iterator[Problem]:
         return
     axes, overrides = _axes(sweep)
     has_axis = bool(sweep.axes) or any(sweep.overrides.values())
-    runs = _runs(sweep)
-    more = "starts = {points = 21}" if isinstance(sweep, SurfaceSweep) else "seeds = 4"
+    kind = kind_of(config)
+    runs, more = kind.runs(sweep), kind.more_runs
     total = grid.count(config.optimizers, axes, overrides, seeds=runs, samples=sweep.samples)
     if total > grid.MAX_MEMBERS:
         yield Problem("sweep", f"makes {total} runs, more than {grid.MAX_MEMBERS}")
@@ -377,11 +375,3 @@ def _axes(sweep: Sweep | SurfaceSweep) -> tuple[grid.Axes, Mapping[str, grid.Axe
     """The axes of all optimisers, and by label the axes of single ones."""
     overrides = {label: grid.read_axes(own, "")[0] for label, own in sweep.overrides.items()}
     return grid.read_axes(sweep.axes, "")[0], overrides
-
-
-def _runs(sweep: Sweep | SurfaceSweep) -> int:
-    """The number of runs of each point."""
-    if isinstance(sweep, Sweep):
-        return sweep.seeds
-    starts = sweep.starts or [()]
-    return starts["points"] ** 2 if isinstance(starts, Mapping) else len(starts)

@@ -13,64 +13,37 @@ return a gradient transformation, a schedule, a curvature or a preconditioner.
 """
 
 import ast
-import difflib
-import functools
 import importlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from gradxform.lab.experiment.catalogue import (
+    METHOD,
+    RETURNS,
+    Table,
+    admitted,
+    described,
+    expected_by,
+    find,
+    split_name,
+    takes_curvature,
+    unknown,
+)
+from gradxform.lab.experiment.problems import ConfigError, Problem, suggest
 from gradxform.lab.experiment.signatures import (
     Argument,
     Signature,
     interval,
-    public_names,
-    ranges,
     signature,
 )
 
 if TYPE_CHECKING:
     import optax
 
-Table = Mapping[str, Any]
 
-PACKAGES = ("gradxform", "optax", "optax.contrib")
-RETURNS = {
-    "method": ("GradientTransformation", "GradientTransformationExtraArgs"),
-    "schedule": ("Schedule",),
-    "curvature": ("Curvature",),
-    "preconditioner": ("Preconditioner",),
-}
 LARGEST = 3.4e38  # the largest float32
-_MOST_SHOWN, _LONGEST = 100, 2000  # problems to show, and characters of one
-_MOST_COMPARED = 500  # names to compare; each takes some time
-CONTROL = r"\x00-\x08\x0b-\x1f\x80-\x9f"  # control characters except tab and new line
-METHOD, SCHEDULE = 'a table {method = "NAME", ...}', 'a schedule {schedule = "NAME", ...}'
-PRECONDITIONER = 'a table {preconditioner = "NAME", ...}'
-
-
-class Problem(NamedTuple):
-    """One problem in a config."""
-
-    path: str  #: dotted path, like ``optimizers.adam.learning_rate``
-    message: str
-
-    def __str__(self) -> str:
-        text = f"{self.path}: {self.message}"
-        text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
-        return re.sub(f"[{CONTROL}]", lambda found: repr(found[0])[1:-1], text)
-
-
-class ConfigError(Exception):
-    """A config cannot be used; ``problems`` lists everything that is wrong."""
-
-    def __init__(self, source: str, problems: Iterable[Problem | str]) -> None:
-        self.problems = tuple(problems)
-        shown = [f"  {problem}" for problem in self.problems[:_MOST_SHOWN]]
-        more = len(self.problems) - len(shown)
-        shown += [f"  and {more} more"] if more else []
-        super().__init__("\n".join([f"{source}:", *shown]))
 
 
 def check(table: Table, path: str) -> Iterator[Problem]:
@@ -134,108 +107,14 @@ def build(table: Table, path: str) -> "optax.GradientTransformationExtraArgs":
     return optax.with_extra_args_support(_build(table, path))
 
 
-@functools.cache
-def methods(package: str, kind: str = "method") -> tuple[Signature, ...]:
-    """The functions of ``package`` that a table can call as a ``kind``, a key of :data:`RETURNS`.
-
-    Functions that need an argument that TOML cannot express are left out.
-    """
-    found = (signature(package, name) for name in public_names(package))
-    return tuple(
-        f
-        for f in found
-        if f is not None
-        and f.returns in RETURNS[kind]
-        and not f.variadic
-        and all(_admitted(a.annotation) for a in f.arguments.values() if a.required)
-    )
-
-
-def curvatures() -> tuple[str, ...]:
-    """The curvatures that a table can name.
-
-    >>> curvatures()
-    ('gauss_newton', 'hessian')
-    """
-    found = methods("gradxform", "curvature")
-    return tuple(f.name.rpartition(".")[2] for f in found)
-
-
-def numbers(table: Any) -> dict[str, bool]:
-    """The numeric arguments of a table's functions, by dotted path, and whether each sets a shape.
-
-    A number that sets a shape must be known when the program is compiled, and must be whole.
-
-    >>> numbers({"chain": [{"method": "lbfgs"}]})["chain.0.memory_size"]
-    True
-    """
-    found: dict[str, bool] = {}
-    if not isinstance(table, Mapping):
-        return found
-    kind = next((kind for kind in RETURNS if kind in table), None)
-    if kind is not None and isinstance(table[kind], str):
-        function = _find(table[kind], kind)
-        for key, argument in function.arguments.items() if function is not None else ():
-            admitted = _admitted(argument.annotation) or ()
-            if "a number" in admitted or "a whole number" in admitted:
-                found[key] = "a number" not in admitted
-    for key, value in table.items():
-        items = enumerate(value) if isinstance(value, list) else [("", value)]
-        for i, item in items:
-            prefix = f"{key}.{i}." if isinstance(value, list) else f"{key}."
-            found |= {prefix + name: static for name, static in numbers(item).items()}
-            if isinstance(item, Mapping) and not isinstance(value, list):
-                found.pop(key, None)  # a schedule replaces the number
-    return found
-
-
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` with the nearest valid name, or the empty string.
-
-    >>> suggest("epoch", ["epochs", "steps"])
-    ", did you mean 'epochs'?"
-    """
-    nearest = difflib.get_close_matches(name, list(valid)[:_MOST_COMPARED], n=1)
-    return f", did you mean {nearest[0]!r}?" if nearest else ""
-
-
-def _split(name: str) -> tuple[str, str]:
-    package, dot, function = name.rpartition(".")
-    return package if dot else "gradxform", function
-
-
-def _find(name: str, kind: str) -> Signature | None:
-    package, function = _split(name)
-    if package not in PACKAGES or function not in public_names(package):
-        return None
-    found = signature(package, function)
-    return found if found is not None and found.returns in RETURNS[kind] else None
-
-
-def _unknown(name: str, kind: str) -> str:
-    package, function = _split(name)
-    same_name = [f"{p}.{function}" for p in PACKAGES if _find(f"{p}.{function}", kind)]
-    if same_name:
-        hint = f", did you mean {same_name[0]!r}?"
-    elif package in PACKAGES:
-        valid = [f.name.rpartition(".")[2] for f in methods(package, kind)]
-        near = difflib.get_close_matches(function, valid, n=1)
-        prefix = f"{package}." if "." in name else ""
-        hint = f", did you mean {prefix + near[0]!r}?" if near else ""
-    else:
-        hint = ""
-    hint = hint or "; gradxform list methods shows all names"
-    return f"no {kind} named {name!r} in {', '.join(PACKAGES[:-1])} or {PACKAGES[-1]}{hint}"
-
-
 def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
     name = table[kind]
     if not isinstance(name, str):
         yield Problem(f"{path}.{kind}", f"should be a name, found {name!r}")
         return
-    function = _find(name, kind)
+    function = find(name, kind)
     if function is None:
-        yield Problem(f"{path}.{kind}", _unknown(name, kind))
+        yield Problem(f"{path}.{kind}", unknown(name, kind))
         return
     if function.variadic:
         yield Problem(f"{path}.{kind}", f"{function.name}: write chain = [...] instead")
@@ -254,85 +133,20 @@ def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
             yield from problems or _check_interval(value, function, key, f"{path}.{key}")
     for key, argument in function.arguments.items():
         if argument.required and key not in table:
-            expected = _expected(argument)
-            message = f"missing: {function.name} needs it" + (f" ({expected})" if expected else "")
+            kinds = expected_by(argument)
+            message = f"missing: {function.name} needs it" + (f" ({kinds})" if kinds else "")
             yield Problem(f"{path}.{key}", message)
 
 
-# The TOML values that a type in a signature accepts, by the last word of the type.
-_ADMITS = {
-    "bool": ("true or false",),
-    "int": ("a whole number",),
-    "str": ("a text",),
-    "float": ("a number",),
-    "Scalar": ("a number",),
-    "ArrayLike": ("a number",),
-    "Array": ("a number",),
-    "LearningRate": ("a number", SCHEDULE),
-    "ScalarOrSchedule": ("a number", SCHEDULE),
-    "Schedule": (SCHEDULE,),
-    "GradientTransformation": (METHOD,),
-    "GradientTransformationExtraArgs": (METHOD,),
-    "Preconditioner": (PRECONDITIONER,),
-    "Sequence": ("a list",),
-    "tuple": ("a list",),
-    "dict": ("a table",),
-    "None": (),
-}
-
-
-def _admitted(annotation: ast.expr | None) -> tuple[str, ...] | None:
-    """The TOML values that an argument accepts, in words; ``None`` if its type is unknown."""
-    match annotation:
-        case None:
-            return None
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            parts = [left, right]
-        case ast.Subscript(value=ast.Name("Optional"), slice=inner):
-            parts = [inner]
-        case ast.Subscript(value=ast.Name("Union"), slice=ast.Tuple(elts=inner)):
-            parts = inner
-        case ast.Subscript(value=ast.Name("Literal")):
-            choices = ast.literal_eval(annotation.slice)
-            choices = choices if isinstance(choices, tuple) else (choices,)
-            return tuple(repr(choice) for choice in choices)
-        case ast.Name("Curvature"):
-            return tuple(repr(name) for name in curvatures())
-        case ast.Name(id=name) if name in ranges() and name not in _ADMITS:
-            parts = [ranges()[name]]
-        case ast.Subscript(value=ast.Name("Annotated"), slice=ast.Tuple(elts=[base, *_])):
-            parts = [base]
-        case ast.Constant(value=str(text)):
-            parts = [ast.parse(text, mode="eval").body]
-        case ast.Subscript(value=generic):
-            return _ADMITS.get(ast.unparse(generic).rpartition(".")[2])
-        case _:
-            return _ADMITS.get(ast.unparse(annotation).rpartition(".")[2])
-    admitted = [_admitted(part) for part in parts]
-    if any(part is None for part in admitted):
-        return None
-    return tuple(dict.fromkeys(words for part in admitted if part for words in part))
-
-
-def _takes_curvature(annotation: ast.expr | None) -> bool:
-    names = ast.walk(annotation) if annotation is not None else ()
-    return any(isinstance(node, ast.Name) and node.id == "Curvature" for node in names)
-
-
-def _expected(argument: Argument) -> str:
-    *most, last = _admitted(argument.annotation) or ("",)
-    return f"{', '.join(most)} or {last}" if most else last
-
-
 def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]:
-    admitted = _admitted(argument.annotation)
-    found = _described(value)
+    wanted = admitted(argument.annotation)
+    found = described(value)
     if (wrong := next(_unusable(value), None)) is not None:
         yield Problem(path, f"should be a number that float32 can hold, found {wrong!r}")
-    elif admitted is not None and not set(found) & set(admitted):
-        texts = [words.strip("'") for words in admitted if words.startswith("'")]
+    elif wanted is not None and not set(found) & set(wanted):
+        texts = [words.strip("'") for words in wanted if words.startswith("'")]
         hint = suggest(value, texts) if isinstance(value, str) else ""
-        yield Problem(path, f"should be {_expected(argument)}, found {value!r}{hint}")
+        yield Problem(path, f"should be {expected_by(argument)}, found {value!r}{hint}")
     elif isinstance(value, list):
         for i, item in enumerate(value):
             if isinstance(item, Mapping):
@@ -364,7 +178,7 @@ def _is_whole(key: str) -> bool:
 
 
 def _check_interval(value: Any, function: Signature, key: str, path: str) -> Iterator[Problem]:
-    package, _ = _split(function.name)
+    package, _ = split_name(function.name)
     within = interval(function.arguments[key].annotation)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if package != "gradxform" or within is None or not is_number:
@@ -382,30 +196,6 @@ def _check_table(table: Table, path: str) -> Iterator[Problem]:
         yield from check(table, path)
     elif "preconditioner" in table:
         yield from _check_call(table, path, "preconditioner")
-
-
-def _described(value: Any) -> tuple[str, ...]:
-    match value:
-        case bool():
-            return ("true or false",)
-        case int():
-            return ("a whole number", "a number")
-        case float():
-            return ("a number",)
-        case str():
-            return (repr(value), "a text")
-        case {"schedule": _}:
-            return (SCHEDULE,)
-        case {"method": _} | {"chain": _}:
-            return (METHOD,)
-        case {"preconditioner": _}:
-            return (PRECONDITIONER,)
-        case list():
-            return ("a list",)
-        case Mapping():
-            return ("a table",)
-        case _:
-            return ()
 
 
 def _build(value: Any, path: str) -> Any:
@@ -431,11 +221,11 @@ def _build(value: Any, path: str) -> Any:
 
 
 def _call(name: str, arguments: Table, path: str) -> Any:
-    package, function = _split(name)
+    package, function = split_name(name)
     values = {key: _build(value, f"{path}.{key}") for key, value in arguments.items()}
     found = signature(package, function)
     for key, argument in found.arguments.items() if found else ():
-        if key in values and _takes_curvature(argument.annotation):
+        if key in values and takes_curvature(argument.annotation):
             values[key] = _call(values[key], {}, f"{path}.{key}")
     try:
         return getattr(importlib.import_module(package), function)(**values)

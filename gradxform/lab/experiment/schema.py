@@ -12,7 +12,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gradxform.lab.experiment import grid
-from gradxform.lab.experiment.methods import CONTROL
+from gradxform.lab.experiment.problems import CONTROL
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -187,7 +187,7 @@ class Sweep(_AnySweep):
 
 
 class SurfaceSweep(_AnySweep):
-    """``[sweep]`` for a surface, see :func:`gradxform.lab.training.sweep.sweep_on_surface`."""
+    """``[sweep]`` for a surface, see :func:`gradxform.lab.training.surfaces.sweep_on_surface`."""
 
     starts: Annotated[
         dict[str, int] | tuple[tuple[float, float], ...] | None, PlainValidator(_starts)
@@ -271,10 +271,3 @@ SECTIONS = (
     *("name", "title", "seed", "task", "training"),
     *("optimizers", "sweep", "checkpoint", "output"),
 )
-KINDS: dict[str, type[Config]] = {
-    "classification": ClassificationConfig,
-    "autoencoder": AutoencoderConfig,
-    "language": LanguageConfig,
-    "physics": PhysicsConfig,
-    "surface": SurfaceConfig,
-}

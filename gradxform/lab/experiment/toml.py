@@ -1,4 +1,8 @@
-"""Reads and writes TOML text, and applies ``key=value`` settings."""
+"""Reads and writes TOML text, and applies ``key=value`` settings.
+
+``tomllib`` reads. The writer is our own, because a config should look as a person writes it:
+tomli-w has no comments, puts a schedule into its own table, and gives each number of a list a line.
+"""
 
 import json
 import re
@@ -6,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradxform.lab.experiment.methods import Problem
+from gradxform.lab.experiment.problems import Problem
 
 # The tokens of TOML that are needed to find the keys. A lone quote is always an error.
 _WORDS = re.compile(
@@ -90,12 +94,26 @@ def write(table: Mapping[str, Any], path: str = "") -> str:
     # an argument that is a table, like a schedule, is easier to read inline
     if path.startswith(("optimizers.", "sweep.axes", "sweep.overrides.")):
         values, tables = {**values, **tables}, {}
-    lines = [f"{_key(key)} = {_written(value)}\n" for key, value in values.items()]
+    lines = [f"{assignment(name, value)}\n" for name, value in values.items()]
     if path and (lines or not tables):
         lines.insert(0, f"\n[{path}]\n")
-    for key, value in tables.items():
-        lines.append(write(value, f"{path}.{_key(key)}".lstrip(".")))
+    for name, value in tables.items():
+        lines.append(write(value, f"{path}.{key(name)}".lstrip(".")))
     return "".join(lines)
+
+
+def assignment(name: str, value: Any) -> str:
+    """A key with its value on one line.
+
+    >>> print(assignment("rate", {"schedule": "linear_decay", "a b": 0.5}))
+    rate = {schedule = "linear_decay", "a b" = 0.5}
+    """
+    return f"{key(name)} = {_written(value)}"
+
+
+def key(name: str) -> str:
+    """A key, in quotes if it needs them."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _written(name)
 
 
 def _has_long_key(text: str) -> bool:
@@ -135,10 +153,6 @@ def _value(text: str) -> Any:
     return parsed["value"] if parsed.keys() == {"value"} else text
 
 
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _written(key)
-
-
 def _written(value: Any) -> str:
     match value:
         case bool():
@@ -146,7 +160,7 @@ def _written(value: Any) -> str:
         case str():  # JSON and TOML have the same escapes, except for DEL
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case Mapping():
-            items = (f"{_key(key)} = {_written(item)}" for key, item in value.items())
+            items = (assignment(name, item) for name, item in value.items())
             return f"{{{', '.join(items)}}}"
         case list() | tuple():
             return f"[{', '.join(map(_written, value))}]"

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from gradxform.lab.experiment.load import load_config, require_surface
-from gradxform.lab.experiment.methods import ConfigError, Problem
+from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
 from gradxform.lab.report.plots import Style, plot_paths, styles
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
@@ -101,7 +101,7 @@ def draw_walks(
     Args:
       surface: the function; the movie shows its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
-        :func:`gradxform.lab.training.race.make_walk`.
+        :func:`gradxform.lab.training.surfaces.make_walk`.
       title: the title; the name and formula of the surface if empty.
       most: the largest number of frames, see :func:`shown_steps`.
 

@@ -1,8 +1,5 @@
 """Figures of a race on an equation: the error by work, and the best solution."""
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +11,12 @@ from gradxform.lab.data.equations import burgers
 from gradxform.lab.experiment.schema import PhysicsConfig
 from gradxform.lab.report.plots import styles
 from gradxform.lab.tasks.physics import solution
-from gradxform.lab.training.race import History, RaceResult
+from gradxform.lab.training.outcomes import History, RaceResult
 
 _KEY = "test_relative_error"
 _WORDS = {"seconds": "training time (s)", "step": "updates"}
 _TIMES, _PLACES = 161, 321  # of the picture
 _SLICES = (0.25, 0.5, 1.0)  # times at which the solution is drawn
-
-
-def plots_of(config: PhysicsConfig) -> dict[str, Callable[[RaceResult, str], Figure]]:
-    """The pictures of a run, by file name."""
-    return {"error.png": plot_errors, "solution.png": functools.partial(plot_solution, config)}
 
 
 def plot_errors(result: RaceResult, title: str = "") -> Figure:

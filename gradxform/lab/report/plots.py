@@ -19,10 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
-from gradxform.lab.training.race import RaceResult, ranked
+from gradxform.lab.training.outcomes import RaceResult, ranked
 
 if TYPE_CHECKING:
-    from gradxform.lab.training.sweep import Point, SweepResult
+    from gradxform.lab.training.outcomes import Point, SweepResult
 
 # The colours of Okabe and Ito without the yellow; colour-blind readers can distinguish them. Dark
 # and light colours alternate, so that neighbours also differ in grey. The numbers of colours,
@@ -178,7 +178,7 @@ def plot_paths(
     Args:
       surface: the function; the plot shows its ``bounds``.
       paths: points of shape (steps + 1, 2), by label, such as the first result of
-        :func:`gradxform.lab.training.race.make_walk`.
+        :func:`gradxform.lab.training.surfaces.make_walk`.
       title: the title; the name and formula of the surface if empty.
       axes: the axes to draw into; a new figure if not given.
 
@@ -234,7 +234,7 @@ def plot_sensitivity(result: "SweepResult", title: str = "") -> Figure:
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import points_of
+    from gradxform.lab.training.outcomes import points_of
 
     on_surface = result.measure == "work"
     swept = [name for member in result.members for name in member.values]
@@ -297,8 +297,8 @@ def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
 
     A panel shows the first two axes, with the best values of the others. Dark is good. A cross
     marks a point with a diverged member, or without a solved start. A star marks the best point by
-    the rule of :func:`gradxform.lab.training.sweep.best_points`. On a surface each cell also shows
-    the share of solved starts.
+    the rule of :func:`gradxform.lab.training.outcomes.best_points`. On a surface each cell also
+    shows the share of solved starts.
 
     Args:
       result: the result of a sweep in which an optimiser has two axes.
@@ -307,7 +307,7 @@ def plot_heatmaps(result: "SweepResult", title: str = "") -> Figure:
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import best_points, points_of
+    from gradxform.lab.training.outcomes import best_points, points_of
 
     every = {k: own for k, own in points_of(result).items() if len(own[0].values) >= 2}
     stars = {point.label: point for point in best_points(result)}
@@ -404,7 +404,7 @@ def plot_batch_sizes(
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import best_points
+    from gradxform.lab.training.outcomes import best_points
 
     order = sorted(set(sizes.values()), key=lambda size: (size == "full", size))
     figure = Figure(figsize=(8.4, 6.4), layout="constrained")
@@ -459,7 +459,7 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    from gradxform.lab.training.sweep import points_of
+    from gradxform.lab.training.outcomes import points_of
 
     ground = SURFACES[surface]
     best = [min(own, key=_place) for own in points_of(result).values()]

@@ -13,6 +13,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ from gradxform.tree import PyTree
 
 _HIDDEN = (10, 10, 10, 10)
 VISCOSITY = 0.01 / np.pi
+
+
+def task_of(table: Any, data: Dataset) -> Task:
+    """The task of a config's ``[task]`` and its points; see :func:`physics_task`."""
+    return physics_task(data, **table.model_dump(exclude={"kind", "equation"}))
 
 
 class TanhNet(nn.Module):

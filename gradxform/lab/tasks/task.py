@@ -185,6 +185,12 @@ def make_task(
     )
 
 
+def task_of(table: Any, data: Dataset) -> Task:
+    """The task of a config's ``[task]`` and its data set; see :func:`make_task`."""
+    options = table.model_dump(exclude={"kind", "dataset", "model"})
+    return make_task(data, table.model, **options)
+
+
 def objective(task: Task, batch: Batch, key: jax.Array, *, for_curvature: bool = False) -> Composed:
     """The objective on a batch: the task's loss of its model, with the data bound.
 

@@ -7,7 +7,8 @@ A checkpoint is a folder named after the number of finished epochs. It contains
 - ``manifest.json``, the SHA-256 of every other file, written last.
 
 It is written under a temporary name and renamed when it is complete. Checkpoints are ordered by
-their numbers, never by the time of day.
+their numbers, never by the time of day. The manifest is our own, because Orbax writes no checksum
+of a whole checkpoint.
 """
 
 import contextlib

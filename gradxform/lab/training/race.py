@@ -6,22 +6,19 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from gradxform.evaluation import eval_params
 from gradxform.lab.data.sets import Dataset
-from gradxform.lab.experiment import methods
-from gradxform.lab.experiment.methods import ConfigError, Problem
-from gradxform.lab.experiment.schema import Config, PhysicsConfig, SurfaceConfig, TaskConfig
-from gradxform.lab.tasks.physics import physics_task
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
-from gradxform.lab.tasks.task import Examples, Task, make_task
+from gradxform.lab.experiment.experiment import Experiment, prepared
+from gradxform.lab.experiment.kinds import at, kind_of
+from gradxform.lab.experiment.problems import ConfigError, Problem
+from gradxform.lab.experiment.schema import Config
+from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
 from gradxform.lab.training.checkpoints import (
     CheckpointError,
@@ -39,58 +36,24 @@ from gradxform.lab.training.epoch import (
     make_epoch,
     to_device,
 )
+from gradxform.lab.training.outcomes import History, RaceResult, Row, ran_away
 from gradxform.lab.training.processes import WHOLE, Devices, of_first, put_all
 from gradxform.lab.training.records import race_rows
+from gradxform.lab.training.settings import Settings, collecting, settings_of
 from gradxform.tree import PyTree
 
-Row = dict[str, float]
 OnRow = Callable[[str, Row], None]
 Transformations = Mapping[str, optax.GradientTransformation]
 
-RUNAWAY = 100.0
-_QUICK = 0.2  # seconds; a shorter first epoch is mostly start-up time
+QUICK = 0.2  # seconds; a shorter first epoch is mostly start-up time
 _SPARE = 2**26  # bytes; a smaller state is kept twice during the first epoch
-
-# errors that a function of any package may raise for an unusable value while it is traced
-_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 _COLUMNS = ("epoch", "step", "seconds", "gradients", "cost", "steps_per_second")
 
 
-class Settings(NamedTuple):
-    """How to train one optimiser."""
-
-    epochs: int
-    batch_size: Any  #: a number, after "full" has been replaced
-    order: Order
-    max_seconds: float
-
-
-class History(NamedTuple):
-    """The result of one optimiser."""
-
-    label: str
-    rows: tuple[Row, ...]  #: metrics after each epoch, or at each step on a surface
-    diverged: bool
-    """whether the loss or parameters were not finite (then the run stopped), or the last loss was
-    more than :data:`RUNAWAY` times the loss at the start"""
-    steps_per_second: float  #: updates, in the median epoch, without compilation
-    compile_seconds: float
-    params: PyTree  #: the final parameters, as ``gradxform.eval_params`` returns them
-
-
-class RaceResult(NamedTuple):
-    """The results of all optimisers of a race."""
-
-    name: str
-    measure: Literal["train_loss", "value"]  #: the metric that ranks the optimisers
-    histories: tuple[History, ...]  #: in the order of the config
-    unit: str  #: unit of the measure, in words; "" on a surface
-
-
 def race(
-    config: Config,
+    config: Config | Experiment,
     data: Dataset | Task | None = None,
     on_row: OnRow | None = None,
     *,
@@ -101,7 +64,7 @@ def race(
     """Runs a config's optimisers on its task.
 
     Args:
-      config: the experiment.
+      config: the config, or the experiment that was prepared from it.
       data: for a task on data, its data set (see :func:`gradxform.lab.data.sets.load`), or the task
         that :func:`task_of` makes, with its data on the host or on the same ``devices``.
       on_row: called with the optimiser's label and each new row of its metrics.
@@ -123,44 +86,40 @@ def race(
     >>> race(config).histories[0].rows[-1]
     {'step': 2, 'value': 0.0625, 'x0': 0.25, 'x1': 0.0}
     """
-    with precision_of(config):
-        return _race(config, data, on_row, on_state, resume, devices)
+    given = config.config if isinstance(config, Experiment) else config
+    run = at(kind_of(given).race)
+    with precision_of(given):
+        experiment = prepared(config)
+        return run(experiment, data, on_row, on_state=on_state, resume=resume, devices=devices)
 
 
 def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
     """float64 for an equation, whose solution is wanted to many digits; otherwise as JAX is set."""
-    return jax.enable_x64(True) if isinstance(config, PhysicsConfig) else contextlib.nullcontext()
+    return jax.enable_x64(True) if kind_of(config).is_float64 else contextlib.nullcontext()
 
 
-def _race(
-    config: Config,
-    data: Dataset | Task | None,
-    on_row: OnRow | None,
-    on_state: OnState | None,
-    resume: Snapshot | None,
-    devices: Devices | None,
+def race_on_data(
+    experiment: Experiment,
+    data: Dataset | Task | None = None,
+    on_row: OnRow | None = None,
+    **options: Any,
 ) -> RaceResult:
-    transformations = methods.build_all(config.optimizers)
-    if isinstance(config, SurfaceConfig):
-        surface = SURFACES[config.task.surface]
-        start, steps = config.task.start or surface.start, config.training.steps
-        return race_on_surface(surface, transformations, start=start, steps=steps, on_row=on_row)
+    """The race of a config whose task is a net on data; see :func:`race`."""
+    config: Any = experiment.config
     if data is None:
         raise ValueError(f"race needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
     return race_on_task(
         data if isinstance(data, Task) else task_of(config, data),
-        transformations,
+        experiment.transformations,
         seed=config.seed,
         on_row=on_row,
-        on_state=on_state,
-        resume=resume,
-        devices=devices,
+        **options,
         **training,
     )
 
 
-def task_of(config: TaskConfig, data: Dataset) -> Task:
+def task_of(config: Config, data: Dataset) -> Task:
     """The task of a config.
 
     Args:
@@ -171,10 +130,10 @@ def task_of(config: TaskConfig, data: Dataset) -> Task:
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
     """
-    if isinstance(config, PhysicsConfig):
-        return physics_task(data, **config.task.model_dump(exclude={"kind", "equation"}))
-    options = config.task.model_dump(exclude={"kind", "dataset", "model"})
-    return make_task(data, config.task.model, **options)
+    place = kind_of(config).task
+    if place is None:
+        raise ValueError(f"task_of(config={config.name!r}): a task of this kind has no data")
+    return at(place)(config.task, data)
 
 
 def race_on_task(
@@ -293,7 +252,7 @@ def race_on_task(
             started = time.perf_counter()
             state, result = jax.block_until_ready(epoch(state, train))
             elapsed = of_first(time.perf_counter() - started, mesh)
-            if spare is not None and elapsed < _QUICK:
+            if spare is not None and elapsed < QUICK:
                 state = put_all(spare, mesh)
                 started = time.perf_counter()
                 state, result = jax.block_until_ready(epoch(state, train))
@@ -322,121 +281,6 @@ def race_on_task(
     for label, tx in list(transformations.items())[len(histories) :]:
         histories.append(run(label, tx))
     return RaceResult(task.name, "train_loss", tuple(histories), task.unit)
-
-
-def race_on_surface(
-    surface: Surface,
-    transformations: Transformations,
-    *,
-    start: tuple[float, ...],
-    steps: int,
-    on_row: OnRow | None = None,
-) -> RaceResult:
-    """Walks down a surface with each transformation, from one start.
-
-    A row contains ``step`` (0 is the start), ``value`` and the coordinates ``x0``, ``x1``, … of
-    ``gradxform.eval_params``. The rows of a method that diverged end at the first point that is not
-    finite.
-
-    Args:
-      surface: the function.
-      transformations: the transformations by label.
-      start: the common start.
-      steps: number of updates.
-      on_row: called with the label and each row.
-
-    Raises:
-      ConfigError: a transformation fails on a point.
-    """
-    point = jnp.asarray(start, jnp.float32)
-    lows = [float(surface.fn(jnp.asarray(minimum, jnp.float32))) for minimum in surface.minima]
-    low = min(lows, default=-math.inf)
-    problems: list[Problem | str] = []
-    programs = {}
-    for label, tx in transformations.items():
-        with collecting(problems, f"optimizers.{label}"):
-            programs[label] = jax.jit(make_walk(surface.fn, tx, steps)).trace(point)
-    if problems:
-        raise ConfigError(surface.name, problems)
-
-    def run(label: str) -> History:
-        started = time.perf_counter()
-        walk = programs[label].lower().compile()
-        compiled = time.perf_counter()
-        points, values = jax.device_get(jax.block_until_ready(walk(point)))
-        seconds = time.perf_counter() - compiled
-        if seconds < _QUICK:
-            again = time.perf_counter()
-            jax.block_until_ready(walk(point))
-            seconds = time.perf_counter() - again
-        rows: list[Row] = []
-        for step, (x, value) in enumerate(zip(points, values, strict=True)):
-            rows.append({"step": step, "value": float(value)})
-            rows[-1] |= {f"x{i}": float(coordinate) for i, coordinate in enumerate(x)}
-            if on_row is not None:
-                on_row(label, rows[-1])
-            if not all(map(math.isfinite, rows[-1].values())):
-                break
-        lost = not all(map(math.isfinite, rows[-1].values()))
-        diverged = lost or ran_away(rows[-1]["value"] - low, rows[0]["value"] - low)
-        end = points[len(rows) - 1]
-        return History(label, tuple(rows), diverged, steps / seconds, compiled - started, end)
-
-    return RaceResult(surface.name, "value", tuple(run(label) for label in transformations), "")
-
-
-def ranked(result: RaceResult) -> tuple[History, ...]:
-    """The histories sorted by the last ``result.measure``: best first, diverged ones last."""
-
-    def place(history: History) -> tuple[bool, float]:
-        last = history.rows[-1][result.measure]
-        return history.diverged, last if math.isfinite(last) else math.inf
-
-    return tuple(sorted(result.histories, key=place))
-
-
-def ran_away(loss: float, first: float) -> bool:
-    """Whether a loss of at least 0 is more than :data:`RUNAWAY` times the loss at the start.
-
-    >>> ran_away(2e10, 2.3), ran_away(20.0, 2.3), ran_away(1e-30, 0.0)
-    (True, False, False)
-    """
-    return 0 < first < math.inf and loss > RUNAWAY * first
-
-
-def make_walk(
-    fn: Callable[[jax.Array], jax.Array], tx: optax.GradientTransformation, steps: int
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """The path of a transformation down a function, as a pure function of the start.
-
-    Args:
-      fn: a function of a vector of length n.
-      tx: the transformation.
-      steps: number of updates.
-
-    Returns:
-      ``start -> (points (steps + 1, n), values (steps + 1,))``, including the start.
-
-    >>> import gradxform as gx
-    >>> walk = make_walk(lambda x: jnp.sum(x**2), gx.sgd(0.25), steps=2)
-    >>> walk(jnp.asarray([8.0]))[1]
-    Array([64., 16.,  4.], dtype=float32)
-    """
-    tx = optax.with_extra_args_support(tx)
-
-    def walk(start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(carry: tuple[jax.Array, Any], _: None) -> tuple[Any, jax.Array]:
-            x, state = carry
-            value, grads = jax.value_and_grad(fn)(x)
-            updates, state = tx.update(grads, state, x, value=value, grad=grads, value_fn=fn)
-            x = optax.apply_updates(x, updates)
-            return (x, state), eval_params(state, x)
-
-        _, points = jax.lax.scan(step, (start, tx.init(start)), length=steps)
-        points = jnp.concatenate([start[None], points])
-        return points, jax.vmap(fn)(points)
-
-    return walk
 
 
 def _bytes(state: PyTree) -> int:
@@ -482,32 +326,3 @@ def _restored(
         for history, end in zip(histories, params, strict=True)
     ]
     return restored, state
-
-
-def settings_of(
-    common: Settings,
-    overrides: Mapping[str, Mapping[str, Any]],
-    labels: Iterable[str],
-    size: int,
-) -> dict[str, Settings]:
-    """The settings of each label."""
-    for label in overrides:
-        if label not in labels:
-            raise ValueError(f"overrides[{label!r}]: no transformation has this label")
-    found = {}
-    for label in labels:
-        own = common._replace(**overrides.get(label, {}))
-        whole = own.batch_size == "full"
-        found[label] = own._replace(batch_size=size if whole else min(own.batch_size, size))
-    return found
-
-
-@contextlib.contextmanager
-def collecting(problems: list[Problem | str], path: str) -> Iterator[None]:
-    """Adds errors to ``problems``, so that one error can report all optimisers."""
-    try:
-        yield
-    except ConfigError as error:
-        problems += error.problems
-    except _REFUSALS as error:
-        problems.append(Problem(path, str(error) or type(error).__name__))

@@ -1,5 +1,6 @@
 """The sweep: trains many hyperparameters and seeds of an optimiser in one compiled program."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -7,99 +8,52 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from gradxform.lab.data.sets import Dataset
+from gradxform.lab.experiment.experiment import Experiment
 from gradxform.lab.experiment.grid import Member, Table
+from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import require_sweep, sweep_members
-from gradxform.lab.experiment.methods import ConfigError, Problem
-from gradxform.lab.experiment.schema import Config, SurfaceConfig
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.experiment.problems import ConfigError, Problem
+from gradxform.lab.experiment.schema import Config, TaskConfig
 from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
 from gradxform.lab.training.blocks import (
     Block,
-    Firsts,
-    Group,
-    Row,
-    Vary,
     advance,
     check_memory,
     compile_epoch,
     first_blocks,
-    first_states,
-    groups_of,
     metrics_of,
-    programs_of,
     regroup,
-    restored,
-    snapshot_of,
 )
 from gradxform.lab.training.checkpoints import OnState, Snapshot, of_this_version
 from gradxform.lab.training.epoch import METRICS, evaluate, to_every_device
+from gradxform.lab.training.members import better_points, count_epoch, first_row
+from gradxform.lab.training.outcomes import Row, SweepResult, ran_away
 from gradxform.lab.training.processes import mesh_of, read
-from gradxform.lab.training.race import (
-    Settings,
-    collecting,
-    precision_of,
-    ran_away,
-    settings_of,
-    task_of,
+from gradxform.lab.training.programs import (
+    Firsts,
+    Group,
+    Programs,
+    Vary,
+    first_states,
+    groups_of,
+    programs_of,
 )
+from gradxform.lab.training.race import precision_of, task_of
 from gradxform.lab.training.records import check_sweep
-from gradxform.minimization import minimize
-from gradxform.solution import Status
+from gradxform.lab.training.settings import Settings, collecting, settings_of
+from gradxform.lab.training.sweep_states import restored, snapshot_of
 from gradxform.tree import PyTree
 
 OnEpoch = Callable[[str, int, Mapping[int, Row]], None]
 
-_SOLVED = 1e-3  # tolerance above a surface's minimum; its saddles and plateaus are higher
-_RESERVED = (
-    *("optimizer", "seed", "epochs", "steps", "diverged", "dropped", "seconds", "cost"),
-    *("x0", "y0", "x", "y", "value", "evaluations", "curvature_products", "work", "status"),
-)
-
-
-class SweepResult(NamedTuple):
-    """The results of all members of a sweep."""
-
-    name: str
-    measure: Literal["validation_loss", "train_loss", "work"]  #: the metric that compares members
-    unit: str  #: unit of the measure, in words
-    members: tuple[Member, ...]
-    rows: tuple[Row, ...]
-    """one row per member: ``optimizer``, its hyperparameters, ``seed``, the ``epochs`` and
-    ``steps`` that it ran, ``diverged``, ``dropped``, its share of the ``seconds``, the ``cost`` of
-    its last epoch, and the final metrics. For a surface see :func:`sweep_on_surface`.
-    ``pandas.DataFrame(result.rows)`` is a tidy table"""
-    costs: np.ndarray
-    """training cost of every epoch, (members, epochs), NaN for epochs that did not run; there are
-    no epochs on a surface"""
-    seconds: float  #: training time, without compilation and evaluation
-    compile_seconds: float
-
-
-class Point(NamedTuple):
-    """All runs with the same hyperparameters."""
-
-    label: str  #: label of the optimiser
-    values: Mapping[str, float]  #: hyperparameters, by dotted path in the optimiser's table
-    numbers: tuple[int, ...]  #: numbers of its members
-    rows: tuple[Row, ...]  #: rows of its members
-    failures: int  #: members that diverged or, on a surface, were not solved
-    mean: float
-    """mean of the measure over its members, on a surface over the solved ones; infinite if a member
-    diverged, or none was solved"""
-
-    @property
-    def dropped(self) -> bool:
-        """Whether a rung ended it early because other points were better."""
-        return any(row.get("dropped") for row in self.rows)
-
 
 def sweep(
-    config: Config,
+    config: Config | Experiment,
     data: Dataset | None = None,
     on_epoch: OnEpoch | None = None,
     *,
@@ -109,7 +63,7 @@ def sweep(
     """Runs the members of a config's ``[sweep]`` on its task.
 
     Args:
-      config: the experiment.
+      config: the config, or the experiment that was prepared from it.
       data: for a task on data, its data set, see :func:`gradxform.lab.data.sets.load`.
       on_epoch: called with an optimiser's label, the epoch, and by number the rows of the members
         that trained in it. The rows have metrics after rungs and after the last epoch. On a surface
@@ -133,35 +87,33 @@ def sweep(
     >>> [(row["learning_rate"], row["status"]) for row in sweep(config).rows]
     [(0.01, 'max_steps'), (0.1, 'converged')]
     """
-    table = require_sweep(config)
-    members = sweep_members(config)
-    if isinstance(config, SurfaceConfig):
-        surface = SURFACES[config.task.surface]
-        starts = table.model_dump()["starts"] or [config.task.start or surface.start]
-        return sweep_on_surface(
-            surface,
-            config.optimizers,
-            members,
-            starts=grid_of_starts(surface, **starts) if isinstance(starts, dict) else starts,
-            max_steps=config.training.steps,
-            tol=table.model_dump()["tol"],
-            on_epoch=on_epoch,
-        )
+    given = config.config if isinstance(config, Experiment) else config
+    run = at(kind_of(given).sweep)
+    with precision_of(given):
+        return run(given, data, on_epoch, on_state=on_state, resume=resume)
+
+
+def sweep_on_data(
+    config: TaskConfig,
+    data: Dataset | None = None,
+    on_epoch: OnEpoch | None = None,
+    **options: Any,
+) -> SweepResult:
+    """The sweep of a config whose task is a net on data; see :func:`sweep`."""
+    table, members = require_sweep(config), sweep_members(config)
     if data is None:
         raise ValueError(f"sweep needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
-    with precision_of(config):
-        return sweep_on_task(
-            task_of(config, data),
-            config.optimizers,
-            members,
-            seed=config.seed,
-            on_epoch=on_epoch,
-            on_state=on_state,
-            resume=resume,
-            **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
-            **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
-        )
+    return sweep_on_task(
+        task_of(config, data),
+        config.optimizers,
+        members,
+        seed=config.seed,
+        on_epoch=on_epoch,
+        **options,
+        **{key: training[key] for key in ("epochs", "batch_size", "order", "overrides")},
+        **table.model_dump(include={"vary", "block_size", "rungs", "keep"}),
+    )
 
 
 def sweep_on_task(
@@ -229,259 +181,181 @@ def sweep_on_task(
     >>> result.rows[1]["validation_loss"] < result.rows[0]["validation_loss"]
     True
     """
-    splits = {"train": task.train, "validation": task.validation, "test": task.test}
     mesh = mesh_of("member", jax.devices())
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
     parts = {name: to_every_device(part, mesh) for name, part in splits.items() if part is not None}
-    size = parts["train"].size
     common = Settings(epochs, batch_size, order, math.inf)
-    settings = settings_of(common, overrides or {}, tables, size)
+    settings = settings_of(common, overrides or {}, tables, parts["train"].size)
     measure = "validation_loss" if "validation" in parts else "train_loss"
-    rows: dict[int, Row] = {}
-    costs = np.full((len(members), max(s.epochs for s in settings.values())), np.nan)
-    seconds = compile_seconds = 0.0
+    most = max(own.epochs for own in settings.values())
+    tally = _Tally({}, np.full((len(members), most), np.nan))
 
-    problems: list[Problem | str] = []
-    groups, programs = tuple(groups_of(tables, members)), []
     started = time.perf_counter()
     seeds = sorted({0, *(member.seed for member in members)})
     firsts = first_states(task, [seed + number for number in seeds], mesh)
-    compile_seconds += time.perf_counter() - started
+    tally.compile_seconds += time.perf_counter() - started
+    groups = tuple(groups_of(tables, members))
+    make = lambda group: programs_of(task, group, settings[group.label], mesh, seeds, firsts, vary)
+    programs = _checked_programs(task, groups, make, parts["train"], mesh)
+    losses = _first_losses(task, firsts, parts["train"])
+    first_loss = {n: losses[0 if vary == "order" else i] for i, n in enumerate(seeds)}
+    plan = _Plan(
+        *(tuple(members), groups, programs, settings, parts, mesh),
+        *(first_loss, measure, block_size, tuple(rungs), keep),
+    )
+    begun = _Begun(0, 0, 0, [])
+    if resume is not None:
+        begun = _resumed(plan, tally, resume, _metric_columns(task, parts, firsts.params))
+    for number in range(begun.group, len(groups)):
+        _train(plan, tally, begun._replace(group=number), on_epoch, on_state)
+        begun = _Begun(number + 1, 0, 0, [])
+    ordered = tuple(tally.rows[i] for i in range(len(members)))
+    times = tally.seconds, tally.compile_seconds
+    return SweepResult(task.name, measure, task.unit, plan.members, ordered, tally.costs, *times)
+
+
+class _Plan(NamedTuple):
+    """What does not change while a sweep trains."""
+
+    members: tuple[Member, ...]
+    groups: tuple[Group, ...]
+    programs: Sequence[Programs]  # one for each group
+    settings: Mapping[str, Settings]  # by label
+    parts: Mapping[str, Examples]  # of the data, by name
+    mesh: Mesh
+    first_loss: Mapping[int, float]  # the loss at the start, by seed
+    measure: str
+    block_size: int | None
+    rungs: tuple[int, ...]
+    keep: float
+
+
+@dataclasses.dataclass
+class _Tally:
+    """The results so far."""
+
+    rows: dict[int, Row]  # by number of the member
+    costs: np.ndarray  # (members, epochs)
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+
+class _Begun(NamedTuple):
+    """Where the training of a group continues."""
+
+    group: int
+    epoch: int  # finished epochs
+    lanes: int  # members that train together
+    blocks: list[Block]  # empty before the first epoch
+
+
+def _checked_programs(
+    task: Task,
+    groups: Sequence[Group],
+    make: Callable[[Group], Programs],
+    train: Examples,
+    mesh: Mesh,
+) -> list[Programs]:
+    """The programs of all groups; one error tells everything that is wrong with them."""
+    problems: list[Problem | str] = []
+    programs = []
     for group in groups:
         with collecting(problems, f"optimizers.{group.label}"):
-            own = settings[group.label]
-            programs.append(programs_of(task, group, own, mesh, seeds, firsts, vary))
-            check_memory(programs[-1], group, parts["train"], mesh)
+            programs.append(make(group))
+            check_memory(programs[-1], group, train, mesh)
     if problems:
         raise ConfigError(task.name, problems)
-
-    first_losses = _first_losses(task, firsts, parts["train"])
-    start_of = {n: first_losses[0 if vary == "order" else i] for i, n in enumerate(seeds)}
-    first = done = lanes = 0
-    blocks: list[Block] = []
-    if resume is not None:
-        with of_this_version():
-            firsts_of = [first_row(member) for member in members]
-            lasts = [settings[group.label].epochs for group in groups]
-            own = [group.members for group in groups]
-            rows |= check_sweep(
-                resume.told, firsts_of, own, lasts, _metric_columns(task, parts, firsts.params)
-            )
-            state = parts["train"], mesh, costs, block_size
-            costs, lanes, blocks = restored(resume, groups, programs, members, *state)
-            first, done = (resume.told[name] for name in ("group", "epoch"))
-            seconds, compile_seconds = (resume.told[n] for n in ("seconds", "compile_seconds"))
-
-    for i, (group, program) in list(enumerate(zip(groups, programs, strict=True)))[first:]:
-        if not blocks:
-            started = time.perf_counter()
-            lanes, blocks = first_blocks(program, group, members, parts["train"], mesh, block_size)
-            compile_seconds += time.perf_counter() - started
-            rows |= {number: first_row(members[number]) for number in group.members}
-        last = settings[group.label].epochs
-        steps = steps_per_epoch(size, settings[group.label].batch_size)
-        for epoch in range(done + 1, last + 1):
-            compile_seconds += compile_epoch(program, blocks, parts["train"])
-            started = time.perf_counter()
-            for j, block in enumerate(blocks):
-                blocks[j], cost = advance(program, block, parts["train"])
-                costs[block.members[block.members >= 0], epoch - 1] = cost
-            elapsed = time.perf_counter() - started
-            seconds += elapsed
-            training = [int(n) for block in blocks for n in block.members if n >= 0]
-            for number in training:
-                _count(rows[number], costs[number, epoch - 1], steps, elapsed / len(training))
-            if epoch == last or epoch in rungs:
-                for block in blocks:
-                    for number, found in metrics_of(program, block, parts).items():
-                        rows[number] |= {"dropped": epoch != last, **found}
-                        start = start_of[members[number].seed]
-                        rows[number]["diverged"] |= ran_away(found["train_loss"], start)
-            if on_epoch is not None:
-                on_epoch(group.label, epoch, {number: rows[number] for number in training})
-            if epoch != last and epoch in rungs:
-                kept = _better_points(members, rows, training, measure, keep)
-                blocks = regroup(program, blocks, kept, lanes, mesh)
-            if on_state is not None:
-                told = {"group": i, "epoch": epoch, "rows": rows}
-                told |= {"seconds": seconds, "compile_seconds": compile_seconds}
-                number = sum(settings[earlier.label].epochs for earlier in groups[:i]) + epoch
-                going_on = blocks if epoch != last else []
-                take = functools.partial(snapshot_of, number, told, costs, program, going_on)
-                on_state(number, take)
-        done, blocks = 0, []
-    ordered = tuple(rows[i] for i in range(len(members)))
-    return SweepResult(
-        task.name, measure, task.unit, tuple(members), ordered, costs, seconds, compile_seconds
-    )
+    return programs
 
 
-def sweep_on_surface(
-    surface: Surface,
-    tables: Mapping[str, Table],
-    members: Sequence[Member],
-    *,
-    starts: Sequence[Sequence[float]],
-    max_steps: int,
-    tol: float = 1e-4,
-    on_epoch: OnEpoch | None = None,
-) -> SweepResult:
-    """Minimises a surface with every member; members of one optimiser share a vmapped program.
-
-    A row contains ``optimizer``, its hyperparameters, the start ``x0``, ``y0``, and the best point
-    ``x``, ``y`` of :func:`gradxform.minimize` with its ``value``. Then come the ``steps``,
-    ``evaluations`` and ``curvature_products``, ``work`` (the sum of the latter two), the
-    ``status``, and ``solved``: whether it converged to a minimum of the surface, not to a saddle.
-
-    Args:
-      surface: the function.
-      tables: the tables of the optimisers, as in a config, by label.
-      members: the runs, see :func:`gradxform.lab.experiment.grid.members`; a member's seed is the
-        number of its start.
-      starts: pairs of numbers.
-      max_steps: the largest number of updates.
-      tol: a run has converged when no gradient entry exceeds this.
-      on_epoch: see :func:`sweep`.
-
-    Returns:
-      The result; members are compared by their work.
-
-    Raises:
-      ConfigError: an optimiser cannot be built or fails on a point.
-
-    >>> from gradxform.lab.experiment.grid import Member
-    >>> runs = [Member("newton", {}, 0), Member("newton", {}, 1)]
-    >>> result = sweep_on_surface(
-    ...     SURFACES["quadratic"], {"newton": {"method": "newton"}}, runs,
-    ...     starts=[(-4.6, -2.2), (1.0, 1.0)], max_steps=10,
-    ... )
-    >>> [(row["steps"], row["solved"]) for row in result.rows]
-    [(1, True), (1, True)]
-    """
-    points = jnp.asarray(starts, jnp.float32)
-    lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
-    rows: dict[int, Row] = {}
-    seconds = compile_seconds = 0.0
-
-    problems: list[Problem | str] = []
-    groups, programs = tuple(groups_of(tables, members)), []
-    for group in groups:
-        values = [[members[n].values[path] for path in group.paths] for n in group.members]
-        arguments = (
-            jnp.asarray(values, jnp.float32).reshape(len(values), len(group.paths)),
-            points[jnp.asarray([members[n].seed for n in group.members])],
+def _resumed(plan: _Plan, tally: _Tally, snapshot: Snapshot, metrics: set[str]) -> _Begun:
+    """Where a snapshot continues; fills the tally with its results."""
+    with of_this_version():
+        firsts = [first_row(member) for member in plan.members]
+        lasts = [plan.settings[group.label].epochs for group in plan.groups]
+        members = [group.members for group in plan.groups]
+        told = snapshot.told
+        tally.rows |= check_sweep(told, firsts, members, lasts, metrics)
+        tally.costs, lanes, blocks = restored(
+            snapshot,
+            plan.groups,
+            plan.programs,
+            plan.members,
+            plan.parts["train"],
+            plan.mesh,
+            tally.costs,
+            plan.block_size,
         )
-        with collecting(problems, f"optimizers.{group.label}"):
-            program = jax.jit(jax.vmap(_solver(surface, group, max_steps, tol)))
-            programs.append((program.trace(*arguments), arguments))
-    if problems:
-        raise ConfigError(surface.name, problems)
+        tally.seconds, tally.compile_seconds = told["seconds"], told["compile_seconds"]
+        return _Begun(told["group"], told["epoch"], lanes, blocks)
 
-    for group, (traced, arguments) in zip(groups, programs, strict=True):
+
+def _train(
+    plan: _Plan,
+    tally: _Tally,
+    begun: _Begun,
+    on_epoch: OnEpoch | None,
+    on_state: OnState | None,
+) -> None:
+    """Trains the members of one group to the end."""
+    number, done, lanes, blocks = begun
+    group, program, train = plan.groups[number], plan.programs[number], plan.parts["train"]
+    if not blocks:
         started = time.perf_counter()
-        program = traced.lower().compile()
-        compiled = time.perf_counter()
-        found = jax.device_get(jax.block_until_ready(program(*arguments)))
-        compile_seconds += compiled - started
-        seconds += time.perf_counter() - compiled
-        own = {}
-        for lane, number in enumerate(group.members):
-            end = {name: x[lane].item() for name, x in found.items()}
-            status = Status(end.pop("status"))
-            solved = status == Status.converged and end["value"] <= min(lows) + _SOLVED
-            own[number] = {
-                **_columns(members[number]),
-                **dict(zip(("x0", "y0"), map(float, starts[members[number].seed]), strict=True)),
-                **end,
-                "work": end["evaluations"] + end["curvature_products"],
-                "status": status.name,
-                "solved": solved,
-            }
-        rows |= own
+        at = (train, plan.mesh, plan.block_size)
+        lanes, blocks = first_blocks(program, group, plan.members, *at)
+        tally.compile_seconds += time.perf_counter() - started
+        tally.rows |= {member: first_row(plan.members[member]) for member in group.members}
+    last = plan.settings[group.label].epochs
+    before = sum(plan.settings[earlier.label].epochs for earlier in plan.groups[:number])
+    for epoch in range(done + 1, last + 1):
+        training = _train_epoch(plan, tally, number, blocks, epoch)
+        is_rung = epoch != last and epoch in plan.rungs
+        if epoch == last or is_rung:
+            _measure(plan, tally, program, blocks, is_rung)
         if on_epoch is not None:
-            on_epoch(group.label, 1, own)
-    ordered, costs = tuple(rows[i] for i in range(len(members))), np.empty((len(members), 0))
-    unit = "evaluations and curvature products"
-    name = surface.name
-    return SweepResult(name, "work", unit, tuple(members), ordered, costs, seconds, compile_seconds)
+            on_epoch(group.label, epoch, {member: tally.rows[member] for member in training})
+        if is_rung:
+            kept = better_points(plan.members, tally.rows, training, plan.measure, plan.keep)
+            blocks = regroup(program, blocks, kept, lanes, plan.mesh)
+        if on_state is not None:
+            told = {"group": number, "epoch": epoch, "rows": tally.rows}
+            told |= {"seconds": tally.seconds, "compile_seconds": tally.compile_seconds}
+            next_blocks = blocks if epoch != last else []
+            state = before + epoch, told, tally.costs, program, next_blocks
+            on_state(before + epoch, functools.partial(snapshot_of, *state))
 
 
-def grid_of_starts(surface: Surface, points: int) -> tuple[tuple[float, float], ...]:
-    """Starts on a square grid over the ``bounds`` of a surface, in the middles of equal cells.
-
-    Args:
-      surface: the surface.
-      points: points per side.
-
-    >>> grid_of_starts(SURFACES["saddle"], 2)
-    ((-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0))
-    """
-    x, y = (
-        [low + (high - low) * (i + 0.5) / points for i in range(points)]
-        for low, high in surface.bounds
-    )
-    return tuple((a, b) for b in y for a in x)
-
-
-def points_of(result: SweepResult) -> dict[str, tuple[Point, ...]]:
-    """The points of each optimiser by label, in the order of their members."""
-    runs: dict[Any, list[int]] = {}
-    for number, member in enumerate(result.members):
-        runs.setdefault((member.label, tuple(member.values.items())), []).append(number)
-    found: dict[str, tuple[Point, ...]] = {}
-    for (label, values), numbers in runs.items():
-        rows = tuple(result.rows[n] for n in numbers)
-        if result.measure == "work":
-            good = [row["work"] for row in rows if row["solved"]]
-        else:
-            good = [row[result.measure] for row in rows if not row["diverged"]]
-        failures = len(rows) - len(good)
-        counts = good and (result.measure == "work" or not failures)
-        mean = float(np.mean(good)) if counts else math.inf
-        point = Point(
-            label, dict(values), tuple(numbers), rows, failures, mean if mean == mean else math.inf
-        )
-        found[label] = (*found.get(label, ()), point)
-    return found
+def _train_epoch(
+    plan: _Plan, tally: _Tally, number: int, blocks: list[Block], epoch: int
+) -> list[int]:
+    """Trains all blocks of a group for one epoch, in place; returns the members that trained."""
+    group, program, train = plan.groups[number], plan.programs[number], plan.parts["train"]
+    steps = steps_per_epoch(train.size, plan.settings[group.label].batch_size)
+    tally.compile_seconds += compile_epoch(program, blocks, train)
+    started = time.perf_counter()
+    for j, block in enumerate(blocks):
+        blocks[j], cost = advance(program, block, train)
+        tally.costs[block.members[block.members >= 0], epoch - 1] = cost
+    elapsed = time.perf_counter() - started
+    tally.seconds += elapsed
+    training = [int(n) for block in blocks for n in block.members if n >= 0]
+    for member in training:
+        cost = tally.costs[member, epoch - 1]
+        count_epoch(tally.rows[member], cost, steps, elapsed / len(training))
+    return training
 
 
-def best_points(result: SweepResult) -> tuple[Point, ...]:
-    """The best point of each optimiser, best first.
-
-    On data the point with the lowest mean over the seeds is best. Points that were dropped, or that
-    diverged with some seed, do not count; an optimiser with no other points is left out. On a
-    surface the fewest failures come first, then the least work.
-    """
-    is_surface = result.measure == "work"
-
-    def place(point: Point) -> tuple[float, ...]:
-        return (point.failures if is_surface else 0, point.mean)
-
-    best = []
-    for points in points_of(result).values():
-        able = [p for p in points if math.isfinite(p.mean) and not p.dropped]
-        best += [min(able, key=place)] if able else []
-    return tuple(sorted(best, key=place))
-
-
-def _solver(
-    surface: Surface, group: Group, max_steps: int, tol: float
-) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
-    def solve(values: jax.Array, start: jax.Array) -> dict[str, jax.Array]:
-        tx = group.built(values)
-        solution = minimize(surface.fn, start, tx, tol=tol, max_steps=max_steps)
-        names = ("value", "steps", "evaluations", "curvature_products", "status")
-        x, y = solution.params
-        return {"x": x, "y": y} | {name: getattr(solution, name) for name in names}
-
-    return solve
-
-
-def _columns(member: Member) -> Row:
-    """The columns of a member's hyperparameters; a name that is taken gets a prefix."""
-    return {"optimizer": member.label} | {
-        f"optimizer.{path}" if path in _RESERVED else path: value
-        for path, value in member.values.items()
-    }
+def _measure(
+    plan: _Plan, tally: _Tally, program: Programs, blocks: Sequence[Block], is_rung: bool
+) -> None:
+    """Adds the metrics to the rows of all members that are training."""
+    for block in blocks:
+        for member, found in metrics_of(program, block, plan.parts).items():
+            row = tally.rows[member]
+            row |= {"dropped": is_rung, **found}
+            first = plan.first_loss[plan.members[member].seed]
+            row["diverged"] |= ran_away(found["train_loss"], first)
 
 
 def _first_losses(task: Task, firsts: Firsts, train: Examples) -> list[float]:
@@ -501,41 +375,3 @@ def _metric_columns(task: Task, parts: Mapping[str, Examples], params: PyTree) -
         name: jax.eval_shape(lambda p, x: evaluate(task, p, x), one, x) for name, x in parts.items()
     }
     return {f"{part}_{name}" for part in parts for name in METRICS if name in shapes[part]}
-
-
-def first_row(member: Member) -> Row:
-    """The row of a member before its first epoch."""
-    nothing = {"epochs": 0, "steps": 0, "diverged": False, "dropped": False}
-    nothing |= {"seconds": 0.0, "cost": math.nan}
-    return _columns(member) | {"seed": member.seed} | nothing
-
-
-def _count(row: Row, cost: float, steps: int, seconds: float) -> None:
-    """Adds an epoch to a row in place."""
-    row["seconds"] += seconds
-    row["diverged"] = not math.isfinite(cost)
-    if not row["diverged"]:
-        row["cost"] = float(cost)
-        row["epochs"] += 1
-        row["steps"] += steps
-
-
-def _better_points(
-    members: Sequence[Member],
-    rows: Mapping[int, Mapping[str, Any]],
-    training: Sequence[int],
-    measure: str,
-    keep: float,
-) -> np.ndarray:
-    """The members of the better points among those that are training."""
-    points: dict[Any, list[int]] = {}
-    for number in training:
-        points.setdefault(tuple(members[number].values.items()), []).append(number)
-
-    def score(point: Any) -> float:
-        values = [math.inf if rows[n]["diverged"] else rows[n][measure] for n in points[point]]
-        mean = float(np.mean(values))
-        return mean if math.isfinite(mean) else math.inf
-
-    best = sorted(points, key=score)[: max(1, math.ceil(keep * len(points)))]
-    return np.sort([number for point in best for number in points[point]])

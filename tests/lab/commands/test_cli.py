@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 import gradxform
 from gradxform.lab import cli
 from gradxform.lab.cli import app
+from gradxform.lab.experiment.experiment import prepared
 from gradxform.lab.experiment.load import ConfigError, load_config, parse_config, shipped_configs
 from gradxform.lab.experiment.messages import plain
-from gradxform.lab.report import results
+from gradxform.lab.report import folder as places
 from gradxform.lab.training import race as train
 
 SHORT = ["--set", "training.epochs=2", "--set", "training.batch_size=256"]
@@ -111,7 +112,7 @@ def test_no_run_is_overwritten(finished):
 
 
 def test_default_folders_never_collide(tmp_path):
-    folders = [results.new_folder(tmp_path, "race") for _ in range(3)]
+    folders = [places.new_folder(tmp_path, "race") for _ in range(3)]
     assert all(folder.is_dir() and folder.name.startswith("race-") for folder in folders)
     assert len(set(folders)) == 3
 
@@ -127,7 +128,7 @@ def test_of_two_runs_begun_at_once_one_gets_the_folder(tmp_path):
             own = config.model_copy(update={"name": name})
             start.wait()
             try:
-                with results.run_folder(own, out) as folder:
+                with places.run_folder(prepared(own), out) as folder:
                     (folder / f"of_{name}").touch()
                 return name
             except OSError as error:
@@ -142,9 +143,9 @@ def test_of_two_runs_begun_at_once_one_gets_the_folder(tmp_path):
 
 def test_a_run_that_comes_a_moment_later_leaves_the_first_alone(tmp_path, monkeypatch):
     config = load_config("digits_race")
-    with results.run_folder(config, tmp_path / "x") as folder:
+    with places.run_folder(prepared(config), tmp_path / "x") as folder:
         before = (folder / "config.toml").read_bytes()
-        monkeypatch.setattr(results, "any", lambda _: False, raising=False)  # it looked before
+        monkeypatch.setattr(places, "any", lambda _: False, raising=False)  # it looked before
         told = fails("run", "digits_race", "--set", "seed=7", "--out", folder)
         assert "is there already; name a new folder" in told
         assert (folder / "config.toml").read_bytes() == before
@@ -175,7 +176,7 @@ def test_a_folder_that_is_read_only_is_told():
             for out in (folder, folder / "x"):
                 with (
                     pytest.raises(OSError, match=f"^--out {out}: Permission denied"),
-                    results.run_folder(config, out),
+                    places.run_folder(prepared(config), out),
                 ):
                     pass
         finally:
@@ -309,14 +310,14 @@ def test_an_interrupted_race_keeps_its_metrics(tmp_path, monkeypatch):
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     target = tmp_path / "file.txt"
-    results.write_atomically(target, "first")
+    places.write_atomically(target, "first")
 
     def refuse(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="disk full"):
-        results.write_atomically(target, "second")
+        places.write_atomically(target, "second")
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
     assert target.read_text() == "first"
 
@@ -504,12 +505,12 @@ def test_an_interrupted_sweep_keeps_its_members(code, tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     from gradxform.lab.training import sweep as lab_sweep
 
-    def full(path, content, write=results.write_atomically):
+    def full(path, content, write=places.write_atomically):
         if path.name == "members.csv":
             raise OSError(28, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(results, "write_atomically", full)
+    monkeypatch.setattr(places, "write_atomically", full)
     emptied = lambda *args, **_: args[2]("sgd", 1, {0: {"cost": 1.0}})
     monkeypatch.setattr(lab_sweep, "sweep", emptied)
     args = ("--set", TWO, "--set", AXES, "--out", tmp_path / "x")

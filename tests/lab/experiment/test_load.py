@@ -10,8 +10,8 @@ from dataclasses import fields
 
 import pytest
 
+from gradxform.lab.experiment import catalogue, methods, toml
 from gradxform.lab.experiment import load as lab_config
-from gradxform.lab.experiment import methods, toml
 from gradxform.lab.experiment.load import (
     ConfigError,
     find_config,
@@ -513,7 +513,7 @@ def test_the_model_options_are_those_of_the_models():
 
 # What the source says must be what Python says, or a config would be refused or waved through.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("package", methods.PACKAGES)
+@pytest.mark.parametrize("package", catalogue.PACKAGES)
 def test_signatures_read_from_source_are_the_real_ones(package):
     module = __import__(package, fromlist=["_"])
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -529,11 +529,11 @@ def test_signatures_read_from_source_are_the_real_ones(package):
     assert seen >= 15
 
 
-@pytest.mark.parametrize("package", methods.PACKAGES)
+@pytest.mark.parametrize("package", catalogue.PACKAGES)
 def test_every_method_that_needs_no_arguments_is_a_transformation(package):
     import optax
 
-    for method in methods.methods(package):
+    for method in catalogue.methods(package):
         if any(a.required for a in method.arguments.values()) or "dpsgd" in method.name:
             continue
         tx = methods.build({"method": method.name}, "optimizers.x")
@@ -541,10 +541,10 @@ def test_every_method_that_needs_no_arguments_is_a_transformation(package):
 
 
 def test_all_of_gradxforms_methods_can_be_named():
-    named = {m.name for m in methods.methods("gradxform")}
+    named = {m.name for m in catalogue.methods("gradxform")}
     expected = "sgd momentum nesterov delta_bar_delta adagrad adadelta rmsprop adam"
     assert {f"gradxform.{name}" for name in expected.split()} <= named
-    schedules = {m.name for m in methods.methods("gradxform", "schedule")}
+    schedules = {m.name for m in catalogue.methods("gradxform", "schedule")}
     assert {"gradxform.linear_decay", "gradxform.inverse_time_decay"} <= schedules
 
 
@@ -607,9 +607,9 @@ def test_build_says_where_a_value_is_refused():
 NUMBERS = [
     (function, name)
     for kind in ("method", "schedule", "preconditioner")
-    for function in methods.methods("gradxform", kind)
+    for function in catalogue.methods("gradxform", kind)
     for name, argument in function.arguments.items()
-    if {"a number", "a whole number"} & set(methods._admitted(argument.annotation) or ())
+    if {"a number", "a whole number"} & set(catalogue.admitted(argument.annotation) or ())
 ]
 NEEDED = {"learning_rate": 0.1, "init_value": 1.0, "end_value": 0.1, "transition_steps": 5}
 NEEDED |= {"decay": 0.5, "tx": {"method": "sgd", "learning_rate": 0.1}}
@@ -618,7 +618,7 @@ NEEDED |= {"direction": {"method": "sgd", "learning_rate": 0.1}}
 
 @pytest.mark.parametrize(("function", "name"), NUMBERS, ids=lambda x: getattr(x, "name", x))
 def test_intervals_are_those_that_the_functions_check(function, name):
-    kind = next(kind for kind, types in methods.RETURNS.items() if function.returns in types)
+    kind = next(kind for kind, types in catalogue.RETURNS.items() if function.returns in types)
     required = {key: NEEDED[key] for key, a in function.arguments.items() if a.required}
     short = function.name.rpartition(".")[2]
     low, high = interval(function.arguments[name].annotation)

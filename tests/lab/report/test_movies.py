@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from gradxform.lab.cli import app
 from gradxform.lab.experiment.load import load_config, parse_config
-from gradxform.lab.experiment.methods import ConfigError
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.report import movies
 from gradxform.lab.report.movies import draw_walks, gif, movie, mp4, shown_steps, usual_fps
 from gradxform.lab.tasks.surfaces import SURFACES

@@ -20,14 +20,9 @@ from gradxform.lab.report.plots import (
     styles,
 )
 from gradxform.lab.tasks.surfaces import SURFACES
-from gradxform.lab.training.race import History, RaceResult
-from gradxform.lab.training.sweep import (
-    SweepResult,
-    best_points,
-    points_of,
-    sweep,
-    sweep_on_surface,
-)
+from gradxform.lab.training.outcomes import History, RaceResult, SweepResult, best_points, points_of
+from gradxform.lab.training.surfaces import sweep_on_surface
+from gradxform.lab.training.sweep import sweep
 
 
 def history(label, costs, *, diverged=False, error=False):

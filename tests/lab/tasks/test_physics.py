@@ -12,7 +12,7 @@ import gradxform as gx
 from gradxform.lab.data.equations import burgers, burgers_points
 from gradxform.lab.data.sets import load
 from gradxform.lab.experiment.load import ConfigError, parse_config
-from gradxform.lab.report import results
+from gradxform.lab.report import files
 from gradxform.lab.tasks.models import ModelError
 from gradxform.lab.tasks.physics import VISCOSITY, burgers_residual, physics_task, solution
 from gradxform.lab.tasks.task import Batch, objective
@@ -152,8 +152,8 @@ def test_a_race_runs_in_float64_and_draws_its_pictures(tmp_path):
     first, last = fitted.rows[0], fitted.rows[-1]
     assert last["train_loss"] < min(0.3 * first["train_loss"], descended.rows[-1]["train_loss"])
     assert last["test_relative_error"] < 0.5 * first["test_relative_error"]
-    results.save(tmp_path, config, result)
+    files.save(tmp_path, config, result)
     for name in ("error.png", "solution.png", "work.png"):
         assert (tmp_path / name).stat().st_size > 10_000
-    columns = next(csv.reader(results.metrics_csv(rows).splitlines()))
+    columns = next(csv.reader(files.metrics_csv(rows).splitlines()))
     assert "test_relative_error" in columns

@@ -25,7 +25,7 @@ from gradxform.lab.cli import app
 from gradxform.lab.data.sets import Dataset, Split
 from gradxform.lab.experiment.grid import Axis, members
 from gradxform.lab.tasks.task import make_task
-from gradxform.lab.training import checkpoints
+from gradxform.lab.training import checkpoints, surfaces
 from gradxform.lab.training import race as train
 from gradxform.lab.training.checkpoints import CheckpointError, Snapshot, fit, keeping, newest, save
 from gradxform.lab.training.sweep import sweep_on_task
@@ -615,12 +615,12 @@ def test_no_interruption_is_lost_or_kills_the_interpreter(where, tmp_path):
 def test_an_interrupted_walk_ends_after_an_optimiser(tmp_path, monkeypatch):
     heard = []
 
-    def interrupting(*args, walk=train.make_walk):
+    def interrupting(*args, walk=surfaces.make_walk):
         if not heard:  # the second one would end this process
             heard.append(signal.raise_signal(signal.SIGINT))
         return walk(*args)
 
-    monkeypatch.setattr(train, "make_walk", interrupting)
+    monkeypatch.setattr(surfaces, "make_walk", interrupting)
     done = invoke("run", "valley", "--set", "training.steps=2", "--out", tmp_path / "x")
     assert done.exit_code == 130, done.output
     assert "stopping after this optimiser" in done.stderr

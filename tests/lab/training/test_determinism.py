@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from gradxform.lab.cli import app
+from gradxform.lab.experiment.experiment import prepared
 from gradxform.lab.experiment.load import load_config
-from gradxform.lab.report import results
+from gradxform.lab.report import folder as places
 from tests.thinning import long_form
 
 # prints a digest of all that a race and a sweep find, but for the times
@@ -98,7 +99,7 @@ def clock(monkeypatch):
             return cls.fromtimestamp(back(), tz)
 
     monkeypatch.setattr(time, "time", back)
-    monkeypatch.setattr(results, "datetime", types.SimpleNamespace(datetime=Clock))
+    monkeypatch.setattr(places, "datetime", types.SimpleNamespace(datetime=Clock))
 
 
 def test_folders_are_named_though_the_clock_goes_back(clock, tmp_path, monkeypatch):
@@ -115,8 +116,8 @@ def test_folders_are_named_though_the_clock_goes_back(clock, tmp_path, monkeypat
                 def now(cls, tz=None):
                     return cls(2026, 10, 25, 2, 30)
 
-            monkeypatch.setattr(results, "datetime", types.SimpleNamespace(datetime=Still))
-        with results.run_folder(config) as folder:
+            monkeypatch.setattr(places, "datetime", types.SimpleNamespace(datetime=Still))
+        with places.run_folder(prepared(config)) as folder:
             (folder / "metrics.csv").touch()
             folders.append(folder)
     assert len(set(folders)) == 6

@@ -20,7 +20,9 @@ from gradxform.lab.training import epoch as lab_epoch
 from gradxform.lab.training import race as lab_train
 from gradxform.lab.training.batching import epoch_batches
 from gradxform.lab.training.epoch import evaluate, init_state, make_epoch, to_device
-from gradxform.lab.training.race import make_walk, race, race_on_surface, race_on_task, ranked
+from gradxform.lab.training.outcomes import RaceResult, ranked
+from gradxform.lab.training.race import race, race_on_task
+from gradxform.lab.training.surfaces import make_walk, race_on_surface
 
 SIZE = 50
 
@@ -543,7 +545,7 @@ def test_a_loss_that_ran_away_has_diverged(task):
         assert math.isfinite(wild.rows[-1]["train_loss"])
         assert wild.diverged
         assert len(wild.rows) == 3  # it may come back
-    result = lab_train.RaceResult("x", "train_loss", (wild, good), "nats")
+    result = RaceResult("x", "train_loss", (wild, good), "nats")
     assert ranked(result) == (good, wild)
 
 

@@ -13,16 +13,11 @@ from gradxform.lab.experiment.methods import build
 from gradxform.lab.tasks.surfaces import SURFACES
 from gradxform.lab.tasks.task import make_task
 from gradxform.lab.training import blocks
-from gradxform.lab.training import sweep as lab_sweep
+from gradxform.lab.training.members import hyperparameters
+from gradxform.lab.training.outcomes import best_points, points_of
 from gradxform.lab.training.race import race_on_task
-from gradxform.lab.training.sweep import (
-    best_points,
-    grid_of_starts,
-    points_of,
-    sweep,
-    sweep_on_surface,
-    sweep_on_task,
-)
+from gradxform.lab.training.surfaces import grid_of_starts, sweep_on_surface
+from gradxform.lab.training.sweep import sweep, sweep_on_task
 from tests.lab.training.test_race import dataset
 
 SGD = {"method": "sgd", "learning_rate": 0.1}
@@ -144,7 +139,7 @@ def test_numbers_that_set_shapes_have_programs_of_their_own(task):
 
 
 def test_a_hyperparameter_does_not_hide_a_column():
-    row = lab_sweep._columns(Member("hessian_free", {"seed": 3, "damping": 1.0}, 0))
+    row = hyperparameters(Member("hessian_free", {"seed": 3, "damping": 1.0}, 0))
     assert row == {"optimizer": "hessian_free", "optimizer.seed": 3, "damping": 1.0}
 
 
