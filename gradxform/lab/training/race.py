@@ -28,10 +28,10 @@ from gradxform.lab.training.checkpoints import (
     of_this_version,
 )
 from gradxform.lab.training.epoch import (
-    METRICS,
     TrainState,
     batch_mesh,
     evaluate,
+    in_order,
     init_state,
     make_epoch,
     to_device,
@@ -106,8 +106,6 @@ def race_on_data(
 ) -> RaceResult:
     """The race of a config whose task is a net on data; see :func:`race`."""
     config: Any = experiment.config
-    if data is None:
-        raise ValueError(f"race needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
     return race_on_task(
         data if isinstance(data, Task) else task_of(config, data),
@@ -119,21 +117,21 @@ def race_on_data(
     )
 
 
-def task_of(config: Config, data: Dataset) -> Task:
+def task_of(config: Config, data: Dataset | None = None) -> Task:
     """The task of a config.
 
     Args:
       config: a config whose task uses data.
-      data: the data set that it names.
+      data: the data set that it names; if not given, it is read.
 
     Raises:
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
     """
-    place = kind_of(config).task
-    if place is None:
+    kind = kind_of(config)
+    if kind.task is None or kind.data is None:
         raise ValueError(f"task_of(config={config.name!r}): a task of this kind has no data")
-    return at(place)(config.task, data)
+    return at(kind.task)(config.task, at(kind.data)(config.task) if data is None else data)
 
 
 def race_on_task(
@@ -221,9 +219,7 @@ def race_on_task(
     # also starts the threads, which would otherwise count as time of the first optimiser
     at_start = jax.device_get(evaluation(put_all(params, mesh), parts))
     first_loss = float(at_start["train"]["loss"])
-    metrics = [
-        (part, name) for part, name in itertools.product(parts, METRICS) if name in at_start[part]
-    ]
+    metrics = list(itertools.product(parts, in_order(at_start["train"])))
     histories: list[History] = []
     going_on: History | None = None
     restored: TrainState | None = None
