@@ -127,8 +127,8 @@ def kronecker(
         λ ← 0.9^k λ if ρ > 3/4,   λ ← 0.9^−k λ if ρ < 1/4
 
     Use large batches: with few examples the step follows their noise. 1,000 are good, 256 are
-    enough for a small net. On top of the gradient, an update costs about one to one and a half
-    gradients of such a batch, plus the inverses. The state holds about seven times the parameters.
+    enough for a small net. On top of the gradient, an update costs about one gradient of such a batch
+    or less, plus the inverses. The state holds about seven times the parameters.
 
     If value or gradient is NaN or infinite, the update takes the last step back and counts it. If
     the loss is not convex in the outputs, its negative curvature counts as zero, and

@@ -33,7 +33,7 @@ class KroneckerInverseState(NamedTuple):
 def kronecker_inverse(
     damping: NonNegative = 1e-3,
     *,
-    samples: Size = 8,
+    samples: Size = 1,
     factor_batch_size: Size | None = None,
     factor_every: Count = 1,
     inverse_every: Count = 5,
@@ -58,8 +58,8 @@ def kronecker_inverse(
 
     Args:
       damping: the smallest λ ≥ 0, relative to the curvature along the first gradient.
-      samples: number of random passes V at a time. The first update needs several, since a single
-        one says nothing about most directions.
+      samples: number of random passes V at a time. One is enough in a long training. For a few
+        updates on a fixed objective take 8: one pass says nothing about most directions.
       factor_batch_size, decay, max_dim, lanczos, seed: see :func:`gradxform.kronecker`.
       factor_every: updates from one such estimate to the next.
       inverse_every: updates from one inverse to the next; early ones make more.
