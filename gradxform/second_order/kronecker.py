@@ -127,8 +127,8 @@ def kronecker(
         λ ← 0.9^k λ if ρ > 3/4,   λ ← 0.9^−k λ if ρ < 1/4
 
     Use large batches: with few examples the step follows their noise. 1,000 are good, 256 are
-    enough for a small net. On top of the gradient, an update costs about one gradient of such a batch
-    or less, plus the inverses. The state holds about seven times the parameters.
+    enough for a small net. On top of the gradient, an update costs about one gradient of such a
+    batch or less, plus the inverses. The state holds about seven times the parameters.
 
     If value or gradient is NaN or infinite, the update takes the last step back and counts it. If
     the loss is not convex in the outputs, its negative curvature counts as zero, and
@@ -217,11 +217,7 @@ def kronecker(
         is_new = state.unit == 0
         is_sum = jnp.where(is_new, passes.is_sum(at, for_model, batch.value), state.is_sum)
         at = passes.scaled(at, for_model, is_sum)
-        # the first update has no last step, but needs the curvature along its gradient
-        unit_g = tree.scale(tree.reciprocal(tree.max_abs(batch.g)), batch.g)
-        last = quadratic.direction(at, tree.select(is_new, unit_g, state.step))
-        found = passes.positive_ratio(tree.vdot(last.pushed, last.bent), tree.vdot(last.d, last.d))
-        unit = jnp.where(is_new, found, state.unit)
+        last, unit = _last_direction(at, batch.g, state.step, is_new, state.unit)
         lam = state.damping * passes.or_one(unit)
 
         # the direction, and the step along it and the last step
@@ -292,6 +288,18 @@ def _no_info() -> KroneckerInfo:
         expected=number(),
         stalled=jnp.array(False),
     )
+
+
+def _last_direction(
+    at: passes.Linear, g: tree.PyTree, step: tree.PyTree, is_new: jax.Array, unit: jax.Array
+) -> tuple[quadratic.Direction, jax.Array]:
+    """The last step as a direction, and the unit of the damping.
+
+    The first update has no last step, but needs the curvature along its gradient.
+    """
+    unit_g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)
+    last = quadratic.direction(at, tree.select(is_new, unit_g, step))
+    return last, kf.when(is_new, lambda: quadratic.relative_curvature(last), unit)
 
 
 def _ratio(batch: Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:

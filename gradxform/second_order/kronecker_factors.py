@@ -291,9 +291,10 @@ def inverses_of(factors: Factors, params: tree.PyTree, damping: jax.Array) -> In
     return jax.tree.unflatten(structure, _inverted(damped, full))
 
 
-def _fullness(x: jax.Array, pair: Any) -> Pair | None:
+def _fullness(x: jax.Array, pair: Any) -> tuple[bool, ...] | None:
+    """Of each factor of a leaf, whether it is a matrix."""
     cut = layout(jnp.shape(x))
-    return None if cut is None else Pair(*(is_full(factor, cut) for factor in pair))
+    return None if cut is None else tuple(is_full(factor, cut) for factor in pair)
 
 
 def _damped(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:

@@ -21,40 +21,43 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def inverse(a: jax.Array) -> jax.Array:
-    """The inverses of a stack of positive definite matrices, (…, n, n).
+    """The inverses of a stack of positive definite matrices, (k, n, n).
 
-    >>> a = jnp.asarray([[2.0, 1.0], [1.0, 2.0]])
+    >>> a = jnp.asarray([[[2.0, 1.0], [1.0, 2.0]]])
     >>> bool(jnp.allclose(inverse(a) @ a, jnp.eye(2), atol=1e-5))
     True
     """
-    n = a.shape[-1]
+    return jax.vmap(_inverse)(a)
+
+
+def _inverse(a: jax.Array) -> jax.Array:
+    n = len(a)
     block = min(_BLOCK, _LEAF * -(-n // _LEAF))
     size = block * -(-n // block)
     beyond = (jnp.arange(size) >= n).astype(a.dtype)
-    a = jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, size - n)] * 2) + jnp.diag(beyond)
+    a = jnp.pad(a, (0, size - n)) + jnp.diag(beyond)
     if size == block:
-        return _inverse_of_block(a)[..., :n, :n]
-    rows, columns = a.ndim - 2, a.ndim - 1
+        return _inverse_of_block(a)[:n, :n]
 
     def eliminated(k: jax.Array, a: jax.Array) -> jax.Array:
         at = k * block
-        column = jax.lax.dynamic_slice_in_dim(a, at, block, axis=columns)
-        p = _inverse_of_block(jax.lax.dynamic_slice_in_dim(column, at, block, axis=rows))
-        row = _dot(p, jax.lax.dynamic_slice_in_dim(a, at, block, axis=rows))
+        column = jax.lax.dynamic_slice_in_dim(a, at, block, axis=1)
+        p = _inverse_of_block(jax.lax.dynamic_slice_in_dim(column, at, block))
+        row = _dot(p, jax.lax.dynamic_slice_in_dim(a, at, block))
         is_own = jnp.arange(size)[:, None] // block == k
         column = jnp.where(is_own, 0, column)
-        row_of_inverse = jax.lax.dynamic_update_slice_in_dim(row, p, at, axis=columns)
         a = a - _dot(column, row)
-        a = jax.lax.dynamic_update_slice_in_dim(a, -_dot(column, p), at, axis=columns)
-        return jax.lax.dynamic_update_slice_in_dim(a, row_of_inverse, at, axis=rows)
+        a = jax.lax.dynamic_update_slice_in_dim(a, -_dot(column, p), at, axis=1)
+        row = jax.lax.dynamic_update_slice_in_dim(row, p, at, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(a, row, at, axis=0)
 
-    return jax.lax.fori_loop(0, size // block, eliminated, a)[..., :n, :n]
+    return jax.lax.fori_loop(0, size // block, eliminated, a)[:n, :n]
 
 
 def _inverse_of_block(a: jax.Array) -> jax.Array:
     """A⁻¹ = L⁻ᵀ L⁻¹ with Cholesky's L, for a side of at most 64."""
     w = _inverse_of_lower(jnp.linalg.cholesky(a))
-    return _dot(jnp.swapaxes(w, -1, -2), w)
+    return _dot(w.T, w)
 
 
 def _inverse_of_lower(lower: jax.Array) -> jax.Array:
@@ -62,23 +65,25 @@ def _inverse_of_lower(lower: jax.Array) -> jax.Array:
 
     With D for the blocks on the diagonal, D⁻¹L = I + N, and N⁸ = 0 because there are at most 8.
     """
-    n = lower.shape[-1]
-    many = n // _LEAF
-    tiled = lower.reshape(*lower.shape[:-2], many, _LEAF, many, _LEAF)
-    leaves = jnp.moveaxis(jnp.diagonal(tiled, axis1=-4, axis2=-2), -1, -3)
-    scale = jnp.diagonal(leaves, axis1=-2, axis2=-1)
-    unit = jnp.tril(leaves / scale[..., :, None], -1)
-    leaves = _inverse_of_unit(unit) / scale[..., None, :]
-    places = jnp.eye(many, dtype=lower.dtype)[:, None, :, None]
-    inverse = (places * leaves[..., :, :, None, :]).reshape(lower.shape)
-    is_leaf = jnp.arange(n)[:, None] // _LEAF == jnp.arange(n) // _LEAF
-    rest = jnp.where(is_leaf, 0, _dot(inverse, lower))
+    n = len(lower)
+    leaf = jnp.arange(n) // _LEAF
+    tiled = lower.reshape(-1, _LEAF, n // _LEAF, _LEAF)
+    leaves = jnp.moveaxis(jnp.diagonal(tiled, axis1=0, axis2=2), -1, 0)
+    leaves = jax.vmap(_inverse_of_leaf)(leaves)
+    places = jnp.eye(n // _LEAF, dtype=lower.dtype)[:, None, :, None]
+    inverse = (places * leaves[:, :, None, :]).reshape(n, n)
+    rest = jnp.where(leaf[:, None] == leaf[None, :], 0, _dot(inverse, lower))
     return _dot(_inverse_of_unit(rest), inverse)
+
+
+def _inverse_of_leaf(lower: jax.Array) -> jax.Array:
+    scale = jnp.diagonal(lower)
+    return _inverse_of_unit(jnp.tril(lower / scale[:, None], -1)) / scale[None, :]
 
 
 def _inverse_of_unit(n: jax.Array) -> jax.Array:
     """(I + N)⁻¹ = (I − N)(I + N²)(I + N⁴) for N with N⁸ = 0."""
     square = _dot(n, n)
-    found = jnp.eye(n.shape[-1], dtype=n.dtype) - n
+    found = jnp.eye(len(n), dtype=n.dtype) - n
     found = found + _dot(found, square)
     return found + _dot(found, _dot(square, square))

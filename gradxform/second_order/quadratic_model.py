@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.second_order.random_passes import Linear
+from gradxform.second_order.random_passes import Linear, positive_ratio
 
 _RIDGE = 1e-6  # relative to the curvature along the last step
 _MOST = 1  # |μ|
@@ -38,6 +38,11 @@ class Direction(NamedTuple):
 def direction(at: Linear, d: tree.PyTree) -> Direction:
     pushed = at.push(d)
     return Direction(d, pushed, tree.scale(at.scale, at.bend(pushed)))
+
+
+def relative_curvature(of: Direction) -> jax.Array:
+    """dᵀGd / dᵀd; 0 if it is not positive, or not finite."""
+    return positive_ratio(tree.vdot(of.pushed, of.bent), tree.vdot(of.d, of.d))
 
 
 def model_along(g: tree.PyTree, *directions: Direction) -> Model:

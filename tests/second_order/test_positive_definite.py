@@ -33,7 +33,7 @@ def test_the_inverse_is_as_exact_as_rounding_allows(
 ) -> None:
     a = jnp.asarray(matrix(n, condition, kind, seed), jnp.float32)
     exact = np.linalg.inv(np.asarray(a, np.float64))
-    found = np.asarray(positive_definite.inverse(a), np.float64)
+    found = np.asarray(positive_definite.inverse(a[None])[0], np.float64)
     error = np.linalg.norm(found - exact, 2) / np.linalg.norm(exact, 2)
     assert error < 100 * np.finfo(np.float32).eps * condition
     assert np.linalg.eigvalsh((found + found.T) / 2)[0] > 0
@@ -45,16 +45,16 @@ def test_stacks_and_lanes(n: int) -> None:
     found = jax.jit(positive_definite.inverse)(stack)
     for one, a in zip(found, stack, strict=True):
         np.testing.assert_allclose(one @ a, np.eye(n), atol=2e-3)
-    lanes = jax.vmap(positive_definite.inverse)(stack)
+    lanes = jax.vmap(positive_definite.inverse)(stack[:, None])[:, 0]
     np.testing.assert_allclose(lanes, found, rtol=1e-3, atol=1e-4 * float(jnp.abs(found).max()))
 
 
 @pytest.mark.usefixtures("x64")
 def test_in_float64() -> None:
     a = jnp.asarray(matrix(130, 1e6, "spread", 0))
-    np.testing.assert_allclose(positive_definite.inverse(a) @ a, np.eye(130), atol=1e-8)
+    np.testing.assert_allclose(positive_definite.inverse(a[None])[0] @ a, np.eye(130), atol=1e-8)
 
 
 def test_a_matrix_that_is_not_positive_definite_is_seen() -> None:
     a = jnp.diag(jnp.asarray([1.0] * 70 + [-1.0]))
-    assert not bool(jnp.isfinite(positive_definite.inverse(a)).all())
+    assert not bool(jnp.isfinite(positive_definite.inverse(a[None])).all())
