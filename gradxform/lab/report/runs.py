@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gradxform.lab.experiment import folders
 from gradxform.lab.experiment.folders import FolderError
 from gradxform.lab.experiment.grid import Member
+from gradxform.lab.experiment.kinds import kind_of
 from gradxform.lab.experiment.load import read_config, sweep_members
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.schema import MAX_EPOCHS, Config
@@ -75,7 +76,19 @@ def read_run(folder: str | Path) -> "tuple[Config, Result]":
     of_sweep = "compared_by" in summary
     content = folders.read(path / "config.toml")
     config = read_config(content, str(path / "config.toml"), for_sweep=of_sweep)
+    _check_kind(path / "summary.json", config, summary)
     return config, (_sweep if of_sweep else _race)(path, config, summary)
+
+
+def _check_kind(file: Path, config: Config, summary: Mapping[str, Any]) -> None:
+    """Checks that the summary belongs to the config's kind of task."""
+    measure = summary.get("compared_by", summary.get("ranked_by"))
+    on_data = kind_of(config).has_epochs
+    good = on_data == (measure not in ("value", "work"))
+    _need(good, file, f"it should measure a task of kind {config.task.kind}", measure)
+    if not on_data:
+        surface = config.model_dump()["task"]["surface"]
+        _need(summary["task"] == surface, file, f"task should be {surface}", summary["task"])
 
 
 def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResult":

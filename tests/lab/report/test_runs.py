@@ -224,11 +224,18 @@ FAULTS = [
     ("summary.json", lambda text: "[]", "should be a table"),
     ("summary.json", summarised(task=3), "task should be a name"),
     ("summary.json", summarised(unit="x" * 999), "unit should be a text"),
-    ("summary.json", summarised(ranked_by="cost"), "ranked_by"),
+    ("summary.json", summarised(task="beale"), "task should be saddle"),
+    ("summary.json", summarised(ranked_by="train_loss"), "a task of kind surface"),
+    ("summary.json", summarised(ranked_by="cost"), "a task of kind surface"),
     ("summary.json", summarised(ranked_by=["value"]), "ranked_by"),
     ("summary.json", summarised(ranking=[]), "the config's optimisers"),
     ("summary.json", summarised(ranking=[{"optimizer": "fast"}]), "ranking should name"),
     ("summary.json", summarised(compared_by="work"), "seconds should be a number"),
+    (
+        "summary.json",
+        summarised(compared_by=[], seconds=1.0, compile_seconds=1.0),
+        "a task of kind",
+    ),
     ("metrics.csv", lambda text: text.replace("fast", "slow"), "the config's optimisers"),
     ("metrics.csv", lambda text: text.replace("value", "height"), "should have value"),
     ("metrics.csv", lambda text: text + "fast,1\n", "a value for each column"),
@@ -253,6 +260,13 @@ def test_what_no_run_writes_is_refused_in_a_line(name, change, told, copy):
     assert told in done.stderr
     assert "Traceback" not in done.output
     assert "\x1b" not in done.stderr
+
+
+def test_a_summary_of_a_surface_does_not_fit_a_race_on_data(epochs, tmp_path):
+    shutil.copytree(epochs[0], tmp_path / "x")
+    changed(tmp_path / "x", "summary.json", summarised(ranked_by="value"))
+    with pytest.raises(FolderError, match="a task of kind classification"):
+        load_run(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", ["config.toml", "summary.json", "metrics.csv"])
