@@ -58,6 +58,11 @@ def paths() -> Figure:
     if legend is not None:
         legend.remove()
     axes.lines[-1].set_zorder(3)  # draw the star of the minimum above the paths
+    for words, place, offset in (
+        ("start", surface.start, (-8, 12)),
+        ("minimum", (0, 0), (10, -24)),
+    ):
+        axes.annotate(words, place, textcoords="offset points", xytext=offset)
     for line, (label, (_, point, offset)) in zip(axes.lines, walks.items(), strict=False):
         line.set_markevery(1)
         axes.annotate(
@@ -86,7 +91,7 @@ def second_order() -> Figure:
         "Adam": gx.adam(0.02),
         "nonlinear CG": gx.nonlinear_cg(),
         "BFGS": gx.bfgs(),
-        "Newton–CG": gx.with_line_search(gx.scale_by_newton_cg()),
+        "Newton-CG": gx.with_line_search(gx.scale_by_newton_cg()),
         "trust region": gx.trust_region(),
     }
     start, budgets = jnp.asarray(surface.start), np.unique(np.geomspace(1, 2e4, 90).astype(int)) - 1
@@ -106,7 +111,7 @@ def second_order() -> Figure:
             label=label,
             linewidth=1.5,
             markersize=5,
-            markevery=(i, 8),
+            markevery=(i, 6),
         )
     axes.set(xscale="log", yscale="log", xlim=(0.9, 3e4), ylim=(1e-9, 1e2))
     axes.set_xlabel("evaluations of value and gradient")

@@ -30,7 +30,7 @@ STAR: dict[str, Any] = {
     "linestyle": "none",
 }
 
-_LETTERS = 9  # letters of a title per inch
+_LETTERS = 10  # letters of a title per inch
 _LABEL, _LINES = 28, 4  # letters in a line of a legend, and most lines of a label or a title
 _SMALLEST = 4.0  # the smallest font, in points
 _LEGEND = 0.36  # the largest part of a figure's width that a legend takes
@@ -128,8 +128,9 @@ def limit_and_mark(axes: Axes, curves: Sequence[np.ndarray]) -> None:
     if axes.get_yscale() != "log":
         return
     low, high = axes.get_ylim()
-    few_decades = low > 0 and high < 1e4 * low
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few_decades else (1.0,)))
+    decades = np.log10(high / low) if low > 0 else np.inf
+    digits = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1 else (1, 2, 5) if decades < 4 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
 

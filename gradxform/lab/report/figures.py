@@ -49,7 +49,8 @@ def of_equation(config: Config, result: RaceResult, look: Look = USUAL) -> Figur
 
     yield from of_race(config, result, look)
     title = title_of(config)
-    yield "error", plot_errors(result, title, optimizers=config.optimizers, look=look)
+    if "test_relative_error" in result.histories[0].rows[-1]:
+        yield "error", plot_errors(result, title, optimizers=config.optimizers, look=look)
     if all(history.params is not None for history in result.histories):
         yield "solution", plot_solution(config, result, title, look=look)
 

@@ -84,7 +84,7 @@ def draw_walks(
         raise ValueError("draw_walks: paths is empty; a movie needs at least one optimiser")
     stage = _staged(surface, paths, title, optimizers)
     end = last_move([(walk.points, walk.heights, walk.diverged) for walk in stage.walks], surface)
-    stage.curves.set_xlim(0, max(1, end))
+    stage.curves.set_xlim(0, 1.04 * max(1, end))  # with room for the markers at the ends
     steps = shown_steps(end, most)
     found = windows([walk.points for walk in stage.walks], surface, steps)
     stage.canvas.draw()
@@ -260,7 +260,7 @@ def _head(axes: Axes, style: Style) -> Line2D:
     full = style.fillstyle == "full"
     options = {"markersize": 8, "zorder": 3.5, "color": style.color, "marker": style.marker}
     options |= {"markeredgecolor": "white" if full else style.color}
-    options |= {} if full else {"markerfacecolor": "white"}
+    options |= {} if full else {"markerfacecolor": "white", "markeredgewidth": 2}
     return axes.plot([], [], **options)[0]
 
 

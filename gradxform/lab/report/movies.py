@@ -87,7 +87,7 @@ def gif(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
         hundredths of a second, so some frames may last a hundredth longer than others.
     """
     rate = fps or usual_fps(len(frames))
-    return _written(frames, rate, "movie.gif", _OfOnePalette(rate))
+    return _written(frames, rate, "movie.gif", _OfOnePalette(rate))  # pyright: ignore[reportArgumentType]
 
 
 class _OfOnePalette(PillowWriter):
@@ -123,7 +123,7 @@ def mp4(frames: Sequence[Image.Image], fps: float | None = None) -> bytes:
     rate = fps or usual_fps(len(frames))
     wanted = ["-pix_fmt", "yuv420p", "-movflags", "+faststart"]  # every player can show these
     with matplotlib.rc_context({"animation.ffmpeg_path": ffmpeg()}):
-        writer = FFMpegWriter(rate, codec="libx264", extra_args=wanted)  # pyright: ignore
+        writer = FFMpegWriter(rate, codec="libx264", extra_args=wanted)  # pyright: ignore[reportArgumentType]
         try:
             return _written(frames, rate, "movie.mp4", writer)
         except subprocess.CalledProcessError as error:

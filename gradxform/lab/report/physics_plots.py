@@ -27,7 +27,7 @@ from gradxform.lab.report.drawing import (
     new_figure,
     set_scales,
 )
-from gradxform.lab.report.style import in_words, styles, styles_of
+from gradxform.lab.report.style import BLACK, BLUE, DASHES, WINE, in_words, styles_of
 from gradxform.lab.tasks.physics import solution
 from gradxform.lab.training.outcomes import History, RaceResult
 
@@ -104,9 +104,10 @@ def plot_solution(
     best = min(result.histories, key=_error)
     t, x = np.linspace(0, 1, _TIMES), np.linspace(-1, 1, _PLACES)
     found, exact = _values(config, best, t, x)
-    figure = new_figure(13.0, 3.8, look)
+    figure = new_figure(11.0, 3.6, look)
     panels = figure.subplots(1, 3)
-    mesh = panels[0].pcolormesh(t, x, found.T, cmap="RdBu_r", vmin=-1, vmax=1, rasterized=True)
+    # the usual red and blue would look the same in grey
+    mesh = panels[0].pcolormesh(t, x, found.T, cmap=HEAT, vmin=-1, vmax=1, rasterized=True)
     figure.colorbar(mesh, ax=panels[0], label="u")
     error = np.abs(found - exact)
     least = max(float(np.quantile(error, 0.1)), 1e-12)
@@ -125,17 +126,18 @@ def plot_solution(
 
 def _slices(axes: Axes, t: np.ndarray, x: np.ndarray, found: np.ndarray, exact: np.ndarray) -> None:
     legend: list[tuple[str, Artist]] = []
-    for style, time in zip(styles(len(_SLICES)), _SLICES, strict=True):
+    for color, dash, time in zip((BLACK, BLUE, WINE), DASHES, _SLICES, strict=False):
         at = int(np.argmin(np.abs(t - time)))
         axes.plot(x, exact[at], color="0.75", linewidth=5)
-        look = {"color": style.color, "linestyle": style.linestyle, "linewidth": 1.5}
+        look = {"color": color, "linestyle": dash, "linewidth": 1.5}
         (line,) = axes.plot(x, found[at], **look)
-        legend.append((f"net at t = {time}", line))
+        legend.append((f"t = {time:g}", line))
     (line,) = axes.plot([], [], color="0.75", linewidth=5)
     legend.append(("reference", line))
     axes.set(xlabel="place x", ylabel="u")
-    entitle_panel(axes, "slices", 3.4)
-    legend_of(axes, legend, loc="best", frameon=False, fontsize="small", handlelength=3)
+    entitle_panel(axes, "slices of the solution", 3.4)
+    # the solution is negative there
+    legend_of(axes, legend, loc="upper right", frameon=False, fontsize="small", handlelength=3)
 
 
 def _error(history: History) -> float:

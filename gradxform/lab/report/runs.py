@@ -4,6 +4,7 @@ Everything is checked before it is used: that the files are regular ones of a be
 the rows belong to the optimisers of the config, and that every value is one that can be drawn.
 """
 
+import collections
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradxform.lab.experiment import folders
 from gradxform.lab.experiment.folders import FolderError
+from gradxform.lab.experiment.grid import Member
 from gradxform.lab.experiment.kinds import kind_of
 from gradxform.lab.experiment.load import read_config, sweep_members
 from gradxform.lab.experiment.messages import on_one_line
@@ -74,7 +76,19 @@ def read_run(folder: str | Path) -> "tuple[Config, Result]":
     of_sweep = "compared_by" in summary
     content = folders.read(path / "config.toml")
     config = read_config(content, str(path / "config.toml"), for_sweep=of_sweep)
+    _check_kind(path / "summary.json", config, summary)
     return config, (_sweep if of_sweep else _race)(path, config, summary)
+
+
+def _check_kind(file: Path, config: Config, summary: Mapping[str, Any]) -> None:
+    """Checks that the summary belongs to the config's kind of task."""
+    measure = summary.get("compared_by", summary.get("ranked_by"))
+    on_data = kind_of(config).has_epochs
+    good = on_data == (measure not in ("value", "work"))
+    _need(good, file, f"it should measure a task of kind {config.task.kind}", measure)
+    if not on_data:
+        surface = config.model_dump()["task"]["surface"]
+        _need(summary["task"] == surface, file, f"task should be {surface}", summary["task"])
 
 
 def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResult":
@@ -128,24 +142,44 @@ def _sweep(folder: Path, config: Config, summary: Mapping[str, Any]) -> "SweepRe
     measure = summary["compared_by"]
     known = ("validation_loss", "train_loss", "work")
     _need(measure in known, named, "compared_by should be a measure", measure)
-    members = sweep_members(config)
-    needed = _NEEDED["work"] if measure == "work" else (*_OF_MEMBER, measure)
-    rows = list(_table(file, needed))
-    for number, row in enumerate(rows):
-        good = number < len(members) and row.pop("member", None) == number
-        good = good and row["optimizer"] == members[number].label
-        values = members[number].values if good else {}
-        # a number whose name is taken has a prefix
-        good = good and all(row.get(f"optimizer.{k}", row.get(k)) == x for k, x in values.items())
-        good = good and row.get("epochs", 1) >= 1
-        good = good and _metrics(row) == _metrics(rows[0])
-        _need(good, file, f"line {number + 2} should be member {number} of the config's sweep", row)
-    _need(len(rows) == len(members), file, f"it should hold {len(members)} members", len(rows))
+    rows = list(_table(file, _NEEDED["work"] if measure == "work" else (*_OF_MEMBER, measure)))
+    members = _members(config, rows, file)
     unit, (seconds, compiling) = summary.get("unit", ""), _times(summary)
     costs = _costs(folder / "costs.csv", len(members), measure != "work")
     return SweepResult(
         summary["task"], measure, unit, tuple(members), tuple(rows), costs, seconds, compiling
     )
+
+
+def _members(config: Config, rows: list[dict[str, Any]], file: Path) -> tuple[Member, ...]:
+    """The member of each row; it takes the number of the member out of the row.
+
+    The config that a sweep writes may name its axes in another order than the one it was started
+    with, and random points depend on the order. So the values are those of the rows.
+    """
+    expected = sweep_members(config)
+    axes = {member.label: member.values.keys() for member in expected}
+    counts = collections.Counter(member.label for member in expected)
+    seen: collections.Counter[tuple[str, frozenset[tuple[str, float]]]] = collections.Counter()
+    found = []
+    for number, row in enumerate(rows):
+        label, columns = row["optimizer"], list(row)
+        names = {path: f"optimizer.{path}" for path in axes.get(label, ())}
+        # only a number whose name is taken has the prefix
+        names = {path: name if name in row else path for path, name in names.items()}
+        good = label in axes and all(name in row for name in names.values())
+        ordered = sorted(names, key=lambda path: columns.index(names[path])) if good else []
+        values = {path: row[names[path]] for path in ordered}
+        point = label, frozenset(values.items())
+        good = row.pop("member", None) == number and good
+        good = good and all(type(x) in (int, float) and math.isfinite(x) for x in values.values())
+        good = good and row.get("epochs", 1) >= 1 and _metrics(row) == _metrics(rows[0])
+        _need(good, file, f"line {number + 2} should be member {number} of the config's sweep", row)
+        found.append(Member(label, values, row.get("seed", seen[point])))
+        seen[point] += 1
+    same = counts == collections.Counter(member.label for member in found)
+    _need(same, file, f"it should hold {len(expected)} members", len(found))
+    return tuple(found)
 
 
 def _metrics(row: Mapping[str, Any]) -> list[str]:

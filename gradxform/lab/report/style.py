@@ -8,7 +8,7 @@ and Ito without the yellow, and two dark ones of Tol.
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gradxform.lab.experiment.grid import Table
@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
     "lbfgs": Method("L-BFGS", Style(INDIGO, DASHED, "o")),
     "nonlinear_cg": Method("nonlinear CG", Style(WINE, SOLID, "D")),
     "trust_region": Method("trust region", Style(VERMILION, DASHED, "^")),
-    "levenberg_marquardt": Method("Levenberg–Marquardt", Style(BLUE, DASH_DOT, "X")),
+    "levenberg_marquardt": Method("Levenberg–Marquardt", Style(BLACK, DASH_DOT, "X")),
     "hessian_free": Method("Hessian-free", Style(WINE, DASH_DOT, "p")),
     "kronecker": Method("Kronecker factors", Style(ORANGE, SOLID, "v")),
 }
@@ -111,15 +111,17 @@ def styles(count: int) -> list[Style]:
 
 
 def other_styles() -> Iterator[Style]:
-    """Styles that no method has, without end; the first 24 differ in line style or marker."""
+    """Styles that no method has, without end.
+
+    The first nine differ in colour, and the first 24 in line style or marker.
+    """
     taken = {method.style[:2] for method in METHODS.values()}
     used = {method.style[1:3] for method in METHODS.values()}
-    pairs = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), strict=False)
-    every = dict.fromkeys(itertools.islice(pairs, len(COLOURS) * len(DASHES)))
-    markers = itertools.cycle(MARKERS)
-    for color, dash in itertools.cycle(pair for pair in every if pair not in taken):
-        tried = itertools.islice(markers, len(MARKERS))
-        marker = next((m for m in tried if (dash, m) not in used), next(markers))
+    for number, color in enumerate(itertools.cycle(_from(COLOURS, 1))):
+        dashes = [d for d in _from(DASHES, number) if (color, d) not in taken]
+        markers = _from(MARKERS, number)
+        free = ((dash, mark) for dash in dashes for mark in markers if (dash, mark) not in used)
+        dash, marker = next(free, (dashes[0], markers[0]))
         used.add((dash, marker))
         yield Style(color, dash, marker)
 
@@ -129,7 +131,7 @@ def variant(style: Style, number: int) -> Style:
     if number == 0:
         return style
     dash = DASHES[(DASHES.index(style.linestyle) + number) % len(DASHES)]
-    return Style(_mixed(style.color, 0.15 + 0.15 * number), dash, style.marker, "none")
+    return Style(_mixed(style.color, 0.15 + 0.12 * number), dash, style.marker, "none")
 
 
 def method_of(label: str, table: Table | None = None) -> str | None:
@@ -181,6 +183,12 @@ def _methods_in(value: Any) -> Iterator[str]:
         yield from _methods_in(item)
 
 
+def _from(values: Sequence[Any], number: int) -> list[Any]:
+    """All values, beginning with one of them."""
+    start = number % len(values)
+    return [*values[start:], *values[:start]]
+
+
 def _plain(text: str) -> str:
     return re.sub(r"[\s_‐-―-]", "", text).casefold()
 
@@ -194,7 +202,7 @@ _KNOWN = {
 
 def _mixed(color: str, part: float) -> str:
     """A dark colour with a part of white, or a light one with a part of black."""
-    towards = 1.0 if lightness(color) < 50 else 0.0
+    towards = 1.0 if lightness(color) < 65 else 0.0
     mixed = (round(255 * (c + part * (towards - c))) for c in _rgb(color))
     return "#" + "".join(f"{c:02X}" for c in mixed)
 

@@ -117,10 +117,15 @@ def plot_starts(
     best = [min(own, key=place_of) for own in points_of(result).values()]
     work = [row["work"] for point in best for row in point.rows if row["solved"]]
     norm = LogNorm(min(work, default=1), max(max(work, default=1), 1.01 * min(work, default=1)))
-    figure, panels = panels_of(len(best), min(3, len(best)), (3.8, 3.5), look)
+    columns = min(3, len(best))
+    figure, panels = panels_of(len(best), columns, (3.0, 3.0), look)
     dots = None
-    for axes, point in zip(panels, best, strict=True):
+    for number, (axes, point) in enumerate(zip(panels, best, strict=True)):
         dots = _dots(ground, point, axes, norm)
+        if number % columns == 0:
+            axes.set_ylabel("$y$")
+        if number + columns >= len(best):  # nothing below
+            axes.set_xlabel("$x$")
     assert dots is not None
     bar(figure, panels, dots, result.unit)
     dot = {"marker": "o", "color": "0.5", "markeredgecolor": "black", "linestyle": "none"}
@@ -160,7 +165,7 @@ def contours_of(surface: Surface) -> Callable[[Axes, Any], None]:
         if np.array_equal(part, last):
             return
         last = part
-        x, y = np.meshgrid(*(np.linspace(*side, _GRID) for side in part))
+        x, y = np.meshgrid(*(np.linspace(low, high, _GRID) for low, high in part))
         points = jnp.asarray(np.stack([x, y], axis=-1).reshape(-1, 2), jnp.float32)
         z = np.asarray(value(points), float).reshape(x.shape)
         # contours at equal heights would crowd at the steep rim and leave the valley empty
@@ -198,8 +203,12 @@ def _dots(ground: Surface, point: "Point", axes: Axes, norm: LogNorm) -> Any:
     for x, y in ground.minima:
         axes.plot(x, y, **STAR)
     (left, right), (bottom, top) = ground.bounds
-    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x$", ylabel="$y$")
-    said = ", ".join(f"{path.replace('_', ' ')} {x:.3g}" for path, x in point.values.items())
-    lines = [in_words(point.label), said, f"{good.sum()} of {len(good)} solved"]
-    entitle_panel(axes, "\n".join(filter(None, lines)), 3.4)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    # a number stays in the line of its name
+    values = (
+        f"{path}_{x:.3g}".replace("_", "\N{NO-BREAK SPACE}") for path, x in point.values.items()
+    )
+    solved = f"{good.sum()} of {len(good)} solved"
+    lines = [in_words(point.label), solved, ", ".join(values)]
+    entitle_panel(axes, "\n".join(filter(None, lines)), 2.7)
     return dots

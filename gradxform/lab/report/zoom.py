@@ -62,7 +62,7 @@ def windows(
     The movie begins with the whole picture, and zooms in when the walks fit into half of the part.
     """
     low, high = np.transpose(surface.bounds).astype(float)
-    goal = (*((low + high) / 2).tolist(), 0.0)
+    goal: tuple[float, ...] = (*((low + high) / 2).tolist(), 0.0)
     goals = [goal] * _GLIDE
     for corners in _rests(paths, steps, low, high):
         box = _box_from(corners, low, high)

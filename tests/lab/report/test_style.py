@@ -108,6 +108,7 @@ def test_other_labels_have_styles_that_no_method_has():
     without_colour = [(str(s.linestyle), s.marker) for s in styles(24)]
     without_colour += [(str(m.style.linestyle), m.style.marker) for m in METHODS.values()]
     assert len(set(without_colour)) == len(without_colour)
+    assert len({style.color for style in styles(len(COLOURS))}) == len(COLOURS)
     assert styles_of(["mine", "adam", "yours"])["yours"] == styles(2)[1]
 
 
