@@ -87,8 +87,9 @@ def _check_kind(file: Path, config: Config, summary: Mapping[str, Any]) -> None:
     good = on_data == (measure not in ("value", "work"))
     _need(good, file, f"it should measure a task of kind {config.task.kind}", measure)
     if not on_data:
-        surface = config.model_dump()["task"]["surface"]
-        _need(summary["task"] == surface, file, f"task should be {surface}", summary["task"])
+        task = config.model_dump()["task"]
+        name = task.get("surface") or task["model"]
+        _need(summary["task"] == name, file, f"task should be {name}", summary["task"])
 
 
 def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResult":
