@@ -127,7 +127,7 @@ def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResu
 
 def _estimates(file: Path, summary: Mapping[str, Any]) -> dict[str, float]:
     """The parameters of the best fit, by name."""
-    rows = summary.get("estimates")
+    rows = summary.get("estimates") or []
     _need(isinstance(rows, list) and rows, file, "estimates should be a list", rows)
     for row in rows:
         good = isinstance(row, dict) and isinstance(row.get("parameter"), str)
