@@ -111,7 +111,7 @@ def test_a_race_is_read_back_as_it_was(walk, epochs):
     for folder, result in (walk, epochs):
         found = load_run(folder)
         assert isinstance(found, RaceResult)
-        assert (found.name, found.measure, found.unit) == result[:2] + result[3:]
+        assert (found.name, found.measure, found.unit) == result[:2] + result[3:4]
         for one, other in zip(found.histories, result.histories, strict=True):
             assert one.label == other.label
             assert (one.diverged, one.compile_seconds) == (other.diverged, other.compile_seconds)
