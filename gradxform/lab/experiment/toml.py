@@ -153,8 +153,6 @@ def _value(text: str) -> Any:
     return parsed["value"] if parsed.keys() == {"value"} else text
 
 
-
-
 def _written(value: Any) -> str:
     match value:
         case bool():
