@@ -33,6 +33,8 @@ from gradxform.lab.report import movies
 from gradxform.lab.tasks.surfaces import SURFACES
 from gradxform.lab.training import race as train
 from gradxform.lab.training import sweep
+from gradxform.lab.training.settings import collecting
+from gradxform.lab.training.surfaces import make_walk
 
 CASES = int(os.environ.get("GRADXFORM_FUZZ", "600"))  # 10000 for a long look
 TEXTS = {name: path.read_bytes() for name, path in shipped_configs().items()}
@@ -365,8 +367,8 @@ def trace(config):
     """Traces a walk of each optimiser, as a race does before anything is run."""
     problems, surface = [], SURFACES["quadratic"]
     for label, tx in build_all(config.optimizers).items():
-        with train.collecting(problems, f"optimizers.{label}"):
-            jax.eval_shape(train.make_walk(surface.fn, tx, 1), jnp.ones(2))
+        with collecting(problems, f"optimizers.{label}"):
+            jax.eval_shape(make_walk(surface.fn, tx, 1), jnp.ones(2))
     if problems:
         raise ConfigError("x", problems)
     return config
