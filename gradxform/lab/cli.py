@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import gradxform
-from gradxform.lab.commands import endings, listing
+from gradxform.lab.commands import completing, endings, listing
 from gradxform.lab.commands.movie import movie as draw_movie
 from gradxform.lab.commands.request import Request
 from gradxform.lab.commands.resume import resume as run_more
@@ -44,25 +44,25 @@ gradxform resume FOLDER --epochs 100       more epochs of a run
 app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-ConfigName = Annotated[
-    str, typer.Argument(help="A TOML file or the name of a shipped config.", show_default=False)
-]
-ConfigNameOrNone = Annotated[
-    str | None,
-    typer.Argument(help="A TOML file or the name of a shipped config.", show_default=False),
-]
+_CONFIG = typer.Argument(
+    help="A TOML file or the name of a shipped config.",
+    show_default=False,
+    autocompletion=completing.configs,
+)
+ConfigName = Annotated[str, _CONFIG]
+ConfigNameOrNone = Annotated[str | None, _CONFIG]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
         help="Change a value of the config, such as training.epochs=5. Repeatable.",
+        autocompletion=completing.settings,
     ),
 ]
 DataDir = Annotated[

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -103,27 +103,22 @@ def last_snapshot(
 
 
 def ended_states(
-    resumed: Resumed,
-    labels: Iterable[str],
-    finished: Mapping[str, bool],
-    say: Callable[[str], None],
+    folder: Path, numbers: Mapping[str, int], say: Callable[[str], None]
 ) -> "dict[str, Snapshot]":
-    """The states of optimisers at their ends, by label.
+    """The states of optimisers at their ends, by label, as far as they are kept.
 
     Args:
-      resumed: the run.
-      labels: the labels of all optimisers, in order.
-      finished: for the labels in the checkpoint, whether it has all epochs that are wanted now.
+      folder: the folder of the run.
+      numbers: by label, the number of the optimiser in the config, counted from 0.
       say: prints a message.
     """
     from gradxform.lab.training import checkpoints
 
+    places = {label: ended_folder(folder, number) for label, number in numbers.items()}
     found = {}
-    for number, label in enumerate(labels):
-        place = ended_folder(resumed.folder, number)
-        if finished.get(label) or not folders.is_folder(place.parent):
-            continue
-        if (kept := checkpoints.newest(place, say)) is not None:
+    for label, place in places.items():
+        kept = checkpoints.newest(place, say) if folders.is_folder(place.parent) else None
+        if kept is not None:
             found[label] = kept[0]
     return found
 

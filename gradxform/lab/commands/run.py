@@ -65,19 +65,27 @@ def _begun(
     from gradxform.lab.training.records import ended_rows, race_rows
 
     config, snapshot = experiment.config, resumed.snapshot
+    if snapshot is None:
+        return [], {}
     lengths = {label: kind_of(config).rows(config, label) for label in config.optimizers}
-    rows = [] if snapshot is None else race_rows(snapshot.told, lengths)
-    of_label = {label: [pair for pair in rows if pair[0] == label] for label in lengths}
-    finished = {label: len(of_label[label]) == lengths[label] for label in lengths}
-    ended = resuming.ended_states(resumed, lengths, finished, say) if snapshot else {}
+    rows_of: dict[str, list[tuple[str, Row]]] = {label: [] for label in lengths}
+    for label, row in race_rows(snapshot.told, lengths):
+        rows_of[label].append((label, row))
+    labels = [label for label, rows in rows_of.items() if rows]
+    going_on = labels[-1] if snapshot.told["goes_on"] else None
+    more = {  # those that may train on from the end of what they had
+        label: number
+        for number, (label, length) in enumerate(lengths.items())
+        if (label != going_on or resumed.is_longer) and len(rows_of[label]) < length
+    }
+    ended = resuming.ended_states(resumed.folder, more, say)
+    for label in labels if resumed.is_longer else ():
+        if label in more and label not in (going_on, *ended):
+            resuming.lacks_end(resumed.folder, label)
     for label, kept in ended.items():
         own = ended_rows(kept.told, label, lengths[label])
-        of_label[label] = max(of_label[label], own, key=len)
-    going_on = rows[-1][0] if snapshot is not None and snapshot.told["goes_on"] else None
-    for label, _ in rows if resumed.is_longer else ():
-        if label != going_on and not finished[label] and label not in ended:
-            resuming.lacks_end(resumed.folder, label)
-    return [pair for own in of_label.values() for pair in own], ended
+        rows_of[label] = max(rows_of[label], own, key=len)
+    return [pair for rows in rows_of.values() for pair in rows], ended
 
 
 def _on_devices(experiment: "Experiment", data: Any, devices: "Devices | None") -> Any:
