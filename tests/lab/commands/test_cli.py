@@ -1,6 +1,8 @@
 """The command line: what it prints and keeps, how it fails, and that it answers without JAX."""
 
 import csv
+import functools
+import io
 import json
 import os
 import re
@@ -14,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import gradxform
 from gradxform.lab import cli
 from gradxform.lab.cli import app
+from gradxform.lab.commands import progress
 from gradxform.lab.experiment.experiment import prepared
 from gradxform.lab.experiment.load import ConfigError, load_config, parse_config, shipped_configs
 from gradxform.lab.experiment.messages import plain
@@ -517,6 +521,17 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     told = fails("sweep", "digits_race", *args)
     assert "No space left on device" in told
     assert "members.csv" in told
+
+
+def test_the_bars_show_the_remaining_time(monkeypatch):
+    text = io.StringIO()
+    on_terminal = functools.partial(Console, file=text, force_terminal=True, width=120)
+    monkeypatch.setattr(progress, "Console", lambda **options: on_terminal())
+    config = load_config("digits_race", ["training.epochs=3", TWO])
+    row = {"epoch": 1, "cost": 0.5}
+    with progress.of_race(config, False, [("sgd", row), ("sgd", row)]):
+        pass
+    assert re.search(r"sgd.*2/3.*cost 0\.5.*remaining", text.getvalue())
 
 
 # -- where it runs

@@ -1,11 +1,13 @@
 """``gradxform resume``: more of a run, to the same numbers as if it had been asked for at once."""
 
 import csv
+import json
 import shutil
 import tomllib
 
 import pytest
 
+from gradxform.lab.training import checkpoints
 from gradxform.lab.training import race as train
 from tests.lab.commands.test_cli import fails, invoke
 
@@ -110,6 +112,27 @@ def test_without_its_last_state_it_cannot(short, tmp_path):
     shutil.rmtree(short / "checkpoints")
     assert f"{short} has no usable checkpoint: to train" in fails("resume", short, "--epochs", 5)
     assert (short / "config.toml").read_bytes() == before
+    assert (short / "summary.json").is_file()
+
+
+def test_a_state_at_the_end_is_checked(short):
+    """It may come from somebody else, as the whole folder may."""
+    (place,) = (short / "ended" / "0000").iterdir()
+    kept = json.loads((place / "told.json").read_text())
+    history = kept["told"]["history"]
+    rows = [{**row, "epoch": "1"} for row in history["rows"]]
+    for wrong in (
+        {"history": 3},
+        {"is_lost": 1},
+        {"history": {**history, "rows": []}},
+        {"history": {**history, "rows": rows}},
+        {"history": {**history, "rows": 9 * history["rows"]}},
+        {"history": {**history, "label": "adam"}},
+    ):
+        (place / "told.json").write_text(json.dumps(kept | {"told": kept["told"] | wrong}))
+        (place / "manifest.json").write_text(json.dumps(checkpoints.digests_of(place)))
+        told = fails("resume", short, "--epochs", 5)
+        assert "another version has written it" in told or "it is of the optimisers adam" in told
     assert (short / "summary.json").is_file()
 
 
