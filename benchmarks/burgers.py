@@ -96,6 +96,7 @@ def _problem(task: Task) -> tuple[Any, Any, Callable[[Any], jax.Array]]:
     x, y = (jnp.asarray(part) for part in (task.train.x, task.train.y))
     batch, key = Batch(x, y, jnp.ones(len(x))), jax.random.key(0)
     plain, curved = (objective(task, batch, key, for_curvature=c) for c in (False, True))
+    assert task.test is not None
     test = to_device(task.test)
     return plain, curved, jax.jit(lambda params: evaluate(task, params, test)["relative_error"])
 

@@ -60,6 +60,7 @@ def bare_epoch(params: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple
 def main() -> int:
     data = load("mnist", sys.argv[1]) if len(sys.argv) > 1 else noise()
     task = make_task(data, "keras_mlp")
+    assert task.test is not None
     tx, train, test = gx.sgd(RATE), to_device(task.train), to_device(task.test)
     params = task.init(jax.random.key(0))
 

@@ -129,6 +129,7 @@ def mlp(data_dir: Path | None) -> Case:
 
 def cnn(batch_size: int, updates: int, data_dir: Path | None) -> Case:
     data = images(data_dir)
+    assert data.test is not None
     if data.train.x.shape[1] == 28:
         parts = (part._replace(x=halved(part.x)) for part in (data.train, data.test))
         data = data._replace(train=next(parts), test=next(parts))

@@ -51,6 +51,7 @@ def examples(data_dir: Path | None, size: int) -> Dataset:
     """The first images of MNIST, or noise; few to evaluate on."""
     if data_dir is not None:
         data = load("mnist", data_dir)
+        assert data.test is not None
         train, test = (Split(s.x[:n], s.y[:n]) for s, n in ((data.train, size), (data.test, 512)))
         return data._replace(train=train, test=test)
     rng = np.random.default_rng(0)

@@ -20,7 +20,9 @@ from gradxform.lab.commands.resume import resume as run_more
 from gradxform.lab.commands.run import run as run_race
 from gradxform.lab.commands.show import show as show_config
 from gradxform.lab.commands.sweep import sweep as run_sweep
+from gradxform.lab.experiment import own_files
 from gradxform.lab.experiment.messages import replace_what_cannot_be_shown
+from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import leave_at_once
 
 HELP = """Compare the optimisation methods of a deep-learning lecture on real data.
@@ -65,10 +67,34 @@ Settings = Annotated[
         autocompletion=completing.settings,
     ),
 ]
+
+
+def _run_own_files(context: typer.Context, paths: list[Path] | None) -> None:
+    """Runs the files of ``--with`` before the command, so that it knows their names."""
+    if context.resilient_parsing:
+        return
+    try:
+        own_files.load(paths or [])
+    except ConfigError as error:
+        endings.fail(str(error))
+
+
+With = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="FILE.py",
+        help="A Python file that registers your own data sets, models, tasks, surfaces or methods. "
+        "It is run. Repeatable.",
+        callback=_run_own_files,
+        show_default=False,
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with the files of the data sets. Default: $GRADXFORM_DATA, else a download.",
+        help="Folder with the files of the data sets, and of task.file. Default: $GRADXFORM_DATA, "
+        "else a download; for task.file the working directory.",
         show_default=False,
     ),
 ]
@@ -160,6 +186,7 @@ def run(
     resume: Resume = None,
     tensorboard: Tensorboard = False,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Train a config's optimisers on its task and compare them.
 
@@ -191,6 +218,7 @@ def sweep(
     quiet: Quiet = False,
     resume: Resume = None,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Train each optimiser with many hyperparameters and seeds at once.
 
@@ -227,6 +255,7 @@ def movie(
         ),
     ] = None,
     out: Out = None,
+    with_: With = None,
 ) -> None:
     """Animate a config's optimisers on a surface with two parameters.
 
@@ -260,6 +289,7 @@ def resume(
     quiet: Quiet = False,
     tensorboard: Tensorboard = False,
     distributed: Distributed = None,
+    with_: With = None,
 ) -> None:
     """Continue an interrupted run or sweep, or train a run for more epochs.
 
@@ -275,7 +305,7 @@ def resume(
 
 
 @app.command()
-def show(config: ConfigName, set_: Settings = None) -> None:
+def show(config: ConfigName, set_: Settings = None, with_: With = None) -> None:
     """Print a config with every key, its meaning and its default, ready to edit.
 
     \b
@@ -288,6 +318,7 @@ def show(config: ConfigName, set_: Settings = None) -> None:
 @app.command("list")
 def list_(
     what: Annotated[Listed | None, typer.Argument(help="Default: all three.")] = None,
+    with_: With = None,
 ) -> None:
     """List the methods, tasks and configs that you can use."""
     shown = [what] if what else list(Listed)

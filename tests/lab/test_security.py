@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import gradxform
 from gradxform.lab.cli import app
-from gradxform.lab.data import formats
+from gradxform.lab.data import downloads, formats
 from gradxform.lab.data import sets as data
 from gradxform.lab.data.sets import DataError
 from gradxform.lab.experiment.load import ConfigError, parse_config
@@ -97,7 +97,7 @@ def test_addresses_are_https():
 
 
 def test_every_download_is_pinned():
-    for source in data._SOURCES.values():
+    for source in downloads.SOURCES.values():
         assert source.mirrors
         assert all(re.fullmatch(r"https://[a-z0-9.-]+/\S*/", mirror) for mirror in source.mirrors)
         digests = [*source.downloads.values(), *filter(None, source.contents.values())]
@@ -107,7 +107,7 @@ def test_every_download_is_pinned():
         assert all(re.fullmatch(r"[\w.-]+", name) and ".." not in name for name in names)
 
 
-NAMES = [f"cifar-10-batches-bin/{name}" for name in data._SOURCES["cifar10"].contents]
+NAMES = [f"cifar-10-batches-bin/{name}" for name in downloads.SOURCES["cifar10"].contents]
 RECORD = bytes(formats.CIFAR10_RECORD)
 
 
@@ -138,7 +138,7 @@ def unpack(folder, content):
     file.write_bytes(content)
     before = sorted(folder.rglob("*"))
     try:
-        return data._unpack(file, data._SOURCES["cifar10"])
+        return downloads._unpack(file, downloads.SOURCES["cifar10"])
     finally:
         assert sorted(folder.rglob("*")) == before
 
@@ -179,7 +179,7 @@ def test_damage_to_an_archive_is_told(tmp_path):
 
 @pytest.mark.parametrize("where", ["before", "in", "header"])
 def test_a_decompression_bomb_takes_bounded_memory(tmp_path, monkeypatch, where):
-    monkeypatch.setattr(data, "_LARGEST", 2 * 10**6)
+    monkeypatch.setattr(downloads, "_LARGEST", 2 * 10**6)
     bomb = bytes(50 * 10**6)
     members = {
         "before": [member("bomb", bomb), *whole()],
@@ -193,8 +193,8 @@ def test_a_decompression_bomb_takes_bounded_memory(tmp_path, monkeypatch, where)
 
 
 def test_a_bomb_among_the_files_takes_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_LARGEST", 2 * 10**6)
-    for name in data._SOURCES["mnist"].contents:
+    monkeypatch.setattr(downloads, "_LARGEST", 2 * 10**6)
+    for name in downloads.SOURCES["mnist"].contents:
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(bytes(50 * 10**6), 1))
     with peak_below(10**7), pytest.raises(DataError, match=r"ubyte.gz: expected at most 2000000 b"):
         data.load("mnist", tmp_path)
@@ -216,8 +216,8 @@ class peak_below:
 
 
 def test_the_limit_is_beyond_every_file():
-    assert data._LARGEST > 60_000 * 28 * 28 + 16
-    assert data._LARGEST > 6 * (data._CIFAR10_BATCH + 2 * tarfile.RECORDSIZE)
+    assert downloads._LARGEST > 60_000 * 28 * 28 + 16
+    assert downloads._LARGEST > 6 * (data._CIFAR10_BATCH + 2 * tarfile.RECORDSIZE)
 
 
 # -- packages

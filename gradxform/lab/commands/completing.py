@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from gradxform.lab.experiment import keys
 from gradxform.lab.experiment.catalogue import PACKAGES, methods
-from gradxform.lab.experiment.kinds import KINDS
+from gradxform.lab.experiment.kinds import kinds
 from gradxform.lab.experiment.load import shipped_configs
 
 
@@ -37,7 +37,7 @@ def settings(incomplete: str) -> list[str]:
 
 def _keys() -> Iterator[str]:
     """The dotted keys of all kinds of config, without those below a label."""
-    todo = [("", kind.schema) for kind in KINDS.values()]
+    todo = [("", kind.schema) for kind in kinds().values()]
     while todo:
         path, table = todo.pop()
         for key, field in table.model_fields.items():

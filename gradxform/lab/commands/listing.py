@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradxform.lab.experiment.catalogue import PACKAGES, curvatures, methods
+from gradxform.lab.experiment.registry import find, named
 
 #: How long each shipped config takes on two CPU cores, by its own command.
 TIMES = {
@@ -36,7 +37,8 @@ def list_methods() -> None:
     """The methods, schedules, curvatures and preconditioners that a config can name."""
     title = "Methods; arguments in [brackets] are optional"
     table = Table("method", "arguments", "description", title=escape(title), title_justify="left")
-    for method in methods("gradxform"):
+    own = (found.signature for name in named("method") if (found := find("method", name)))
+    for method in (*methods("gradxform"), *own):
         arguments = ", ".join(
             name if argument.required else f"[{name}]"
             for name, argument in method.arguments.items()
@@ -68,8 +70,12 @@ def list_tasks() -> None:
     table = Table("task.kind", "choices", title="Tasks", title_justify="left")
     for kind, choices in config.task_choices().items():
         lines = (f"{key}: {', '.join(values)}" for key, values in choices.items())
-        table.add_row(kind, "\n".join(lines))
+        own = find("task", kind)
+        keys = ", ".join(own.signature.arguments) if own else ""
+        table.add_row(kind, "\n".join(lines) or (keys and f"keys: {keys}"))
     _print(table)
+    if loggers := named("logger"):
+        _print(f"\nLoggers, as --log NAME: {', '.join(loggers)}")
 
 
 def list_configs() -> None:

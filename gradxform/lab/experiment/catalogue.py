@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from gradxform.lab.experiment import registry
 from gradxform.lab.experiment.signatures import (
     Argument,
     Signature,
@@ -87,6 +88,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def find(name: str, kind: str) -> Signature | None:
+    own = registry.find("method", name) if kind == "method" else None
+    if own is not None:
+        return own.signature
     package, function = split_name(name)
     if package not in PACKAGES or function not in public_names(package):
         return None
@@ -101,6 +105,7 @@ def unknown(name: str, kind: str) -> str:
         hint = f", did you mean {same_name[0]!r}?"
     elif package in PACKAGES:
         valid = [f.name.rpartition(".")[2] for f in methods(package, kind)]
+        valid += registry.named(kind) if kind == "method" and "." not in name else ()
         near = difflib.get_close_matches(function, valid, n=1)
         prefix = f"{package}." if "." in name else ""
         hint = f", did you mean {prefix + near[0]!r}?" if near else ""

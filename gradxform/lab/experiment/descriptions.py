@@ -35,6 +35,10 @@ def describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             choices = get_args(optional[0] if optional else annotation)
             hint = suggest(value, choices) if isinstance(value, str) else ""
             return Problem(path, f"should be {either(choices)}, found {value!r}{hint}")
+        case "name":
+            told = error.get("ctx", {})
+            hint = suggest(value, told["names"]) if isinstance(value, str) else ""
+            return Problem(path, f"should be {told['wanted']}, found {value!r}{hint}")
         case "string_pattern_mismatch":
             if path in ("title", "output.folder"):
                 wanted = "name a folder" if path == "output.folder" else PLAIN

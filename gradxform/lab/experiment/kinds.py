@@ -8,12 +8,15 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from gradxform.lab.experiment import registry
 from gradxform.lab.experiment.schema import (
     AutoencoderConfig,
     ClassificationConfig,
     Config,
     LanguageConfig,
+    OwnConfig,
     PhysicsConfig,
+    RegressionConfig,
     SurfaceConfig,
 )
 
@@ -69,7 +72,8 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "classification": Kind(ClassificationConfig),
+    "classification": Kind(ClassificationConfig, data="gradxform.lab.data.own:data_of"),
+    "regression": Kind(RegressionConfig, data="gradxform.lab.data.own:data_of"),
     "autoencoder": Kind(AutoencoderConfig),
     "language": Kind(LanguageConfig),
     "physics": Kind(
@@ -95,9 +99,19 @@ KINDS: dict[str, Kind] = {
 }
 
 
+_OWN = Kind(
+    OwnConfig, data="gradxform.lab.tasks.own:made_by_user", task="gradxform.lab.tasks.own:as_it_is"
+)
+
+
+def kinds() -> dict[str, Kind]:
+    """Our kinds of task, and those that users registered."""
+    return KINDS | dict.fromkeys(registry.named("task"), _OWN)
+
+
 def kind_of(config: Config) -> Kind:
     """The row of a config's kind of task."""
-    return KINDS[config.task.kind]
+    return KINDS.get(config.task.kind, _OWN)
 
 
 def at(place: Place) -> Callable[..., Any]:

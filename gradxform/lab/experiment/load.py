@@ -14,17 +14,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import PlainValidator, ValidationError
+from pydantic.fields import FieldInfo
 
-from gradxform.lab.experiment import grid, methods, toml
+from gradxform.lab.experiment import grid, methods, own_files, toml
 from gradxform.lab.experiment.descriptions import describe
 from gradxform.lab.experiment.folders import MOST_TEXT
-from gradxform.lab.experiment.kinds import KINDS, kind_of
+from gradxform.lab.experiment.kinds import kind_of, kinds
+from gradxform.lab.experiment.own_parts import check_own_parts
 from gradxform.lab.experiment.problems import CONTROL, PLAIN, ConfigError, Problem, either, suggest
 from gradxform.lab.experiment.schema import (
     MAX_WIDTH,
     SECTIONS,
     Config,
+    Names,
     SurfaceConfig,
     SurfaceSweep,
     Sweep,
@@ -53,6 +56,7 @@ _RATE = _Option(
     "a rate of at least 0 and below 1", lambda value: type(value) in (int, float) and 0 <= value < 1
 )
 _MODEL_OPTIONS: dict[str, dict[str, _Option]] = {
+    "linear": {},
     "logistic": {},
     "keras_mlp": {"hidden": _WIDTH},
     "mlp": {"hidden": _WIDTHS, "input_dropout": _RATE, "dropout": _RATE},
@@ -139,15 +143,16 @@ def parse_config(
     if deep:  # too deep for the recursion of the checks
         message = f"tables or lists are nested more than {MAX_DEPTH} levels deep"
         raise ConfigError(source, [*found, *(Problem(key, message) for key in deep)])
-    task = table.get("task")
+    table = own_files.with_digests(table)
+    task, known = table.get("task"), kinds()
     kind = task.get("kind") if isinstance(task, Mapping) else None
-    if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in KINDS):
-        hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
+    if isinstance(task, Mapping) and not (isinstance(kind, str) and kind in known):
+        hint = suggest(kind, known) if isinstance(kind, str) else ""
         given = f"found {kind!r}{hint}" if "kind" in task else "but is missing"
-        found.append(Problem("task.kind", f"should be {either(KINDS)}, {given}"))
+        found.append(Problem("task.kind", f"should be {either(known)}, {given}"))
     # if the kind is misspelt, check the rest against the nearest kind
-    meant = difflib.get_close_matches(kind, KINDS, n=1) if isinstance(kind, str) else []
-    schema = KINDS[meant[0] if meant else "classification"].schema
+    meant = difflib.get_close_matches(kind, known, n=1) if isinstance(kind, str) else []
+    schema = known[meant[0] if meant else "classification"].schema
     config = None
     try:
         config = schema.model_validate(table)
@@ -161,10 +166,12 @@ def parse_config(
     checks: list[Iterable[Problem]] = [_check_optimizers(table), _check_override_labels(table)]
     if isinstance(task, Mapping):
         checks.append(_check_model_options(task, _default_model(schema) if meant else None))
+        checks.append(check_own_parts(task))
     if for_sweep:
         checks += [_check_axes(table), _check_sweep(config) if config is not None else ()]
     found += (problem for check in checks for problem in itertools.islice(check, _MOST_PROBLEMS))
     if found or config is None:
+        own_files.require(table)
         raise ConfigError(source, found)
     return config
 
@@ -237,14 +244,19 @@ def task_choices() -> dict[str, dict[str, tuple[str, ...]]]:
     {'surface': ('quadratic', 'rosenbrock', 'beale', 'saddle')}
     """
     choices: dict[str, dict[str, tuple[str, ...]]] = {}
-    for name, kind in KINDS.items():
-        task = kind.schema.model_fields["task"].annotation
-        choices[name] = {
-            key: get_args(field.annotation)
-            for key, field in task.model_fields.items()
-            if get_origin(field.annotation) is Literal and key != "kind"
-        }
+    for name, kind in kinds().items():
+        fields = kind.schema.model_fields["task"].annotation.model_fields.items()
+        found = {key: _choices(field) for key, field in fields if key != "kind"}
+        choices[name] = {key: names for key, names in found.items() if names}
     return choices
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """The names that a key accepts, if it accepts no other values."""
+    if get_origin(field.annotation) is Literal:
+        return get_args(field.annotation)
+    checks = (part.func for part in field.metadata if isinstance(part, PlainValidator))
+    return next((check.known() for check in checks if isinstance(check, Names)), ())
 
 
 def find_config(path: str | Path) -> Path:

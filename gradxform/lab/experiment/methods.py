@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gradxform.lab.experiment import registry
 from gradxform.lab.experiment.catalogue import (
     METHOD,
     RETURNS,
@@ -74,6 +75,31 @@ def check(table: Table, path: str) -> Iterator[Problem]:
                 yield Problem(where, f"should be {METHOD}, found {link!r}")
 
 
+def check_arguments(function: Signature, arguments: Table, path: str) -> Iterator[Problem]:
+    """Checks the arguments of a call against the function's signature.
+
+    Args:
+      function: the signature.
+      arguments: the arguments by name.
+      path: their place in the config.
+    """
+    for key, value in arguments.items():
+        argument = function.arguments.get(key)
+        if argument is None:
+            hint = suggest(key, function.arguments)
+            takes = "" if hint else f"; it takes {', '.join(function.arguments) or 'none'}"
+            message = f"unknown argument of {function.name}{hint}{takes}"
+            yield Problem(f"{path}.{key}", message)
+        else:
+            problems = list(_check_value(value, argument, f"{path}.{key}"))
+            yield from problems or _check_interval(value, function, key, f"{path}.{key}")
+    for key, argument in function.arguments.items():
+        if argument.required and key not in arguments:
+            kinds = expected_by(argument)
+            message = f"missing: {function.name} needs it" + (f" ({kinds})" if kinds else "")
+            yield Problem(f"{path}.{key}", message)
+
+
 def build_all(tables: Mapping[str, Table]) -> "dict[str, optax.GradientTransformationExtraArgs]":
     """The gradient transformations of a config's ``optimizers``, by label.
 
@@ -119,23 +145,8 @@ def _check_call(table: Table, path: str, kind: str) -> Iterator[Problem]:
     if function.variadic:
         yield Problem(f"{path}.{kind}", f"{function.name}: write chain = [...] instead")
         return
-    for key, value in table.items():
-        if key == kind:
-            continue
-        argument = function.arguments.get(key)
-        if argument is None:
-            hint = suggest(key, function.arguments)
-            takes = "" if hint else f"; it takes {', '.join(function.arguments) or 'none'}"
-            message = f"unknown argument of {function.name}{hint}{takes}"
-            yield Problem(f"{path}.{key}", message)
-        else:
-            problems = list(_check_value(value, argument, f"{path}.{key}"))
-            yield from problems or _check_interval(value, function, key, f"{path}.{key}")
-    for key, argument in function.arguments.items():
-        if argument.required and key not in table:
-            kinds = expected_by(argument)
-            message = f"missing: {function.name} needs it" + (f" ({kinds})" if kinds else "")
-            yield Problem(f"{path}.{key}", message)
+    arguments = {key: value for key, value in table.items() if key != kind}
+    yield from check_arguments(function, arguments, path)
 
 
 def _check_value(value: Any, argument: Argument, path: str) -> Iterator[Problem]:
@@ -223,6 +234,9 @@ def _build(value: Any, path: str) -> Any:
 def _call(name: str, arguments: Table, path: str) -> Any:
     package, function = split_name(name)
     values = {key: _build(value, f"{path}.{key}") for key, value in arguments.items()}
+    own = registry.find("method", name)
+    if own is not None:
+        return _call_own(own, values, path)
     found = signature(package, function)
     for key, argument in found.arguments.items() if found else ():
         if key in values and takes_curvature(argument.annotation):
@@ -236,3 +250,15 @@ def _call(name: str, arguments: Table, path: str) -> Any:
         if found and found[1] in arguments:
             path, message = f"{path}.{found[1]}", function + message[message.index("(") :]
         raise ConfigError("optimiser", [Problem(path, message)]) from error
+
+
+def _call_own(own: registry.Entry, arguments: Table, path: str) -> Any:
+    try:
+        made = own.make(**arguments)
+    except Exception as error:  # what a user's function raises is unknown
+        said = registry.in_own_words(error, own.make)
+        raise ConfigError("optimiser", [Problem(path, said)]) from error
+    if not all(callable(getattr(made, name, None)) for name in ("init", "update")):
+        message = f"{own.name} should return a gradient transformation, found {made!r:.200}"
+        raise ConfigError("optimiser", [Problem(path, message)])
+    return made

@@ -1,6 +1,6 @@
 """The tables of a config, with their keys, bounds and defaults."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -8,10 +8,11 @@ from pydantic import (
     Field,
     PlainValidator,
     StringConstraints,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from gradxform.lab.experiment import grid
+from gradxform.lab.experiment import grid, registry
 from gradxform.lab.experiment.problems import CONTROL
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -67,8 +68,31 @@ def _widths(value: Any) -> tuple[int, ...]:
     )
 
 
+class Names(NamedTuple):
+    """The names that a key accepts: ours, and those that users registered."""
+
+    kind: str  #: kind of the users' names, see :mod:`gradxform.lab.experiment.registry`
+    ours: tuple[str, ...]
+
+    def known(self) -> tuple[str, ...]:
+        return registry.choices(self.kind, self.ours)
+
+    def __call__(self, value: Any) -> str:
+        names = self.known()
+        if isinstance(value, str) and value in names:
+            return value
+        *most, last = map(repr, names) if names else ["a name that a --with file registers"]
+        wanted = f"{', '.join(most)} or {last}" if most else last
+        raise PydanticCustomError("name", "{wanted}", {"wanted": wanted, "names": names})
+
+
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def is_own(dataset: object) -> bool:
+    """Whether a user has registered a data set of this name."""
+    return registry.find("dataset", dataset) is not None
 
 
 class _DataTask(Table):
@@ -79,21 +103,65 @@ class _DataTask(Table):
     l2: Coefficient = 0.0  #: weight of the sum of squares of the kernels
 
 
-class _ImageTask(_DataTask):
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]  #: the images
+_IMAGES = "digits", "mnist", "fashion_mnist", "cifar10"
 
 
-class Classification(_ImageTask):
-    """``[task]`` with ``kind = "classification"``: cross-entropy of labelled images."""
+class _LabelledTask(_DataTask):
+    file: str | None = None
+    """a CSV, NPZ or Parquet file in ``--data-dir``, or without it in the working directory"""
+    target: Annotated[str | None, Field(min_length=1)] = None  #: the column of ``file`` to predict
+    inputs: Annotated[list[str] | None, Field(min_length=1)] = None
+    """the columns of ``file`` to predict from; all others if not given"""
+    dataset_options: dict[str, Any] | None = None  #: arguments of a registered data set
+    standardise: bool | None = None
+    """whether inputs, and the target of a regression, get the mean 0 and the standard deviation 1
+    in the training part; for data of your own"""
+    test_split: Fraction | None = None
+    """the fraction of the examples that tests; for data of your own, 0.2 if not given"""
+    split_seed: Annotated[int | None, Field(ge=0, lt=2**32)] = None
+    """the seed of the random order in which the examples are split; 0 if not given"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, table: Any) -> Any:
+        """The table with the defaults of the keys that only own data have."""
+        if not isinstance(table, dict) or not ("file" in table or is_own(table.get("dataset"))):
+            return table
+        return {"standardise": False, "test_split": 0.2, "split_seed": 0, **table}
+
+
+class Classification(_LabelledTask):
+    """``[task]`` with ``kind = "classification"``: cross-entropy of labelled examples."""
 
     kind: Literal["classification"]  #: the kind of task
-    model: Literal["keras_mlp", "logistic", "mlp", "cnn"]  #: the net
+    dataset: Annotated[str | None, PlainValidator(Names("dataset", _IMAGES))] = None
+    """the examples; or give ``file``"""
+    model: Annotated[
+        str, PlainValidator(Names("model", ("keras_mlp", "logistic", "mlp", "cnn")))
+    ]  #: the net
 
 
-class Autoencoder(_ImageTask):
+class Regression(_LabelledTask):
+    """``[task]`` with ``kind = "regression"``: a squared or Huber loss of predicted numbers."""
+
+    kind: Literal["regression"]  #: the kind of task
+    dataset: Annotated[str | None, PlainValidator(Names("dataset", ()))] = None
+    """the examples; or give ``file``"""
+    model: Annotated[
+        str, PlainValidator(Names("model", ("linear", "keras_mlp", "mlp")))
+    ]  #: the net
+    loss: Literal["squared", "huber"] = "squared"
+    """loss of an error: its square; or ``huber``, which grows linearly from ``delta`` on"""
+    delta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """where Huber's loss turns linear, in units of the target, or of its standard deviation if it
+    is standardised"""
+
+
+class Autoencoder(_DataTask):
     """``[task]`` with ``kind = "autoencoder"``: images reconstructed from a short code."""
 
     kind: Literal["autoencoder"]
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"]  #: the images
     model: Literal["autoencoder"] = "autoencoder"
     loss: Literal["squared", "cross_entropy"] = "squared"  #: loss of a pixel, summed over the image
 
@@ -128,10 +196,18 @@ class SurfaceTask(Table):
     """``[task]`` with ``kind = "surface"``: a function of two variables."""
 
     kind: Literal["surface"]  #: the kind of task
-    surface: Literal["quadratic", "rosenbrock", "beale", "saddle"]  #: the function
+    surface: Annotated[str, PlainValidator(Names("surface", registry.OURS["surface"]))]
+    """the function"""
     start: Annotated[tuple[float, float] | None, PlainValidator(_point)] = (
         None  #: the surface's own start if not given
     )
+
+
+class OwnTask(BaseModel):
+    """``[task]`` with the name of a registered task as its kind, and the task's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    kind: Annotated[str, PlainValidator(Names("task", ()))]  #: the kind of task
 
 
 class TrainingOverride(Table):
@@ -223,6 +299,8 @@ class _Experiment(Table):
     optimizers: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """one table for each optimiser, under a label of your choice"""
     output: Output = Output()
+    with_files: dict[str, str] | None = None
+    """the files of ``--with``, with their SHA-256; written by a run"""
 
 
 class _OnData(_Experiment):
@@ -236,6 +314,12 @@ class ClassificationConfig(_OnData):
     """An experiment with ``task.kind = "classification"``."""
 
     task: Classification
+
+
+class RegressionConfig(_OnData):
+    """An experiment with ``task.kind = "regression"``."""
+
+    task: Regression
 
 
 class AutoencoderConfig(_OnData):
@@ -256,6 +340,12 @@ class PhysicsConfig(_OnData):
     task: Physics
 
 
+class OwnConfig(_OnData):
+    """An experiment whose ``task.kind`` is a registered task."""
+
+    task: OwnTask
+
+
 class SurfaceConfig(_Experiment):
     """An experiment with ``task.kind = "surface"``."""
 
@@ -264,10 +354,17 @@ class SurfaceConfig(_Experiment):
     sweep: SurfaceSweep | None = None
 
 
-TaskConfig: TypeAlias = ClassificationConfig | AutoencoderConfig | LanguageConfig | PhysicsConfig
+TaskConfig: TypeAlias = (
+    ClassificationConfig
+    | RegressionConfig
+    | AutoencoderConfig
+    | LanguageConfig
+    | PhysicsConfig
+    | OwnConfig
+)
 Config: TypeAlias = TaskConfig | SurfaceConfig
 
 SECTIONS = (
     *("name", "title", "seed", "task", "training"),
-    *("optimizers", "sweep", "checkpoint", "output"),
+    *("optimizers", "sweep", "checkpoint", "output", "with_files"),
 )

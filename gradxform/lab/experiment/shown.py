@@ -5,11 +5,12 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gradxform.lab.experiment import keys, toml
 from gradxform.lab.experiment.catalogue import find
-from gradxform.lab.experiment.schema import SECTIONS, Config, Table
+from gradxform.lab.experiment.schema import SECTIONS, Config
 
 _WIDTH = 100
 
@@ -44,7 +45,7 @@ def _is_section(field: FieldInfo) -> bool:
     return is_optimizers or next(keys.inner_tables(field.annotation), None) is not None
 
 
-def _table(path: str, table: type[Table], given: Mapping[str, Any] | None) -> Iterator[str]:
+def _table(path: str, table: type[BaseModel], given: Mapping[str, Any] | None) -> Iterator[str]:
     """A table with its keys; if it is not given, as a comment."""
     mark, meanings = ("# " if given is None else ""), keys.meanings(table)
     values, tables = given or {}, table.model_fields.items()
@@ -59,6 +60,10 @@ def _table(path: str, table: type[Table], given: Mapping[str, Any] | None) -> It
             yield from _key(key, field, meanings.get(key, ""), values, mark)
             if isinstance(values.get(key), Mapping) and field.default == {}:
                 free.append(key)
+    for key in [
+        k for k in values if k not in table.model_fields
+    ]:  # the options of a registered task
+        yield toml.assignment(key, values[key])
     for key in free:
         yield from toml.write(values[key], f"{path}.{key}").splitlines()
     for key, inner in labelled.items():

@@ -26,7 +26,7 @@ from gradxform.lab.experiment.load import load_config, require_surface
 from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
 from gradxform.lab.report.plots import Style, plot_paths, styles
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.tasks.surfaces import Surface, surface_of
 from gradxform.lab.training.race import race
 
 MOST_FRAMES = 120
@@ -81,7 +81,7 @@ def movie(config: Config | str | Path) -> list[Image.Image]:
     histories = race(experiment).histories
     paths = {h.label: np.asarray([[row["x0"], row["x1"]] for row in h.rows]) for h in histories}
     try:
-        return draw_walks(SURFACES[experiment.task.surface], paths, title=experiment.title)
+        return draw_walks(surface_of(experiment.task.surface), paths, title=experiment.title)
     except ValueError as error:
         raise ConfigError(experiment.name, [Problem("task.start", str(error))]) from error
 

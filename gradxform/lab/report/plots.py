@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.tasks.surfaces import Surface, is_surface, surface_of
 from gradxform.lab.training.outcomes import RaceResult, ranked
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def plot_cost(result: RaceResult, title: str = "") -> Figure:
     given = [history.label for history in result.histories]
     curves = {history.label: _finite(history.rows, x_key, y_key) for history in result.histories}
     if on_surface:
-        known = SURFACES[result.name].lowest if result.name in SURFACES else np.inf
+        known = surface_of(result.name).lowest if is_surface(result.name) else np.inf
         lowest = min([known, *(y.min(initial=np.inf) for _, y in curves.values())])
         curves = {label: (x, np.maximum(y - lowest, 0)) for label, (x, y) in curves.items()}
 
@@ -461,7 +461,7 @@ def plot_starts(surface: str, result: "SweepResult", title: str = "") -> Figure:
     """
     from gradxform.lab.training.outcomes import points_of
 
-    ground = SURFACES[surface]
+    ground = surface_of(surface)
     best = [min(own, key=_place) for own in points_of(result).values()]
     work = [row["work"] for point in best for row in point.rows if row["solved"]]
     norm = LogNorm(min(work, default=1), max(max(work, default=1), 1.01 * min(work, default=1)))

@@ -20,9 +20,11 @@ COLUMNS = (
     ("validation_loss", "val.\nloss"),
     ("validation_accuracy", "val.\nacc."),
     ("validation_error", "val.\nerror"),
+    ("validation_rmse", "val.\nrmse"),
     ("test_loss", "test\nloss"),
     ("test_accuracy", "test\nacc."),
     ("test_error", "test\nerror"),
+    ("test_rmse", "test\nrmse"),
     ("test_relative_error", "relative\nerror"),
 )
 SURFACE_COLUMNS = (("work", "work"), ("steps", "updates"), ("value", "value"))

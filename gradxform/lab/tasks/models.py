@@ -109,6 +109,8 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if x.ndim not in (3, 4):
+            raise ModelError(f"cnn: needs images, found inputs of shape {x.shape[1:]}")
         if x.ndim == 3:
             x = x[..., None]
         smallest = 2 ** len(self.channels) + 1  # here the last pool still has a full window
@@ -210,6 +212,7 @@ class Transformer(nn.Module):
 
 
 MODELS: dict[str, type[nn.Module]] = {
+    "linear": Logistic,
     "logistic": Logistic,
     "keras_mlp": KerasMLP,
     "mlp": MLP,

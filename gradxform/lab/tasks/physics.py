@@ -126,6 +126,7 @@ def physics_task(
     """
     if not 1 <= points <= len(data.train.x):
         raise ModelError(f"points={points}: there are {len(data.train.x)} to train on")
+    assert data.test is not None  # the grid of the equation
     places = data.train.x[:points], data.test.x
     train, test = (Split(at, burgers(at, viscosity)) for at in places)
     mean_square = float(np.mean(np.square(test.y)))
@@ -159,7 +160,7 @@ def physics_task(
         model=lambda params, x, _: at_all(params, x),
         loss=loss,
         metrics=metrics,
-        draw=lambda _, batch: batch,
+        roots=("relative_error",),
         unit="half the mean squared residual",
         train=train,
         validation=None,

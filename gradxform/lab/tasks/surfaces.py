@@ -7,6 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradxform.lab.experiment.registry import find, in_own_words
+from gradxform.lab.tasks.models import ModelError
+
 
 class Surface(NamedTuple):
     """A function of two variables, with its start, its minima and the range to draw."""
@@ -113,3 +116,26 @@ SURFACES: dict[str, Surface] = {
         ),
     )
 }
+
+
+def is_surface(name: str) -> bool:
+    """Whether there is a surface of this name."""
+    return name in SURFACES or find("surface", name) is not None
+
+
+def surface_of(name: str) -> Surface:
+    """The surface of a name: one of :data:`SURFACES`, or one that a user registered.
+
+    >>> surface_of("beale").minimum
+    (3.0, 0.5)
+    """
+    entry = find("surface", name)
+    if entry is None:
+        return SURFACES[name]
+    try:
+        value = jax.eval_shape(lambda x: jnp.asarray(entry.make(x)), jnp.zeros(2))
+        if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"should return one real number, found {value}")
+    except Exception as error:  # what a user's function raises is unknown
+        raise ModelError(f"surface {name}: {in_own_words(error, entry.make)}") from error
+    return Surface(name, entry.make, **entry.facts)

@@ -1,17 +1,30 @@
 """Tasks: a data set and a model as the pure functions that a training loop needs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 
 from gradxform.lab.data.sets import Dataset, Split, hold_out
+from gradxform.lab.experiment import registry
+from gradxform.lab.tasks.losses import (
+    ImageLoss,
+    Losses,
+    NumberLoss,
+    kernels,
+    of_characters,
+    of_classes,
+    of_numbers,
+    of_pixels,
+    penalty,
+)
 from gradxform.lab.tasks.models import Autoencoder, ModelError, Transformer, build
+from gradxform.lab.tasks.nets import Net, of_entry, of_ours
 from gradxform.objective import Composed, compose
 from gradxform.squares import sum_of_squares
 from gradxform.tree import PyTree
@@ -26,9 +39,6 @@ __all__ = [
     "objective",
     "shift_images",
 ]
-
-
-ImageLoss = Literal["squared", "cross_entropy"]
 
 
 class Batch(NamedTuple):
@@ -49,29 +59,44 @@ class Examples:
     size: int = dataclasses.field(metadata={"static": True})  #: real examples; the rest fills up
 
 
-class Task(NamedTuple):
-    """A loss to minimise and its data. The functions are pure and can be jitted."""
+def _same_batch(_: jax.Array, batch: Batch) -> Batch:
+    return batch
 
-    name: str
-    init: Callable[[jax.Array], PyTree]  #: key -> parameters, float32
+
+class Task(NamedTuple):
+    """A loss to minimise and its data. The functions are pure and can be jitted.
+
+    Only the first four are needed. A task of your own is one too, see :func:`gradxform.lab.task`.
+    """
+
+    init: Callable[[jax.Array], PyTree]  #: key -> parameters
     model: Callable[[PyTree, jax.Array, jax.Array], PyTree]
     """(params, x, key) -> outputs with dropout on; the loss is convex in the outputs"""
     loss: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
     """(outputs, x, y, weight) -> weighted mean loss plus penalty"""
-    metrics: Callable[[PyTree, Batch], dict[str, jax.Array]]
-    """(params, batch) -> weighted sums over the batch, without dropout and penalty: ``loss``, and
-    ``accuracy`` or, for an autoencoder, ``error``, the squared error summed over the pixels, or,
-    for an equation, ``relative_error``, the squared relative error"""
-    draw: Callable[[jax.Array, Batch], Batch]
-    """(key, batch) -> a new sample of each example for an online stream: :func:`shift_images`; for
-    text the batch itself"""
-    unit: str  #: unit of ``loss``, in words
     train: Split | Examples
-    validation: Split | Examples | None
-    test: Split | Examples
+    test: Split | Examples | None = None
+    validation: Split | Examples | None = None
+    metrics: Callable[[PyTree, Batch], dict[str, jax.Array]] | None = None
+    """(params, batch) -> weighted sums over the batch, without dropout and penalty: ``loss``, and
+    others under names of their own, such as ``accuracy``; only the loss if not given"""
+    roots: tuple[str, ...] = ()  #: metrics whose mean's square root is reported
+    draw: Callable[[jax.Array, Batch], Batch] = _same_batch
+    """(key, batch) -> a new sample of each example for an online stream: :func:`shift_images`; the
+    batch itself if not given"""
+    unit: str = "loss"  #: unit of ``loss``, in words
+    name: str = "task"
     residuals: Callable[[PyTree, Batch, bool], jax.Array] | None = None
     """for a loss that is half a sum of squares: (params, batch, is_by_rows) -> what is squared.
     ``is_by_rows`` asks for a fast Jacobian"""
+
+    def sums(self, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        """The metrics of a batch, as weighted sums."""
+        if self.metrics is not None:
+            return self.metrics(params, batch)
+        total = jnp.sum(batch.weight)
+        outputs = self.model(params, batch.x, jax.random.key(0))
+        return {"loss": total * self.loss(outputs, batch.x, batch.y, batch.weight)}
 
 
 def make_task(
@@ -83,7 +108,9 @@ def make_task(
     examples: int | None = None,
     l1: float = 0.0,
     l2: float = 0.0,
-    loss: ImageLoss = "squared",
+    loss: ImageLoss | NumberLoss = "squared",
+    delta: float = 1.0,
+    standardise: bool = False,
 ) -> Task:
     """Combines a model and a data set.
 
@@ -92,6 +119,9 @@ def make_task(
     part.
 
     - The loss of a classifier is the cross-entropy in nats.
+    - The loss of a regression is the squared error or Huber's loss, and ``rmse`` is the root of the
+      mean squared error in units of the target. With ``standardise`` the loss is of the target in
+      units of its standard deviation.
     - The loss of an autoencoder is summed over the pixels of an image. It is the squared error, or
       the cross-entropy with grey levels as probabilities. So that the loss is convex in the
       outputs, the sigmoid is part of the model for squared errors, and of the loss for
@@ -100,14 +130,18 @@ def make_task(
       accuracy is how often the likeliest character is right. Both are means over the positions.
 
     Args:
-      data: the data set.
-      model: a name in :data:`gradxform.lab.tasks.models.MODELS`.
+      data: the data set; its targets are numbers if it has no classes.
+      model: a name in :data:`gradxform.lab.tasks.models.MODELS`, or a registered one.
       model_options: options of the model.
       validation_split: the last fraction of the training part, held out; 0 for none.
       examples: use only the first so many examples of the training part; all if not given.
-      l1: factor of the sum of the kernels' absolute values, added to the training loss.
+      l1: factor of the sum of the kernels' absolute values, added to the training loss. Of a
+        registered model every array with two or more dimensions counts as a kernel.
       l2: factor of the sum of their squares, added to the training loss.
-      loss: loss of an autoencoder.
+      loss: loss of an autoencoder or of a regression.
+      delta: where Huber's loss turns linear.
+      standardise: whether inputs, and the target of a regression, get the mean 0 and the standard
+        deviation 1 in the training part.
 
     Raises:
       ModelError: the model or an option is unknown, the model does not fit the data, or a factor is
@@ -124,38 +158,27 @@ def make_task(
     for name, value in (("l1", l1), ("l2", l2)):
         if not value >= 0:
             raise ModelError(f"{name}={value}: expected a factor of at least 0")
-    if loss not in get_args(ImageLoss):
-        raise ModelError(f"loss={loss!r}: expected one of {', '.join(get_args(ImageLoss))}")
-    module = build(model, data.num_classes, **(model_options or {}))
-    is_text = isinstance(module, Transformer)
-    if is_text != bool(data.alphabet):
-        needs = "text, like synthetic_text" if is_text else "images"
-        raise ModelError(f"{model} does not fit {data.name}: it needs {needs}")
-    train, validation = data.train, None
-    if validation_split:
-        train, validation = hold_out(data.train, validation_split)
-    if examples is not None:
-        if not 1 <= examples <= len(train.x):
-            raise ModelError(f"examples={examples}: there are {len(train.x)} to train on")
-        train = train._replace(x=train.x[:examples], y=train.y[:examples])
-    shape, scale = train.x.shape[1:], data.scale  # so that the functions do not keep data alive
+    data, validation = _parts(data, validation_split, examples)
+    parts = data.train, validation, data.test
+    unit = 1.0
+    if standardise:
+        parts, unit = _standardised(parts, has_classes=bool(data.num_classes))
+    train, validation, test = parts
+    scale = data.scale  # so that the functions do not keep data alive
     mean, deviation = _channel_statistics(train.x, scale) if model == "cnn" else (0.0, 1.0)
+    net, activation, losses, measured = _net_and_losses(
+        data, model, model_options or {}, loss, delta, unit
+    )
 
     def scaled(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) / scale
 
-    def init(key: jax.Array) -> PyTree:
-        return module.init(key, jnp.zeros((1, *shape), jnp.float32), train=False)["params"]
-
-    def logits(params: PyTree, x: jax.Array, **options: Any) -> jax.Array:
-        inputs = (scaled(x) - mean) / deviation
-        return cast(jax.Array, module.apply({"params": params}, inputs, **options))
-
-    activation, losses, unit = _output_and_losses(module, loss)
+    def logits(params: PyTree, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        return net.apply(params, (scaled(x) - mean) / deviation, key)
 
     def forward(params: PyTree, x: jax.Array, key: jax.Array) -> PyTree:
-        outputs = activation(logits(params, x, train=True, rngs={"dropout": key}))
-        return (outputs, _kernels(params)) if l1 or l2 else outputs
+        outputs = activation(logits(params, x, key))
+        return (outputs, net.kernels(params)) if l1 or l2 else outputs
 
     def mean_loss(outputs: PyTree, x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
         outputs, kernels = outputs if l1 or l2 else (outputs, [])
@@ -163,32 +186,51 @@ def make_task(
         total = jnp.sum(weight)
         # a part of a batch, drawn for curvature, may contain only filling
         fit = jnp.sum(weight * each) / jnp.where(total > 0, total, 1)
-        return fit + _penalty(kernels, l1, l2) if l1 or l2 else fit
+        return fit + penalty(kernels, l1, l2) if l1 or l2 else fit
 
     def metrics(params: PyTree, batch: Batch) -> dict[str, jax.Array]:
-        outputs = activation(logits(params, batch.x, train=False))
+        outputs = activation(logits(params, batch.x, None))
         each = losses(outputs, scaled(batch.x), batch.y)
         return {name: jnp.sum(batch.weight * values) for name, values in each.items()}
 
-    jax.eval_shape(init, jax.random.key(0))  # raises now if the model does not fit the data
+    jax.eval_shape(net.init, jax.random.key(0))  # raises now if the model does not fit the data
+    is_image = train.x.dtype == np.uint8 and not data.alphabet
     return Task(
-        f"{data.name}/{model}",
-        init,
-        forward,
-        mean_loss,
-        metrics,
-        _unchanged if is_text else shift_images,
-        unit,
-        train,
-        validation,
-        data.test,
+        name=f"{data.name}/{model}",
+        init=net.init,
+        model=forward,
+        loss=mean_loss,
+        metrics=metrics,
+        roots=("rmse",),
+        draw=shift_images if is_image else _same_batch,
+        unit=measured,
+        train=train,
+        validation=validation,
+        test=test,
     )
+
+
+def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
+    """L1 and L2 regularisation: ``l1 Σ|w| + l2 Σw²`` over the kernels, without biases.
+
+    You can add it to any loss, as :func:`make_task` does. The gradient of the L2 term is
+    ``2 l2 w``: as in Keras, it has no factor of one half.
+
+    Args:
+      params: a parameter tree of nested dicts; the penalty covers the leaves named ``kernel``.
+      l1: factor of the absolute values.
+      l2: factor of the squares.
+
+    >>> kernel_penalty({"kernel": jnp.array([1.0, -2.0]), "bias": jnp.ones(3)}, l1=0.5, l2=0.25)
+    Array(2.75, dtype=float32)
+    """
+    return penalty(kernels(params), l1, l2)
 
 
 def task_of(table: Any, data: Dataset) -> Task:
     """The task of a config's ``[task]`` and its data set; see :func:`make_task`."""
-    options = table.model_dump(exclude={"kind", "dataset", "model"})
-    return make_task(data, table.model, **options)
+    keys = inspect.signature(make_task).parameters.keys() - {"model"}
+    return make_task(data, table.model, **table.model_dump(include=keys, exclude_none=True))
 
 
 def objective(task: Task, batch: Batch, key: jax.Array, *, for_curvature: bool = False) -> Composed:
@@ -217,33 +259,6 @@ def objective(task: Task, batch: Batch, key: jax.Array, *, for_curvature: bool =
     return compose(task.loss, model, x=batch.x, y=batch.y, weight=batch.weight)
 
 
-def kernel_penalty(params: PyTree, l1: float, l2: float) -> jax.Array:
-    """L1 and L2 regularisation: ``l1 Σ|w| + l2 Σw²`` over the kernels, without biases.
-
-    You can add it to any loss, as :func:`make_task` does. The gradient of the L2 term is
-    ``2 l2 w``: as in Keras, it has no factor of one half.
-
-    Args:
-      params: a parameter tree of nested dicts; the penalty covers the leaves named ``kernel``.
-      l1: factor of the absolute values.
-      l2: factor of the squares.
-
-    >>> kernel_penalty({"kernel": jnp.array([1.0, -2.0]), "bias": jnp.ones(3)}, l1=0.5, l2=0.25)
-    Array(2.75, dtype=float32)
-    """
-    return _penalty(_kernels(params), l1, l2)
-
-
-def _kernels(params: PyTree) -> list[jax.Array]:
-    named, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [leaf for path, leaf in named if jax.tree_util.keystr(path).endswith("['kernel']")]
-
-
-def _penalty(kernels: Sequence[jax.Array], l1: float, l2: float) -> jax.Array:
-    terms = [l1 * jnp.sum(jnp.abs(w)) + l2 * jnp.sum(jnp.square(w)) for w in kernels]
-    return sum(terms, start=jnp.zeros((), jnp.float32))
-
-
 def shift_images(key: jax.Array, batch: Batch, extent: float = 1 / 14) -> Batch:
     """Makes a new sample of each image by a small random shift, which may be a fraction of a pixel.
 
@@ -269,8 +284,72 @@ def shift_images(key: jax.Array, batch: Batch, extent: float = 1 / 14) -> Batch:
     return batch._replace(x=jnp.round(moved).astype(batch.x.dtype).reshape(batch.x.shape))
 
 
-def _unchanged(_: jax.Array, batch: Batch) -> Batch:
-    return batch
+def _parts(
+    data: Dataset, validation_split: float, examples: int | None
+) -> tuple[Dataset, Split | None]:
+    """The data set with the examples to train on, and those to validate with."""
+    train, validation = data.train, None
+    if validation_split:
+        train, validation = hold_out(data.train, validation_split)
+    if examples is not None:
+        if not 1 <= examples <= len(train.x):
+            raise ModelError(f"examples={examples}: there are {len(train.x)} to train on")
+        train = train._replace(x=train.x[:examples], y=train.y[:examples])
+    return data._replace(train=train), validation
+
+
+def _net_and_losses(
+    data: Dataset, model: str, options: Mapping[str, Any], loss: str, delta: float, unit: float
+) -> tuple[Net, Callable[[jax.Array], jax.Array], Losses, str]:
+    """The net, the map from logits to outputs, the losses, and their unit."""
+    shape = data.train.x.shape[1:]
+    outputs = data.num_classes or math.prod(data.train.y.shape[1:])
+    entry = registry.find("model", model)
+    module = build(model, outputs, **options) if entry is None else None
+    if entry is not None:
+        net = of_entry(entry, shape, outputs, options)
+    else:
+        net = of_ours(cast(Any, module), shape)
+    is_text = isinstance(module, Transformer)
+    if is_text != bool(data.alphabet):
+        needs = "text, like synthetic_text" if is_text else "images"
+        raise ModelError(f"{model} does not fit {data.name}: it needs {needs}")
+    choices = get_args(ImageLoss if isinstance(module, Autoencoder) else NumberLoss)
+    if loss not in choices:
+        raise ModelError(f"loss={loss!r}: expected one of {', '.join(choices)}")
+    if isinstance(module, Autoencoder):
+        return net, *of_pixels(cast(ImageLoss, loss))
+    if not data.num_classes:
+        words = "squared error" if loss == "squared" else "Huber's loss"
+        return net, _same, of_numbers(cast(NumberLoss, loss), delta, unit), words
+    return net, _same, of_characters if is_text else of_classes, "cross-entropy, nats"
+
+
+def _standardised(
+    parts: tuple[Split, Split | None, Split | None], has_classes: bool
+) -> tuple[tuple[Split, Split | None, Split | None], float]:
+    """The parts in units of the training part's deviations, and the deviation of the target."""
+    train = parts[0]
+    mean, deviation = _statistics(train.x)
+    y_mean, y_deviation = (0.0, 1.0) if has_classes else _statistics(train.y.reshape(-1))
+
+    def changed(part: Split) -> Split:
+        y = part.y if has_classes else (part.y - y_mean) / y_deviation
+        return Split(((part.x - mean) / deviation).astype(np.float32), y)
+
+    validation, test = (None if part is None else changed(part) for part in parts[1:])
+    return (changed(train), validation, test), float(y_deviation)
+
+
+def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the examples; 1 where all are equal."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    deviation = x.std(axis=0, dtype=np.float64)
+    return mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
+
+
+def _same(logits: jax.Array) -> jax.Array:
+    return logits
 
 
 def _interpolation(size: int, shifts: jax.Array) -> jax.Array:
@@ -280,63 +359,13 @@ def _interpolation(size: int, shifts: jax.Array) -> jax.Array:
     return jnp.maximum(0, 1 - jnp.abs(sources[..., None] - pixels))
 
 
-_Losses = Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]
-
-
-def _output_and_losses(
-    module: nn.Module, loss: ImageLoss
-) -> tuple[Callable[[jax.Array], jax.Array], _Losses, str]:
-    """The map from logits to outputs, the losses, and their unit."""
-    if isinstance(module, Transformer):
-        return lambda logits: logits, _character_losses, "cross-entropy, nats"
-    if not isinstance(module, Autoencoder):
-        return lambda logits: logits, _class_losses, "cross-entropy, nats"
-    if loss == "cross_entropy":
-        return lambda logits: logits, _pixel_losses, "cross-entropy per image, nats"
-
-    def reconstruction(logits: jax.Array) -> jax.Array:
-        return nn.sigmoid(logits.astype(jnp.float32))
-
-    return reconstruction, _squared_losses, "squared error per image"
-
-
-def _class_losses(logits: jax.Array, _: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels
-    )
-    correct = jnp.argmax(logits, axis=-1) == labels
-    return {"loss": cross_entropy, "accuracy": correct.astype(jnp.float32)}
-
-
-def _character_losses(
-    logits: jax.Array, numbers: jax.Array, following: jax.Array
-) -> dict[str, jax.Array]:
-    each = _class_losses(logits, numbers, following)
-    return {name: jnp.mean(values, axis=1) for name, values in each.items()}
-
-
-def _squared_losses(outputs: jax.Array, images: jax.Array, _: jax.Array) -> dict[str, jax.Array]:
-    error = _sum_of_pixels(jnp.square(outputs - images))
-    return {"loss": error, "error": error}
-
-
-def _pixel_losses(logits: jax.Array, images: jax.Array, _: jax.Array) -> dict[str, jax.Array]:
-    logits = logits.astype(jnp.float32)
-    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, images)
-    error = _sum_of_pixels(jnp.square(nn.sigmoid(logits) - images))
-    return {"loss": _sum_of_pixels(cross_entropy), "error": error}
-
-
-def _sum_of_pixels(each: jax.Array) -> jax.Array:
-    return jnp.sum(each.reshape(len(each), -1), axis=-1)
-
-
 def _channel_statistics(x: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of the scaled images; 1 for a constant one."""
     pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
     # Integer sums are exact. einsum converts in blocks, without a copy eight times as large.
-    mean = pixels.sum(axis=0, dtype=np.int64) / len(pixels)
-    square = np.einsum("nc,nc->c", pixels, pixels, dtype=np.int64) / len(pixels)
+    wide = np.int64 if pixels.dtype == np.uint8 else np.float64
+    mean = pixels.sum(axis=0, dtype=wide) / len(pixels)
+    square = np.einsum("nc,nc->c", pixels, pixels, dtype=wide) / len(pixels)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     deviation[deviation == 0] = scale
     shape = (-1,) if x.ndim == 4 else ()  # a scalar if there is no channel axis

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gradxform.lab.experiment.grid import Member
 from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.tasks.task import Examples
-from gradxform.lab.training.epoch import METRICS, TrainState
+from gradxform.lab.training.epoch import TrainState, in_order
 from gradxform.lab.training.outcomes import Row
 from gradxform.lab.training.processes import least_of, put, read
 from gradxform.lab.training.programs import Group, Programs
@@ -178,8 +178,7 @@ def metrics_of(program: Programs, block: Block, parts: Mapping[str, Examples]) -
     means = {
         f"{part}_{name}": read(every[part][name])
         for part in parts
-        for name in METRICS
-        if name in every[part]
+        for name in in_order(every[part])
     }
     return {
         int(number): {name: float(values[lane]) for name, values in means.items()}

@@ -1,7 +1,7 @@
 """One epoch of training, and the evaluation after it, as pure functions to be compiled."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,6 @@ from gradxform.lab.training.processes import (
 )
 from gradxform.tree import PyTree
 
-METRICS = ("loss", "accuracy", "error", "relative_error")
 EVALUATION_BLOCK = 512  # examples evaluated at once; limits the memory for activations
 
 
@@ -103,9 +102,9 @@ def on_devices(task: Task, devices: Devices | None = None) -> Task:
         this process.
     """
     mesh = batch_mesh(devices)
-    validation = None if task.validation is None else to_device(task.validation, mesh)
-    train, test = to_device(task.train, mesh), to_device(task.test, mesh)
-    return task._replace(train=train, validation=validation, test=test)
+    parts = {"train": task.train, "validation": task.validation, "test": task.test}
+    there = {name: to_device(part, mesh) for name, part in parts.items() if part is not None}
+    return task._replace(**there)
 
 
 def init_state(tx: optax.GradientTransformation, params: PyTree, key: jax.Array) -> TrainState:
@@ -225,16 +224,23 @@ def evaluate(
         batch = Batch(examples.x[at], examples.y[at], weight)
         if mesh is not None:
             batch = divided(batch, mesh)
-        return jax.tree.map(jnp.add, sofar, task.metrics(params, batch)), None
+        return jax.tree.map(jnp.add, sofar, task.sums(params, batch)), None
 
     probe = Batch(examples.x[:1], examples.y[:1], jnp.ones(1))
-    shapes = jax.eval_shape(task.metrics, params, probe)
+    shapes = jax.eval_shape(task.sums, params, probe)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     totals, _ = jax.lax.scan(sums, zeros, jnp.arange(0, size, block))
     means = {metric: summed / size for metric, summed in totals.items()}
-    if "relative_error" in means:
-        means["relative_error"] = jnp.sqrt(means["relative_error"])
-    return means
+    return {x: jnp.sqrt(mean) if x in task.roots else mean for x, mean in means.items()}
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """The names of metrics as columns: the loss, then the others by name.
+
+    >>> in_order(["accuracy", "loss"])
+    ['loss', 'accuracy']
+    """
+    return sorted(metrics, key=lambda name: (name != "loss", name))
 
 
 def _work(state: optax.OptState) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,11 +20,11 @@ from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
 from gradxform.lab.training.checkpoints import OnState, Snapshot, of_this_version
 from gradxform.lab.training.epoch import (
-    METRICS,
     Epoch,
     TrainState,
     batch_mesh,
     evaluate,
+    in_order,
     init_state,
     make_epoch,
     to_device,
@@ -112,8 +111,6 @@ def race_on_data(
 ) -> RaceResult:
     """The race of a config whose task is a net on data; see :func:`race`."""
     config: Any = experiment.config
-    if data is None:
-        raise ValueError(f"race needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
     return race_on_task(
         data if isinstance(data, Task) else task_of(config, data),
@@ -125,21 +122,21 @@ def race_on_data(
     )
 
 
-def task_of(config: Config, data: Dataset) -> Task:
+def task_of(config: Config, data: Dataset | None = None) -> Task:
     """The task of a config.
 
     Args:
       config: a config whose task uses data.
-      data: the data set that it names.
+      data: the data set that it names; if not given, it is read.
 
     Raises:
       ModelError: the model does not fit the data.
       DataError: the validation split leaves nothing to train on or to validate with.
     """
-    place = kind_of(config).task
-    if place is None:
+    kind = kind_of(config)
+    if kind.task is None or kind.data is None:
         raise ValueError(f"task_of(config={config.name!r}): a task of this kind has no data")
-    return at(place)(config.task, data)
+    return at(kind.task)(config.task, at(kind.data)(config.task) if data is None else data)
 
 
 def race_on_task(
@@ -286,11 +283,10 @@ def _evaluation(
 
     def columns(params: PyTree) -> dict[str, float]:
         found = jax.device_get(means(params, parts))
-        pairs = itertools.product(parts, METRICS)
         return {
             f"{part}_{name}": float(found[part][name])
-            for part, name in pairs
-            if name in found[part]
+            for part in parts
+            for name in in_order(found[part])
         }
 
     return columns

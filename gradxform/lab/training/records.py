@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 _LARGEST = 1e300  # the largest number that can be drawn
 _NEEDED = {"epoch", "step", "seconds", "gradients", "cost", "train_loss", "steps_per_second"}
-_METRIC = re.compile("(train|validation|test)_(loss|accuracy|error)")
+_METRIC = re.compile("(train|validation|test)_[A-Za-z][A-Za-z0-9_]{0,60}")
 _HISTORY = {"label", "rows", "diverged", "steps_per_second", "compile_seconds", "params"}
 _SWEEP = {"group", "epoch", "rows", "seconds", "compile_seconds", "members"}
 _MEMBER: Mapping[str, Callable[[Any], bool]] = {

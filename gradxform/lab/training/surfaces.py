@@ -15,7 +15,7 @@ from gradxform.lab.experiment.experiment import Experiment
 from gradxform.lab.experiment.grid import Member, Table
 from gradxform.lab.experiment.load import require_sweep, sweep_members
 from gradxform.lab.experiment.problems import ConfigError, Problem
-from gradxform.lab.tasks.surfaces import SURFACES, Surface
+from gradxform.lab.tasks.surfaces import Surface, surface_of
 from gradxform.lab.training.members import hyperparameters
 from gradxform.lab.training.outcomes import History, RaceResult, Row, SweepResult, ran_away
 from gradxform.lab.training.programs import Group, groups_of
@@ -31,7 +31,7 @@ def race_down_surface(
 ) -> RaceResult:
     """The race of a config whose task is a surface; see :func:`race`."""
     config: Any = experiment.config
-    surface = SURFACES[config.task.surface]
+    surface = surface_of(config.task.surface)
     options = {"start": config.task.start or surface.start, "steps": config.training.steps}
     return race_on_surface(surface, experiment.transformations, **options, on_row=on_row)
 
@@ -139,7 +139,7 @@ def sweep_over_surface(
     config: Any, data: None = None, on_epoch: OnEpoch | None = None, **_: Any
 ) -> SweepResult:
     """The sweep of a config whose task is a surface; see :func:`sweep`."""
-    table, surface = require_sweep(config).model_dump(), SURFACES[config.task.surface]
+    table, surface = require_sweep(config).model_dump(), surface_of(config.task.surface)
     starts = table["starts"] or [config.task.start or surface.start]
     return sweep_on_surface(
         surface,
@@ -195,7 +195,7 @@ def sweep_on_surface(
     [(1, True), (1, True)]
     """
     points = jnp.asarray(starts, jnp.float32)
-    lows = [float(surface.fn(jnp.asarray(point, jnp.float32))) for point in surface.minima]
+    lowest = surface.lowest
     rows: dict[int, Row] = {}
     seconds = compile_seconds = 0.0
 
@@ -224,7 +224,7 @@ def sweep_on_surface(
         for lane, number in enumerate(group.members):
             end = {name: x[lane].item() for name, x in found.items()}
             status = Status(end.pop("status"))
-            solved = status == Status.converged and end["value"] <= min(lows) + _SOLVED
+            solved = status == Status.converged and end["value"] <= lowest + _SOLVED
             own[number] = {
                 **hyperparameters(members[number]),
                 **dict(zip(("x0", "y0"), map(float, starts[members[number].seed]), strict=True)),

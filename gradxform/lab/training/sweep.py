@@ -30,7 +30,7 @@ from gradxform.lab.training.blocks import (
     regroup,
 )
 from gradxform.lab.training.checkpoints import OnState, Snapshot, of_this_version
-from gradxform.lab.training.epoch import METRICS, evaluate, to_every_device
+from gradxform.lab.training.epoch import evaluate, in_order, to_every_device
 from gradxform.lab.training.members import better_points, count_epoch, first_row
 from gradxform.lab.training.outcomes import Row, SweepResult, ran_away
 from gradxform.lab.training.processes import mesh_of, read
@@ -101,8 +101,6 @@ def sweep_on_data(
 ) -> SweepResult:
     """The sweep of a config whose task is a net on data; see :func:`sweep`."""
     table, members = require_sweep(config), sweep_members(config)
-    if data is None:
-        raise ValueError(f"sweep needs data=load({config.task.dataset!r})")
     training = config.training.model_dump(exclude_none=True)
     return sweep_on_task(
         task_of(config, data),
@@ -374,4 +372,4 @@ def _metric_columns(task: Task, parts: Mapping[str, Examples], params: PyTree) -
     shapes = {
         name: jax.eval_shape(lambda p, x: evaluate(task, p, x), one, x) for name, x in parts.items()
     }
-    return {f"{part}_{name}" for part in parts for name in METRICS if name in shapes[part]}
+    return {f"{part}_{name}" for part in parts for name in in_order(shapes[part])}

@@ -15,7 +15,7 @@ import pooch
 import pytest
 import requests
 
-from gradxform.lab.data import formats
+from gradxform.lab.data import downloads, formats
 from gradxform.lab.data import sets as data
 from gradxform.lab.data.sets import DataError, Split, hold_out, load
 
@@ -188,11 +188,11 @@ def tiny_mnist(monkeypatch):
         TEST_LABELS: idx([1, 2]),
     }
     packed = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files.items()}
-    mnist = data._SOURCES["mnist"]._replace(
+    mnist = downloads.SOURCES["mnist"]._replace(
         downloads={name: sha256(content) for name, content in packed.items()},
         contents={name: sha256(content) for name, content in files.items()},
     )
-    monkeypatch.setitem(data._SOURCES, "mnist", mnist)
+    monkeypatch.setitem(downloads.SOURCES, "mnist", mnist)
     monkeypatch.setattr(data, "_MNIST_SHAPES", {"train": (6, 4, 4), "t10k": (2, 4, 4)})
     return files, packed
 
@@ -284,8 +284,8 @@ def test_the_original_gz_files_of_fashion_mnist_are_known(
     files |= {LABELS: idx(np.arange(6)[::-1]), TEST_LABELS: idx([3, 4])}
     packed = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files.items()}
     digests = {name: sha256(content) for name, content in packed.items()}
-    pinned = data._SOURCES["fashion_mnist"]._replace(downloads=digests)
-    monkeypatch.setitem(data._SOURCES, "fashion_mnist", pinned)
+    pinned = downloads.SOURCES["fashion_mnist"]._replace(downloads=digests)
+    monkeypatch.setitem(downloads.SOURCES, "fashion_mnist", pinned)
     if not original:
         packed[f"{LABELS}.gz"] = gzip.compress(files[LABELS], 1, mtime=9)
     write(tmp_path, packed)
@@ -368,7 +368,7 @@ def same(a, b):
 @pytest.mark.parametrize(
     ("name", "packed"),
     # of the plain files of Fashion-MNIST no digests are published
-    [(name, True) for name in data._SOURCES] + [("mnist", False), ("cifar10", False)],
+    [(name, True) for name in downloads.SOURCES] + [("mnist", False), ("cifar10", False)],
 )
 def test_no_damage_is_taken_for_data(tiny_mnist, tmp_path, monkeypatch, name, packed):
     """Each is refused with the file's name, unless it is in a header of gzip that says nothing."""
@@ -376,8 +376,8 @@ def test_no_damage_is_taken_for_data(tiny_mnist, tmp_path, monkeypatch, name, pa
         files = {f"data_batch_{i}.bin": cifar([i, i], seed=i) for i in range(1, 6)}
         files["test_batch.bin"] = cifar([0, 9])
         digests = {file: sha256(content) for file, content in files.items()}
-        pinned = data._SOURCES["cifar10"]._replace(contents=digests)
-        monkeypatch.setitem(data._SOURCES, "cifar10", pinned)
+        pinned = downloads.SOURCES["cifar10"]._replace(contents=digests)
+        monkeypatch.setitem(downloads.SOURCES, "cifar10", pinned)
         monkeypatch.setattr(data, "_CIFAR10_BATCH", 2 * formats.CIFAR10_RECORD)
     else:
         files, _ = tiny_mnist
@@ -405,7 +405,7 @@ def test_no_damage_is_taken_for_data(tiny_mnist, tmp_path, monkeypatch, name, pa
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    monkeypatch.setattr(data, "cache_dir", lambda: folder)
+    monkeypatch.setattr(downloads, "cache_dir", lambda: folder)
     return folder
 
 
@@ -432,7 +432,7 @@ def web(monkeypatch):
     return pages
 
 
-FIRST, SECOND = data._SOURCES["mnist"].mirrors
+FIRST, SECOND = downloads.SOURCES["mnist"].mirrors
 
 
 def files_in(folder):
@@ -515,14 +515,14 @@ def archive(members):
 
 CIFAR_MEMBERS = {
     f"cifar-10-batches-bin/{name}": cifar([i])
-    for i, name in enumerate(data._SOURCES["cifar10"].contents)
+    for i, name in enumerate(downloads.SOURCES["cifar10"].contents)
 }
 
 
 def serve_cifar(content, web, monkeypatch):
-    source = data._SOURCES["cifar10"]
+    source = downloads.SOURCES["cifar10"]
     pinned = source._replace(downloads={"cifar-10-binary.tar.gz": sha256(content)})
-    monkeypatch.setitem(data._SOURCES, "cifar10", pinned)
+    monkeypatch.setitem(downloads.SOURCES, "cifar10", pinned)
     web[source.mirrors[0] + "cifar-10-binary.tar.gz"] = content
 
 

@@ -17,6 +17,7 @@ from gradxform.lab.tasks.models import MODELS, ModelError, build, sparse_normal
 SMALL = {
     "logistic": {},
     "keras_mlp": {},
+    "linear": {},
     "mlp": {"hidden": [16, 8]},
     "cnn": {"channels": [4, 4, 6], "hidden": 12},
     "autoencoder": {"widths": [20, 10, 3]},
@@ -260,7 +261,7 @@ def test_cnn_needs_room():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("keras_mpl", {}, "'keras_mpl'; there are logistic, .*; did you mean keras_mlp?"),
+        ("keras_mpl", {}, "'keras_mpl'; there are linear, .*; did you mean keras_mlp?"),
         ("mlp", {"droput": 0.1}, "mlp has no option 'droput'; .*; did you mean dropout?"),
         ("mlp", {"parent": None}, "mlp has no option 'parent'"),
         ("logistic", {"hidden": 3}, "logistic has no option 'hidden'; it has none"),

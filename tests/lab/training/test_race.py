@@ -445,9 +445,11 @@ def test_a_config_is_raced_as_it_says():
     assert len(longer.rows) == 3
 
 
-def test_a_race_on_data_needs_data():
-    with pytest.raises(ValueError, match=r"race needs data=load\('digits'\)"):
-        race(config())
+def test_a_race_reads_its_data():
+    given, read = race(config(), load("digits")), race(config())
+    assert [row["cost"] for history in read.histories for row in history.rows] == [
+        row["cost"] for history in given.histories for row in history.rows
+    ]
 
 
 def test_all_optimizers_that_cannot_be_built_are_named():
