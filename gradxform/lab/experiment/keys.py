@@ -14,7 +14,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, PlainValidator, StringConstraints
@@ -82,7 +82,7 @@ def default(field: FieldInfo) -> str:
     return f'``"{value}"``' if isinstance(value, str) else f"``{value}``"
 
 
-def _is_ours(owner: type) -> bool:
+def _is_ours(owner: type) -> TypeGuard[type[BaseModel]]:
     return issubclass(owner, BaseModel) and owner is not BaseModel
 
 

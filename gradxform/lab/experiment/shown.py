@@ -60,10 +60,8 @@ def _table(path: str, table: type[BaseModel], given: Mapping[str, Any] | None) -
             yield from _key(key, field, meanings.get(key, ""), values, mark)
             if isinstance(values.get(key), Mapping) and field.default == {}:
                 free.append(key)
-    for key in [
-        k for k in values if k not in table.model_fields
-    ]:  # the options of a registered task
-        yield toml.assignment(key, values[key])
+    options = [key for key in values if key not in table.model_fields]  # of a registered task
+    yield from (toml.assignment(key, values[key]) for key in options)
     for key in free:
         yield from toml.write(values[key], f"{path}.{key}").splitlines()
     for key, inner in labelled.items():

@@ -5,9 +5,10 @@ import tomllib
 
 import pytest
 
-from gradxform.lab.experiment import keys
+from gradxform import lab
+from gradxform.lab.experiment import keys, registry
 from gradxform.lab.experiment.kinds import KINDS, kind_of
-from gradxform.lab.experiment.load import load_config, read_config, shipped_configs
+from gradxform.lab.experiment.load import load_config, parse_config, read_config, shipped_configs
 from gradxform.lab.experiment.shown import shown
 from tests.lab.commands.test_cli import fails, invoke
 
@@ -50,6 +51,17 @@ def test_a_key_that_is_not_given_can_be_edited_in_place():
     table = tomllib.loads(text.replace("# [sweep]", "[sweep]"))
     assert table["task"]["examples"] == 500
     assert (table["sweep"]["seeds"], table["sweep"]["keep"]) == (3, 0.25)
+
+
+def test_own_names_and_files_are_shown():
+    lab.task("line")(lambda noise, units=None: None)
+    common = {"name": "x", "training": {"epochs": 3}, "optimizers": {"a": {"method": "adam"}}}
+    options = {"noise": 0.5, "units": {"x": "m"}}
+    table = {"kind": "regression", "file": "data.csv", "target": "y", "model": "linear"}
+    for task in ({"kind": "line", **options}, table):
+        config = parse_config(common | {"task": task})
+        assert read_config(shown(config).encode(), "x") == config
+    registry.forget()
 
 
 def test_the_command_prints_it():
