@@ -16,14 +16,17 @@ import gradxform as gx
 from gradxform.lab.data.sets import load
 from gradxform.lab.experiment.load import load_config
 from gradxform.lab.report.movies import gif, movie
-from gradxform.lab.report.plots import plot_cost, plot_paths, plot_sensitivity, styles
+from gradxform.lab.report.race_plots import plot_cost
+from gradxform.lab.report.style import styles_of
+from gradxform.lab.report.surface_plots import plot_paths
+from gradxform.lab.report.sweep_plots import plot_sensitivity
 from gradxform.lab.tasks.surfaces import SURFACES, Surface
 from gradxform.lab.training.race import race
 from gradxform.lab.training.surfaces import make_walk
 from gradxform.lab.training.sweep import sweep
 
 FOLDER = Path(__file__).resolve().parent / "figures"
-DPI = 100
+DPI = 150
 
 
 def bowl(x: jax.Array) -> jax.Array:
@@ -72,7 +75,7 @@ def paths() -> Figure:
 def race_cost() -> Figure:
     """The training cost of the main job."""
     config = load_config("digits_race")
-    return plot_cost(race(config, load("digits")), title=config.title)
+    return plot_cost(race(config, load("digits")), config.title, optimizers=config.optimizers)
 
 
 def second_order() -> Figure:
@@ -88,9 +91,8 @@ def second_order() -> Figure:
     }
     start, budgets = jnp.asarray(surface.start), np.unique(np.geomspace(1, 2e4, 90).astype(int)) - 1
     axes = Figure(figsize=(8, 3.6), layout="constrained").add_subplot()
-    for i, (style, (label, tx)) in enumerate(
-        zip(styles(len(methods)), methods.items(), strict=True)
-    ):
+    style_of = styles_of(methods)
+    for i, (label, tx) in enumerate(methods.items()):
 
         def run(most: jax.Array, tx: optax.GradientTransformation = tx) -> gx.Solution:
             return gx.minimize(surface.fn, start, tx, tol=1e-3, max_steps=most)
@@ -100,7 +102,7 @@ def second_order() -> Figure:
         axes.plot(
             counts,
             np.asarray(ends.value)[first],
-            **style._asdict(),
+            **style_of[label]._asdict(),
             label=label,
             linewidth=1.5,
             markersize=5,
@@ -121,7 +123,8 @@ def second_order() -> Figure:
 def sensitivity() -> Figure:
     """The results of six methods for many learning rates."""
     config = load_config("learning_rate")
-    return plot_sensitivity(sweep(config, load("digits")), config.title)
+    result = sweep(config, load("digits"))
+    return plot_sensitivity(result, config.title, optimizers=config.optimizers)
 
 
 def main() -> None:

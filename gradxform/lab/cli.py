@@ -15,6 +15,7 @@ import typer
 import gradxform
 from gradxform.lab.commands import completing, endings, listing
 from gradxform.lab.commands.movie import movie as draw_movie
+from gradxform.lab.commands.plot import plot as draw_plots
 from gradxform.lab.commands.request import Request
 from gradxform.lab.commands.resume import resume as run_more
 from gradxform.lab.commands.run import run as run_race
@@ -38,6 +39,7 @@ gradxform run digits_race --set training.epochs=5 --set seed=1
 gradxform run my_race.toml --out first     your own config
 gradxform sweep learning_rate              compare many learning rates
 gradxform movie valley                     animate paths on a surface
+gradxform plot FOLDER --format pdf         draw the pictures of a run anew
 gradxform list methods                     methods that a config can use
 gradxform show digits_race                 a config with every key explained
 gradxform resume FOLDER --epochs 100       more epochs of a run
@@ -146,6 +148,23 @@ class Format(StrEnum):
     mp4 = "mp4"
 
 
+class Picture(StrEnum):
+    """The file formats of ``plot``."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class Log(StrEnum):
+    """The axes with a logarithmic scale."""
+
+    x = "x"
+    y = "y"
+    both = "both"
+    none = "none"
+
+
 def main() -> None:
     """The ``gradxform`` command."""
     replace_what_cannot_be_shown()
@@ -242,9 +261,7 @@ def sweep(
 def movie(
     config: ConfigName,
     set_: Settings = None,
-    format_: Annotated[
-        Format, typer.Option("--format", help="File format; mp4 needs ffmpeg.")
-    ] = Format.gif,
+    format_: Annotated[Format, typer.Option("--format", help="File format.")] = Format.gif,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -260,7 +277,8 @@ def movie(
     """Animate a config's optimisers on a surface with two parameters.
 
     Writes a folder with config.toml and movie.gif. The movie shows the paths
-    over the contours, and the value at each update. It has at most 120 frames,
+    over the contours, and the value at each update. It zooms in on what still
+    moves, and ends when nothing moves any more. It has at most 120 frames,
     most of them for the first updates.
 
     \b
@@ -326,3 +344,41 @@ def list_(
         if i:
             print()
         getattr(listing, f"list_{kind}")()
+
+
+@app.command()
+def plot(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a finished run or sweep.", show_default=False)
+    ],
+    with_: With = None,
+    format_: Annotated[Picture, typer.Option("--format", help="File format.")] = Picture.png,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Width and height in inches, such as 8x5. Default: a size for each picture.",
+            show_default=False,
+        ),
+    ] = None,
+    dpi: Annotated[int, typer.Option(min=10, max=1200, help="Pixels per inch.")] = 150,
+    log: Annotated[
+        Log | None,
+        typer.Option(
+            help="The axes with a logarithmic scale. Default: those of each picture.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Draw the pictures of a finished run anew.
+
+    Reads the numbers in the folder and writes the pictures into it, over those
+    of the same format. The picture solution.png of a differential equation
+    stays as it is, because the folder does not hold the trained net.
+
+    \b
+    gradxform plot runs/digits_race-20260102-030405 --format pdf
+    gradxform plot first --size 6x4 --dpi 300 --log none
+    """
+    scales = None if log is None else log.value
+    draw_plots(folder, format_=format_.value, size=size, dpi=dpi, log=scales)

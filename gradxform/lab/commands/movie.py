@@ -3,7 +3,7 @@
 import contextlib
 import sys
 
-from gradxform.lab.commands import endings
+from gradxform.lab.commands import endings, progress
 from gradxform.lab.commands.request import Request
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.problems import ConfigError
@@ -32,7 +32,8 @@ def movie(request: Request, *, format_: str, fps: float | None) -> None:
             if format_ == "mp4":
                 movies.ffmpeg()  # reports a missing ffmpeg before the race
             folder = until_the_end.enter_context(run_folder(experiment, request.out))
-            frames = movies.movie(config)
+            with progress.of_frames() as on_frame:
+                frames = movies.movie(config, on_frame)
             encode = movies.mp4 if format_ == "mp4" else movies.gif
             content = encode(frames, fps)
         file = folder / f"movie.{format_}"

@@ -86,6 +86,15 @@ def of_sweep(
         yield advance
 
 
+@contextlib.contextmanager
+def of_frames() -> Iterator[Callable[[int, int], None]]:
+    """Shows the progress of a movie. Yields a function to call with the frames done, and of all."""
+    console = Console(stderr=True)
+    with Progress(*_columns(), console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("frames", total=None, state="")
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
 def _columns() -> tuple[ProgressColumn, ...]:
     return (
         TextColumn("{task.description}", markup=False),

@@ -65,7 +65,7 @@ def summary_json(config: Config, result: RaceResult) -> str:
         }
         for rank, history in enumerate(ranked(result), start=1)
     ]
-    found = {"ranked_by": result.measure, "ranking": ranking}
+    found = {"ranked_by": result.measure, "unit": result.unit, "ranking": ranking}
     return _summary(config, result.name, found)
 
 
@@ -87,6 +87,7 @@ def sweep_summary_json(config: Config, result: "SweepResult") -> str:
     ]
     found = {
         "compared_by": result.measure,
+        "unit": result.unit,
         "best": best,
         "members": len(result.members),
         "failures": sum(point.failures for points in every.values() for point in points),
@@ -119,21 +120,28 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
     if result.costs.size:
         write_atomically(folder / "costs.csv", costs_csv(result))
     for stem, figure in at(kind_of(config).sweep_figures)(config, result):
-        _save_figure(folder / f"{stem}.png", figure)
+        save_figure(folder / f"{stem}.png", figure)
     write_atomically(folder / "summary.json", sweep_summary_json(config, result))
 
 
 def save(folder: Path, config: Config, result: RaceResult) -> None:
     """Writes ``summary.json`` and the pictures that belong to the kind of task."""
     for stem, figure in at(kind_of(config).figures)(config, result):
-        _save_figure(folder / f"{stem}.png", figure)
+        save_figure(folder / f"{stem}.png", figure)
     # written last: a folder with this file is a finished run
     write_atomically(folder / "summary.json", summary_json(config, result))
 
 
-def _save_figure(path: Path, figure: "Figure") -> None:
+def save_figure(path: Path, figure: "Figure") -> None:
+    """Writes a figure in the format of the path's ending, the same bytes each time."""
+    from matplotlib import rc_context
+
+    form = path.suffix.removeprefix(".")
+    # without the date of today
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+    with rc_context({"svg.hashsalt": "gradxform"}):  # otherwise its names are random
+        figure.savefig(content, format=form, metadata=dates.get(form))
     write_atomically(path, content.getvalue())
 
 

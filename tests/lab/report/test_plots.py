@@ -6,28 +6,26 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.legend import Legend
 
 from gradxform.lab.experiment.grid import Member
 from gradxform.lab.experiment.load import load_config
-from gradxform.lab.report.plots import (
-    plot_batch_sizes,
-    plot_cost,
-    plot_heatmaps,
-    plot_paths,
-    plot_sensitivity,
-    plot_starts,
-    plot_work,
-    styles,
-)
+from gradxform.lab.report.drawing import Look
+from gradxform.lab.report.heatmaps import plot_heatmaps
+from gradxform.lab.report.physics_plots import plot_errors
+from gradxform.lab.report.race_plots import plot_cost, plot_work
+from gradxform.lab.report.style import METHODS, styles
+from gradxform.lab.report.surface_plots import plot_paths, plot_starts
+from gradxform.lab.report.sweep_plots import plot_batch_sizes, plot_sensitivity
 from gradxform.lab.tasks.surfaces import SURFACES
 from gradxform.lab.training.outcomes import History, RaceResult, SweepResult, best_points, points_of
 from gradxform.lab.training.surfaces import sweep_on_surface
 from gradxform.lab.training.sweep import sweep
 
 
-def history(label, costs, *, diverged=False, error=False):
+def history(label, costs, *, diverged=False, error=False, work=3.0):
     rows = [
-        {"epoch": i, "step": 10 * i, "gradients": 3.0 * i, "seconds": 0.5 * i, "cost": cost}
+        {"epoch": i, "step": 10 * i, "gradients": work * i, "seconds": 0.5 * i, "cost": cost}
         | {"train_loss": cost, **({"train_error": 2 * cost} if error else {})}
         for i, cost in enumerate(costs, start=1)
     ]
@@ -61,8 +59,8 @@ def test_the_cost_plot_shows_every_curve_and_says_what_it_shows():
 
 
 def test_the_work_plot_shows_every_curve_against_all_work():
-    race = result(history("slow", [2.0, 1.0, 0.5]), history("fast", [1.0, 0.1, 0.01]))
-    figure = plot_work(race, "A race")
+    slow, fast = history("slow", [2.0, 1.0, 0.5]), history("fast", [1.0, 0.1, 0.01], work=6.0)
+    figure = plot_work(result(slow, fast), "A race")
     assert figure.get_suptitle() == "A race"
     assert figure.axes[0].get_ylabel() == "training loss (cross-entropy, nats)"
     for axes, unit in zip(figure.axes, (10, 3.0, 0.5), strict=True):
@@ -74,6 +72,13 @@ def test_the_work_plot_shows_every_curve_against_all_work():
     labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
     assert labels == ["fast", "slow"]
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_a_panel_that_would_show_the_same_again_is_left_out():
+    race = result(history("slow", [2.0, 1.0, 0.5]), history("fast", [1.0, 0.1, 0.01]))
+    labels = [axes.get_xlabel() for axes in plot_work(race).axes]
+    assert [label.split(",")[0] for label in labels] == ["work", "training time (s)"]
+    assert "without compilation" in labels[-1]
 
 
 def test_the_work_plot_of_an_autoencoder_shows_its_error():
@@ -106,9 +111,10 @@ def test_odd_curves_can_be_drawn(costs):
 def test_many_epochs_keep_few_markers():
     race = result(*(history(f"m{i}", list(np.geomspace(1, 0.1, 200))) for i in range(3)))
     lines = plot_cost(race).axes[0].get_lines()
-    starts = [line.get_markevery()[0] for line in lines]
-    assert all(200 / line.get_markevery()[1] <= 10 for line in lines)
-    assert len(set(starts)) == 3  # curves that coincide still show their own markers
+    marked = [line.get_markevery() for line in lines]
+    assert all(5 <= len(places) <= 8 for places in marked)
+    # curves that coincide still show their own markers
+    assert len({place for places in marked for place in places}) == sum(map(len, marked))
 
 
 def test_styles_differ_without_colour():
@@ -212,8 +218,11 @@ def swept(losses, *, costs=None):
     return SweepResult("task", measure, unit, tuple(members), tuple(rows), costs, 1.0, 1.0)
 
 
+LOST = "diverged (at the top)"
+
+
 def labels_of(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+    return [" ".join(text.get_text().split()) for text in axes.get_legend().get_texts()]
 
 
 def test_the_sensitivity_is_the_mean_over_seeds_and_marks_what_diverged():
@@ -236,7 +245,9 @@ def test_the_sensitivity_is_the_mean_over_seeds_and_marks_what_diverged():
     assert axes.get_xlabel() == "learning rate"
     assert axes.get_ylabel() == "training loss (cross-entropy, nats)"
     assert figure.get_suptitle() == "A sweep"
-    assert labels_of(axes) == ["sgd", "plain", "_2", "diverged (at the top)"]
+    band = "band: from the best to the worst seed"
+    level = "level: no learning rate"
+    assert sorted(labels_of(axes)) == sorted(["SGD", "plain", "_2", level, band, LOST])
     sgd, lost, plain, _, both, *_ = axes.get_lines()
     np.testing.assert_array_equal(sgd.get_xydata(), [[0.01, 3.0], [1.0, np.nan]])
     assert lost.get_xdata().tolist() == [1.0]  # though a seed of it did not
@@ -305,7 +316,7 @@ def test_the_starts_of_a_surface_are_dots_and_crosses():
     result = sweep_on_surface(SURFACES["saddle"], tables, runs, starts=starts, max_steps=200)
     figure = plot_starts("saddle", result)
     left, right, bar = figure.axes
-    assert left.get_title() == "sgd\n1 of 2 solved"
+    assert left.get_title() == "SGD\n1 of 2 solved"
     assert left.get_lines()[0].get_xydata().tolist() == [[1.0, 0.0]]
     assert left.collections[-1].get_offsets().tolist() == [[1.0, 1.0]]
     assert right.get_title() == "wild\n0 of 2 solved"
@@ -362,7 +373,7 @@ LONG = "title=Beale's function from a grid of starts, each method at its best po
 def test_the_heat_map_tells_what_the_table_tells(from_starts):
     result, title = from_starts
     figure = plot_heatmaps(result, title)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (best,) = (point for point in best_points(result) if point.label == "momentum")
     least = min(points_of(result)["momentum"], key=lambda point: point.mean)
     assert best != least
@@ -383,7 +394,7 @@ def test_titles_are_whole_and_ticks_apart(plot, from_starts):
         "starts": lambda: plot_starts("beale", result, title),
         "sensitivity": lambda: plot_sensitivity(result, title),
     }[plot]()
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     shown = figure.get_suptitle()
     assert " ".join(shown.split()) == title
     (heading,) = (text for text in figure.texts if text.get_text() == shown)
@@ -402,7 +413,7 @@ def test_marks_are_explained(plot, from_starts):
     result, title = from_starts
     if plot == "heatmaps":
         figure = plot_heatmaps(result, title)
-        expected = {"best point: most starts solved (%)", "no start solved"}
+        expected = {"best point: most starts solved (% in its cell)", "no start solved"}
     else:
         figure = plot_starts("beale", result, title)
         dots = "solved from here (darker: more work)"
@@ -411,3 +422,115 @@ def test_marks_are_explained(plot, from_starts):
     assert {text.get_text() for text in legend.get_texts()} == expected
     if plot == "starts":  # the lightest dots have an edge
         assert all(dots.get_linewidth()[0] > 0 for dots in figure.axes[0].collections[-1:])
+
+
+# -- titles and legends fit
+
+
+def many(count, letter):
+    return [f"{letter * 40} {letter * 15} {number}" for number in range(count)]
+
+
+def swept_many(labels, on_two=False):
+    """A sweep of as many optimisers, each at four points with two seeds."""
+    values = [{"learning_rate": r, "momentum": m} for r in (0.1, 1.0) for m in (0.5, 0.9)]
+    points = values if on_two else [{"learning_rate": r} for r in (0.01, 0.1, 1.0)]
+    runs = [
+        ((label, point, seed), 1.0 + seed)
+        for label in labels
+        for point in points
+        for seed in (0, 1)
+    ]
+    return swept(runs)
+
+
+def drawn(name, labels, title, **options):
+    """One of the figures with these labels."""
+    races = result(*(history(label, [2.0, 1.0, 0.5], work=i) for i, label in enumerate(labels, 1)))
+    walk = SURFACES["quadratic"]
+    match name:
+        case "cost":
+            return plot_cost(races, title, **options)
+        case "work":
+            return plot_work(races, title, **options)
+        case "sensitivity":
+            return plot_sensitivity(swept_many(labels), title, **options)
+        case "heatmaps":
+            return plot_heatmaps(swept_many(labels[:5], on_two=True), title, **options)
+        case "error":
+            for one in races.histories:
+                for row in one.rows:
+                    row["test_relative_error"] = row["cost"]
+            return plot_errors(races, title, **options)
+        case "paths":
+            paths = {label: np.linspace(walk.start, (0, 0), 5) for label in labels[:4]}
+            return plot_paths(walk, paths, title=title, **options)
+    raise AssertionError(name)
+
+
+def outside(figure):
+    """The texts that go beyond the edge of a figure."""
+    figure.draw_without_rendering()
+    edge = figure.bbox.padded(1)
+    texts = list(figure.texts)  # its title
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+    for legend in figure.findobj(Legend):
+        texts += legend.get_texts()
+    boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_text()}
+    return [
+        name
+        for name, box in boxes.items()
+        if not (edge.contains(*box.min) and edge.contains(*box.max))
+    ]
+
+
+@pytest.mark.parametrize("letter", ["i", "W"])
+@pytest.mark.parametrize("name", ["cost", "work", "sensitivity", "heatmaps", "error", "paths"])
+def test_titles_and_legends_stay_within_the_figure(name, letter):
+    figure = drawn(name, many(24, letter), f"{letter * 30} " * 20)
+    assert outside(figure) == []
+    frame = figure.axes[0].get_window_extent()
+    assert frame.width > 0.15 * figure.bbox.width
+    assert frame.height > 0.25 * figure.bbox.height
+
+
+@pytest.mark.parametrize("size", [(4.0, 3.0), (14.0, 4.0)])
+@pytest.mark.parametrize("name", ["cost", "work", "sensitivity", "error"])
+def test_a_chosen_size_is_kept_and_everything_fits(name, size):
+    labels = ["sgd", "momentum", "adam", "delta_bar_delta", "L-BFGS with a long name"]
+    look = Look(size, 100)
+    figure = drawn(name, labels, "A race", look=look)
+    assert tuple(figure.get_size_inches()) == size
+    assert outside(figure) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "scales"),
+    [("x", "log linear"), ("y", "linear log"), ("both", "log log"), ("none", "linear linear")],
+)
+def test_the_scales_can_be_chosen(log, scales):
+    race = result(history("a", [2.0, 1.0, 0.5]), history("b", [2.0, 1.0, 0.4], work=9.0))
+    look = Look(log=log)
+    sweep_figure = plot_sensitivity(swept_many(["a"]), look=look)
+    for figure in (plot_cost(race, look=look), plot_work(race, look=look), sweep_figure):
+        for axes in figure.axes:
+            assert f"{axes.get_xscale()} {axes.get_yscale()}" == scales
+        png(figure)
+
+
+def test_the_usual_resolution_is_150_dots_per_inch():
+    assert plot_cost(result(history("a", [2.0, 1.0]))).dpi == 150
+
+
+def test_the_methods_of_a_config_have_their_colours():
+    race = result(history("fast", [2.0, 1.0]), history("slow", [2.0, 1.5]))
+    tables = {
+        "fast": {"method": "adam"},
+        "slow": {"chain": [{"method": "optax.clip"}, {"method": "sgd"}]},
+    }
+    for figure in (plot_cost(race, optimizers=tables), plot_work(race, optimizers=tables)):
+        lines = figure.axes[0].get_lines()
+        assert [line.get_color() for line in lines] == [
+            METHODS[m].style.color for m in ("adam", "sgd")
+        ]

@@ -1,0 +1,241 @@
+"""Reads the results of a finished run back from its folder, which may come from somebody else.
+
+Everything is checked before it is used: that the files are regular ones of a bearable size, that
+the rows belong to the optimisers of the config, and that every value is one that can be drawn.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradxform.lab.experiment import folders
+from gradxform.lab.experiment.folders import FolderError
+from gradxform.lab.experiment.load import read_config, sweep_members
+from gradxform.lab.experiment.messages import on_one_line
+from gradxform.lab.experiment.schema import MAX_EPOCHS, Config
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gradxform.lab.training.outcomes import RaceResult, SweepResult
+
+    Result = RaceResult | SweepResult
+
+MOST = 2**28  # bytes of a table or a summary
+_LARGEST = 1e300  # the largest number that can be drawn
+_LONGEST = 200  # letters of a text in a table
+_COUNTS = {"epoch", "step", "epochs", "steps", "seed", "member", "evaluations"}
+_SIZES = {"seconds", "gradients", "steps_per_second", "work", "compile_seconds"}
+_FLAGS = {"diverged", "dropped", "solved"}
+_TEXTS = {"optimizer", "status"}
+_NEEDED = {
+    "train_loss": ("epoch", "step", "seconds", "gradients", "cost", "train_loss"),
+    "value": ("step", "value", "x0", "x1"),
+    "work": ("x0", "y0", "work", "solved"),
+}
+_OF_MEMBER = ("epochs", "steps", "seconds", "diverged", "train_loss")
+
+
+def load_run(folder: str | Path) -> "Result":
+    """The result of a finished race or sweep, read from its folder.
+
+    The folder does not hold the final parameters, so they are None.
+
+    Args:
+      folder: the folder that ``gradxform run`` or ``gradxform sweep`` has written.
+
+    Raises:
+      FolderError: the run is not finished, or the folder holds what no run writes.
+      ConfigError: its ``config.toml`` cannot be used.
+      OSError: a file cannot be read.
+    """
+    return read_run(folder)[1]
+
+
+def read_run(folder: str | Path) -> "tuple[Config, Result]":
+    """The config and the result of a finished run; see :func:`load_run`."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise FolderError(f"{on_one_line(path)}: is not the folder of a run")
+    if not folders.is_file(path / "config.toml"):
+        raise FolderError(f"{on_one_line(path)}: has no config.toml, so it is not a run's folder")
+    if not folders.is_file(path / "summary.json"):
+        raise FolderError(
+            f"{on_one_line(path)}: this run is not finished; gradxform run --resume continues it"
+        )
+    summary = _summary(path / "summary.json")
+    of_sweep = "compared_by" in summary
+    content = folders.read(path / "config.toml")
+    config = read_config(content, str(path / "config.toml"), for_sweep=of_sweep)
+    return config, (_sweep if of_sweep else _race)(path, config, summary)
+
+
+def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResult":
+    from gradxform.lab.training.outcomes import History, RaceResult
+
+    file, named = folder / "metrics.csv", folder / "summary.json"
+    measure = summary["ranked_by"]
+    _need(measure in ("train_loss", "value"), named, "ranked_by should be a measure", measure)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    columns = None
+    for row in _table(file, _NEEDED[measure]):
+        columns = columns or row.keys()
+        _need(row.keys() == columns, file, "its rows should be alike", list(row))
+        rows.setdefault(row["optimizer"], []).append(row)
+    ranking = {one["optimizer"]: one for one in summary["ranking"]}
+    labels = list(config.optimizers)
+    for found, where in ((rows, file), (ranking, named)):
+        _need(set(found) == set(labels), where, "it should hold the config's optimisers", [*found])
+    histories = [
+        History(
+            label,
+            tuple({k: x for k, x in row.items() if k != "optimizer"} for row in rows[label]),
+            ranking[label]["diverged"],
+            ranking[label]["steps_per_second"],
+            ranking[label]["compile_seconds"],
+            None,
+        )
+        for label in labels
+    ]
+    return RaceResult(summary["task"], measure, tuple(histories), summary.get("unit", ""))
+
+
+def _sweep(folder: Path, config: Config, summary: Mapping[str, Any]) -> "SweepResult":
+    from gradxform.lab.training.outcomes import SweepResult
+
+    file, named = folder / "members.csv", folder / "summary.json"
+    measure = summary["compared_by"]
+    known = ("validation_loss", "train_loss", "work")
+    _need(measure in known, named, "compared_by should be a measure", measure)
+    members = sweep_members(config)
+    needed = _NEEDED["work"] if measure == "work" else (*_OF_MEMBER, measure)
+    rows = list(_table(file, needed))
+    for number, row in enumerate(rows):
+        good = number < len(members) and row.pop("member", None) == number
+        good = good and row["optimizer"] == members[number].label
+        values = members[number].values if good else {}
+        # a number whose name is taken has a prefix
+        good = good and all(row.get(f"optimizer.{k}", row.get(k)) == x for k, x in values.items())
+        good = good and row.get("epochs", 1) >= 1
+        good = good and _metrics(row) == _metrics(rows[0])
+        _need(good, file, f"line {number + 2} should be member {number} of the config's sweep", row)
+    _need(len(rows) == len(members), file, f"it should hold {len(members)} members", len(rows))
+    unit, (seconds, compiling) = summary.get("unit", ""), _times(summary)
+    costs = _costs(folder / "costs.csv", len(members), measure != "work")
+    return SweepResult(
+        summary["task"], measure, unit, tuple(members), tuple(rows), costs, seconds, compiling
+    )
+
+
+def _metrics(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row if name.startswith(("train_", "validation_", "test_"))]
+
+
+def _times(summary: Mapping[str, Any]) -> tuple[float, float]:
+    return summary["seconds"], summary["compile_seconds"]
+
+
+def _costs(file: Path, members: int, on_data: bool) -> "np.ndarray":
+    """The training cost of every epoch, (members, epochs)."""
+    import numpy as np
+
+    if not on_data:
+        return np.empty((members, 0))
+    rows = list(_table(file, ("member", "epoch", "cost"))) if folders.is_file(file) else []
+    epochs = max((row["epoch"] for row in rows), default=0)
+    good = epochs <= MAX_EPOCHS and 8 * members * epochs <= folders.memory() / 8
+    _need(good, file, "it should hold the epochs of the config", epochs)
+    costs = np.full((members, epochs), np.nan)
+    for row in rows:
+        good = row["member"] < members and row["epoch"] >= 1
+        _need(good, file, "a line should be of a member and an epoch", row)
+        costs[row["member"], row["epoch"] - 1] = row["cost"]
+    return costs
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """The checked content of ``summary.json``."""
+    try:
+        found = json.loads(folders.read(file, MOST))
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"{on_one_line(file)}: is not JSON: {on_one_line(error)}") from None
+    _need(isinstance(found, dict), file, "it should be a table", found)
+    _need(_is_text(found.get("task")), file, "task should be a name", found.get("task"))
+    _need(_is_text(found.get("unit", "")), file, "unit should be a text", found.get("unit"))
+    if "compared_by" in found:
+        tables, names = [found], ("seconds", "compile_seconds")
+    else:
+        tables, names = found.get("ranking"), ("steps_per_second", "compile_seconds")
+        _need(isinstance(tables, list), file, "ranking should be a list", tables)
+        for one in tables:
+            _need(isinstance(one, dict), file, "ranking should hold tables", one)
+            good = isinstance(one.get("optimizer"), str) and isinstance(one.get("diverged"), bool)
+            _need(good, file, "ranking should name optimisers", one)
+        measure = found.get("ranked_by")
+        _need(_is_text(measure), file, "ranked_by should be a measure", measure)
+    for table in tables:
+        for name in names:
+            _need(_is_size(table.get(name)), file, f"{name} should be a number", table.get(name))
+    return found
+
+
+def _table(file: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The checked rows of a CSV file; empty cells are left out."""
+    try:
+        text = folders.read(file, MOST).decode()
+        lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        for number, line in enumerate(lines, start=2):
+            where = f"line {number}"
+            good = None not in line and None not in line.values()
+            _need(good, file, f"{where} should have a value for each column", line)
+            row = {name: _value(file, name, cell) for name, cell in line.items() if cell != ""}
+            lacking = [name for name in needed if name not in row]
+            _need(not lacking, file, f"{where} should have {', '.join(lacking)}", list(row))
+            yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FolderError(f"{on_one_line(file)}: is not CSV: {on_one_line(error)}") from None
+
+
+def _value(file: Path, name: str, cell: str) -> Any:
+    """A cell as what its column holds."""
+    if name in _TEXTS:
+        good, value = len(cell) <= _LONGEST or name == "optimizer", cell
+    elif name in _FLAGS:
+        good, value = cell in ("True", "False"), cell == "True"
+    elif re.fullmatch(r"-?\d{1,16}", cell, re.ASCII):
+        value = int(cell)
+        good = value >= 0 or name not in _COUNTS | _SIZES
+    else:
+        try:
+            value = float(cell)
+        except ValueError:
+            value = _LARGEST * 10
+        fits: Callable[[Any], bool] = _is_size if name in _SIZES else _is_number
+        good = fits(value) and name not in _COUNTS
+    _need(good, file, f"{reprlib.repr(name)} should be a value that a run writes", cell)
+    return value
+
+
+def _need(good: Any, file: Path, what: str, found: Any) -> None:
+    if not good:
+        said = on_one_line(f"{what}, found {reprlib.repr(found)}")
+        raise FolderError(f"{on_one_line(file)}: {said}")
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str) and len(x) <= _LONGEST
+
+
+def _is_number(x: Any) -> bool:
+    """Whether ``x`` is a number that can be drawn, or is not finite."""
+    return type(x) in (int, float) and not _LARGEST < abs(x) < math.inf
+
+
+def _is_size(x: Any) -> bool:
+    return _is_number(x) and 0 <= x < math.inf
