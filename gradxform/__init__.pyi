@@ -25,6 +25,7 @@ from gradxform.line_search import with_line_search as with_line_search
 from gradxform.minimization import minimize as minimize
 from gradxform.minimization import progress_bar as progress_bar
 from gradxform.objective import compose as compose
+from gradxform.per_example import by_rows as by_rows
 from gradxform.preconditioners import hutchinson_diagonal as hutchinson_diagonal
 from gradxform.preconditioners import nystrom as nystrom
 from gradxform.schedules import inverse_time_decay as inverse_time_decay
@@ -34,6 +35,7 @@ from gradxform.second_order.bfgs import scale_by_bfgs as scale_by_bfgs
 from gradxform.second_order.hessian_free import hessian_free as hessian_free
 from gradxform.second_order.kronecker import kronecker as kronecker
 from gradxform.second_order.kronecker_direction import scale_by_kronecker as scale_by_kronecker
+from gradxform.second_order.kronecker_inverse import kronecker_inverse as kronecker_inverse
 from gradxform.second_order.lbfgs import lbfgs as lbfgs
 from gradxform.second_order.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from gradxform.second_order.levenberg_marquardt import (

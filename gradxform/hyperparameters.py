@@ -295,6 +295,10 @@ def _rule(member: Any) -> tuple[Callable[[Any], bool], tuple[str, ...]]:
         return lambda value: isinstance(value, collections.abc.Mapping), ("a dictionary",)
     if base is optax.GradientTransformation:
         return _is_method, ("a method, for instance gx.momentum(0.1)",)
+    if isinstance(base, type) and issubclass(base, tuple):
+        return lambda value: isinstance(value, base), (
+            str(notes[0]) if notes else f"a {base.__name__}",
+        )
     return lambda value: True, ()
 
 

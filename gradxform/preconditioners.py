@@ -1,7 +1,7 @@
 """Preconditioners: an approximate inverse of the curvature, from products with it."""
 
 from collections.abc import Callable
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +11,59 @@ from gradxform.curvature import Product
 from gradxform.hyperparameters import Fraction, Scalar, Seed, Size, UpToOne, checked, scalar, shown
 from gradxform.sharding import sharded_like
 
+
+class Request(NamedTuple):
+    """What a method tells a preconditioner in each update."""
+
+    product: Product  #: v ↦ (C + λI) v, with the curvature C and the damping λ
+    g: tree.PyTree  #: the gradient, or a multiple of it, in at least float32
+    count: jax.Array  #: updates made so far
+    damping: jax.Array  #: λ
+    params: tree.PyTree  #: the parameters θ
+    value_fn: Any  #: the objective
+
+
+class RunningPreconditioner(NamedTuple):
+    """A preconditioner with a memory, which the method carries in its state."""
+
+    init: Callable[[tree.PyTree], tree.PyTree]  #: parameters → the first memory
+    refresh: Callable[[Request, tree.PyTree], tuple[Product, jax.typing.ArrayLike, tree.PyTree]]
+    """(request, memory) → (approximate inverse, products it took, next memory)"""
+
+
 #: (damped product, gradient, update count) → (approximate inverse, number of products it took)
-Preconditioner: TypeAlias = Annotated[
-    Callable[[Product, tree.PyTree, jax.Array], tuple[Product, int]],
-    "a function of the damped product, the gradient and the update count, for instance "
-    "gx.hutchinson_diagonal()",
-]
+Preconditioner: TypeAlias = (
+    Annotated[
+        Callable[[Product, tree.PyTree, jax.Array], tuple[Product, int]],
+        "a function of the damped product, the gradient and the update count, for instance "
+        "gx.hutchinson_diagonal()",
+    ]
+    | Annotated[RunningPreconditioner, "gx.kronecker_inverse()"]
+)
+
+
+def first_memory(preconditioner: Preconditioner | None, params: tree.PyTree) -> tree.PyTree:
+    """What the method's state holds for the preconditioner: nothing, unless it has a memory."""
+    return preconditioner.init(params) if isinstance(preconditioner, RunningPreconditioner) else ()
 
 
 def checked_inverse(
-    method: str,
-    preconditioner: Preconditioner | None,
-    product: Product,
-    g: tree.PyTree,
-    count: jax.Array,
-) -> tuple[Product, int]:
-    """The approximate inverse (the identity for ``None``), and the number of products it took.
+    method: str, preconditioner: Preconditioner | None, request: Request, memory: tree.PyTree
+) -> tuple[Product, jax.typing.ArrayLike, tree.PyTree]:
+    """The approximate inverse, the products it took, and the next memory.
+
+    The inverse is the identity for ``None``.
 
     Raises:
       ValueError: when the inverse is called, if it returns another structure or other shapes.
     """
     if preconditioner is None:
-        return lambda r: r, 0
-    inverse, made = preconditioner(product, g, count)
+        return lambda r: r, 0, memory
+    g = request.g
+    if isinstance(preconditioner, RunningPreconditioner):
+        inverse, made, memory = preconditioner.refresh(request, memory)
+    else:
+        inverse, made = preconditioner(request.product, g, request.count)
 
     def checked(r: tree.PyTree) -> tree.PyTree:
         z = inverse(r)
@@ -45,7 +75,7 @@ def checked_inverse(
             )
         return jax.tree.unflatten(jax.tree.structure(g), jax.tree.leaves(z))
 
-    return checked, made
+    return checked, made, memory
 
 
 @checked

@@ -42,7 +42,7 @@ REQUIRED = {
     **{"rtol": 0.1, "value": 1.0, "number": 5, "strength": 0.1},
     **{"projection": jnp.tanh, "prox": lambda params, step: params},
     **{"transforms": {"a": gx.sgd(0.1)}, "inner_factory": gx.sgd, "fn": objective},
-    **{"residuals": objective},
+    **{"residuals": objective, "residual": objective},
     **{"params": jnp.zeros(2), "loss": jnp.sum, "model": jnp.tanh, "state": optax.EmptyState()},
 }
 # what depends on the parameters is checked when these are known

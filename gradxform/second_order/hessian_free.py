@@ -34,7 +34,7 @@ from gradxform.hyperparameters import (
 from gradxform.improvement import PATIENCE, Improvement, improvement_after, no_improvement
 from gradxform.info import diagnostics
 from gradxform.objective import Composed, bind, check_value
-from gradxform.preconditioners import Preconditioner, checked_inverse
+from gradxform.preconditioners import Preconditioner, Request, checked_inverse, first_memory
 from gradxform.second_order.martens import Candidate, choose_iterate, minimise_model, shorten
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 1.5  # limits of ρ, and the factor that λ changes by
@@ -66,6 +66,7 @@ class HessianFreeState(NamedTuple):
     count: jax.Array  #: updates made so far
     damping: jax.Array  #: λ; 0 until it is estimated
     direction: tree.PyTree  #: the last solution of CG, in at least float32
+    preconditioner: tree.PyTree  #: memory of the preconditioner; () if it has none
     improvement: Improvement  #: the best over the points that an update moved from
     info: HessianFreeInfo
 
@@ -162,6 +163,7 @@ def hessian_free(
             count=jnp.array(0, jnp.int32),
             damping=_number(first),
             direction=tree.zeros_like(params),
+            preconditioner=first_memory(preconditioner, params),
             improvement=no_improvement(),
             info=_no_info(first),
         )
@@ -193,7 +195,10 @@ def hessian_free(
         if damping is None:
             lam, products = _first_damping(undamped, g, origin, lam, products)
         product = lambda v: tree.map(lambda v, gv: gv + lam * v, v, undamped(v))
-        inverse, made = checked_inverse("hessian_free", preconditioner, product, g, state.count)
+        request = Request(product, g, state.count, lam, params, value_fn)
+        inverse, made, memory = checked_inverse(
+            "hessian_free", preconditioner, request, state.preconditioner
+        )
         start = tree.scale(scalar(warm_start) * tree.reciprocal(origin.size), state.direction)
         path = minimise_model(
             product, preconditioner and inverse, g, start, progress, maxiter, iterates
@@ -223,7 +228,7 @@ def hessian_free(
         )
         direction = tree.select(accept, tree.scale(origin.size, path.at.x), state.direction)
         count = tree.add_count(state.count, 1)
-        new_state = HessianFreeState(count, next_lam, direction, improvement, info)
+        new_state = HessianFreeState(count, next_lam, direction, memory, improvement, info)
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
         p = tree.scale(jnp.where(accept, alpha * origin.size, 0), chosen.p)
         return tree.cast_like(p, grads), new_state

@@ -120,15 +120,15 @@ def kronecker(
 
     F is the exact Gauss–Newton matrix on a part of the batch. Its curvature along Δ counts at least
     as much as in the mean of earlier updates, and |μ| is at most 1: a small part may lack the
-    examples that curve the objective. The damping follows Levenberg and
-    Marquardt. Every k = ``adapt_every`` updates::
+    examples that curve the objective. The damping follows Levenberg and Marquardt. Every
+    k = ``adapt_every`` updates::
 
         ρ = (f(θ + δ) − f(θ)) / (gᵀδ + ½ δᵀFδ)
         λ ← 0.9^k λ if ρ > 3/4,   λ ← 0.9^−k λ if ρ < 1/4
 
     Use large batches: with few examples the step follows their noise. 1,000 are good, 256 are
-    enough for a small net. On top of the gradient, an update costs about one to one and a half
-    gradients of such a batch, plus the inverses. The state holds about seven times the parameters.
+    enough for a small net. On top of the gradient, an update costs about one gradient of such a
+    batch or less, plus the inverses. The state holds about seven times the parameters.
 
     If value or gradient is NaN or infinite, the update takes the last step back and counts it. If
     the loss is not convex in the outputs, its negative curvature counts as zero, and
@@ -140,10 +140,12 @@ def kronecker(
       learning_rate: α, a number, an array or a schedule of the update count; ``None`` for the
         minimum of the model.
       momentum: μ ≥ 0; ``None`` for the minimum of the model.
-      factor_batch_size: number of examples for V; ``None`` for a quarter of the batch, but at least
-        256 or all. They are spread evenly over the batch. The loss may be a mean or a sum over the
+      factor_batch_size: number of examples for V, spread evenly over the batch; ``None`` for one in
+        16, but at least 640 outputs of the model (64 examples of ten classes, for instance) and 16
+        examples, and not more than needed for 64 examples. The loss may be a mean or a sum over the
         examples.
-      model_batch_size: number of examples for F; ``None`` for the same.
+      model_batch_size: number of examples for F; ``None`` for one in 16, but at least 2,560 outputs
+        and 16 examples, and not more than needed for 256 examples.
       factor_every: updates from one V to the next. The first ten updates each make one.
       inverse_every: updates from one inverse to the next; early ones make more.
       adapt_every: k, updates from one change of λ to the next.
@@ -209,31 +211,32 @@ def kronecker(
         batch = batch_of("kronecker", grads, params, value, value_fn, extra_args)
         if tree.count(grads) == 0:
             return grads, state
-        for_factors = batch.part("factor_batch_size", factor_batch_size)
-        for_model = batch.part("model_batch_size", model_batch_size)
+        for_factors = batch.for_factors(factor_batch_size)
+        for_model = batch.for_model(model_batch_size)
         at = passes.linearised(for_model, batch.params)
         is_new = state.unit == 0
         is_sum = jnp.where(is_new, passes.is_sum(at, for_model, batch.value), state.is_sum)
         at = passes.scaled(at, for_model, is_sum)
-        unit = kf.when(is_new, lambda: passes.curvature_along(at, batch.g), state.unit)
+        last, unit = _last_direction(at, batch.g, state.step, is_new, state.unit)
         lam = state.damping * passes.or_one(unit)
 
         # the direction, and the step along it and the last step
-        probe = batch.probe(for_factors, is_sum)
-        made = kf.refreshed(options, state.estimate, batch.params, probe, state.turn, lam)
-        directions = kf.divided(batch.g, made.estimate, lam), state.step
-        model = quadratic.model_along(at, batch.g, *directions)
+        linearised = batch.linearised(for_factors, is_sum)
+        made = kf.refreshed(options, state.estimate, batch.params, linearised, state.turn, lam)
+        delta = kf.divided(batch.g, made.estimate, lam)
+        model = quadratic.model_along(batch.g, quadratic.direction(at, delta), last)
+        model = quadratic.without_second(model, is_new)
         model, relative = quadratic.averaged(model, state.memory)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
         change = quadratic.predicted(model, alpha, mu)
         usable = batch.finite & made.finite & jnp.isfinite(change)
         alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
-        step = tree.map(lambda d, s: alpha * d + mu * s, *directions)
+        step = tree.map(lambda d, s: alpha * d + mu * s, delta, state.step)
 
         memory = quadratic.Memory(
             jnp.where(usable, relative, state.memory.relative),
-            jnp.where(usable, quadratic.curvature_along(model, alpha, mu), 0),
+            jnp.where(usable, quadratic.curvature_of_step(model, alpha, mu), 0),
         )
 
         # the damping
@@ -285,6 +288,18 @@ def _no_info() -> KroneckerInfo:
         expected=number(),
         stalled=jnp.array(False),
     )
+
+
+def _last_direction(
+    at: passes.Linear, g: tree.PyTree, step: tree.PyTree, is_new: jax.Array, unit: jax.Array
+) -> tuple[quadratic.Direction, jax.Array]:
+    """The last step as a direction, and the unit of the damping.
+
+    The first update has no last step, but needs the curvature along its gradient.
+    """
+    unit_g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)
+    last = quadratic.direction(at, tree.select(is_new, unit_g, step))
+    return last, kf.when(is_new, lambda: quadratic.relative_curvature(last), unit)
 
 
 def _ratio(batch: Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:

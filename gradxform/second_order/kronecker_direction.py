@@ -16,7 +16,7 @@ from gradxform.hyperparameters import Count, Fraction, NonNegative, Seed, Size, 
 from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import random_passes as passes
-from gradxform.second_order.kronecker_batch import after, batch_of, counted, number
+from gradxform.second_order.kronecker_batch import after, batch_of, counted, number, scale_of
 from gradxform.second_order.kronecker_factors import Estimate, Options
 
 
@@ -109,17 +109,12 @@ def scale_by_kronecker(
         batch = batch_of("scale_by_kronecker", grads, params, value, value_fn, extra_args)
         if tree.count(grads) == 0:
             return grads, state
-        part = batch.part("factor_batch_size", factor_batch_size)
-
-        def first() -> tuple[jax.Array, jax.Array]:
-            at = passes.linearised(part, batch.params)
-            is_sum = passes.is_sum(at, part, batch.value)
-            return passes.curvature_along(passes.scaled(at, part, is_sum), batch.g), is_sum
-
-        unit, is_sum = kf.when(state.unit == 0, first, (state.unit, state.is_sum))
+        part = batch.for_factors(factor_batch_size)
+        known = state.unit, state.is_sum
+        unit, is_sum = scale_of(batch, part, known, lambda: batch.value)
         lam = scalar(damping) * passes.or_one(unit)
         made = kf.refreshed(
-            options, state.estimate, batch.params, batch.probe(part, is_sum), state.turn, lam
+            options, state.estimate, batch.params, batch.linearised(part, is_sum), state.turn, lam
         )
         delta = kf.divided(batch.g, made.estimate, lam)
         finite = made.finite & jnp.isfinite(tree.max_abs(delta))

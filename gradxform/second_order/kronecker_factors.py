@@ -12,6 +12,8 @@ It needs no knowledge of the layers: the shapes of the parameters say everything
 embeddings, convolutions and attention are treated alike, in each order of their axes.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -22,6 +24,7 @@ from jax.custom_batching import custom_vmap
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
+from gradxform.second_order import positive_definite
 from gradxform.second_order import random_passes as passes
 from gradxform.sharding import is_explicit, sharded_like, varying_like, whole
 
@@ -54,6 +57,7 @@ class Options(NamedTuple):
     max_dim: int
     lanczos: int
     seed: Scalar
+    samples: int = 1  # random passes at a time
 
 
 class Estimate(NamedTuple):
@@ -161,7 +165,7 @@ class Refreshed(NamedTuple):
     """An estimate after one more update."""
 
     estimate: Estimate
-    probes: jax.Array  #: probes made: 0 or 1
+    probes: jax.Array  #: probes made
     inversions: jax.Array  #: inverses made: 0 or 1
     convex: jax.Array  #: whether the loss showed no negative curvature
     finite: jax.Array  #: whether the probe was finite, if there was one
@@ -171,7 +175,7 @@ def refreshed(
     options: Options,
     estimate: Estimate,
     params: tree.PyTree,
-    make_probe: Callable[[jax.Array, int], passes.Probe],
+    linearised: Callable[[], passes.Linear],
     count: jax.Array,
     damping: jax.Array,
 ) -> Refreshed:
@@ -181,14 +185,25 @@ def refreshed(
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
     weight = 1 - jnp.minimum(mean, scalar(options.decay))
 
-    def probed() -> tuple[Factors, jax.Array, jax.Array]:
-        v, convex = make_probe(key, options.lanczos)
-        finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
-        v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
-        new = averaged(estimate.factors, v, jnp.where(finite, weight, 0))
-        return new, convex, finite
-
     nothing = estimate.factors, *varying_like((jnp.array(True), jnp.array(True)), params)
+
+    def probed() -> tuple[Factors, jax.Array, jax.Array]:
+        at, keys = linearised(), jax.random.split(key, options.samples)
+        probe = functools.partial(passes.probe, at, params, lanczos=options.lanczos)
+        if options.samples == 1:
+            return _moved(estimate.factors, probe(keys[0]), weight)
+
+        def more(mean: Any, key_and_weight: Any) -> tuple[Any, None]:
+            key, weight = key_and_weight
+            factors, convex, finite = _moved(mean[0], probe(key), weight)
+            return (factors, mean[1] & convex, mean[2] & finite), None
+
+        zeros = jax.tree.map(jnp.zeros_like, estimate.factors)
+        parts = 1 / jnp.arange(1, options.samples + 1, dtype=weight.dtype)
+        (fresh, *flags), _ = jax.lax.scan(more, (zeros, *nothing[1:]), (keys, parts))
+        mix = lambda old, new: (old + weight * (new - old)).astype(old.dtype)
+        return jax.tree.map(mix, estimate.factors, fresh), *flags
+
     factors, convex, finite = when(new_factors, probed, nothing)
     # at 0, 1, 2, 4, 8, … the factors are still new
     power_of_two = (count & (count - 1)) == 0
@@ -201,11 +216,21 @@ def refreshed(
     )
     return Refreshed(
         Estimate(factors, inverses),
-        new_factors.astype(jnp.int32),
+        options.samples * new_factors.astype(jnp.int32),
         new_inverses.astype(jnp.int32),
         convex,
         finite,
     )
+
+
+def _moved(
+    factors: Factors, probe: passes.Probe, weight: jax.Array
+) -> tuple[Factors, jax.Array, jax.Array]:
+    """The factors after a probe, whether it saw a convex loss, and whether it was finite."""
+    v, convex = probe
+    finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
+    v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
+    return averaged(factors, v, jnp.where(finite, weight, 0)), convex, finite
 
 
 def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
@@ -258,27 +283,45 @@ def inverses_of(factors: Factors, params: tree.PyTree, damping: jax.Array) -> In
         tau, pi = tree.sqrt(trace), math.sqrt(cut.columns / cut.rows)
         shifts = pi * gamma, gamma / pi
         return Pair(
-            *(_inverse(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
+            *(_damped(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
         )
 
-    return jax.tree.map(of_leaf, params, factors)
+    damped, structure = jax.tree.flatten(jax.tree.map(of_leaf, params, factors))
+    full = jax.tree.leaves(jax.tree.map(_fullness, params, factors))
+    return jax.tree.unflatten(structure, _inverted(damped, full))
 
 
-def _inverse(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:
-    """(factor/τ + shift I)⁻¹ by Cholesky's method and a triangular inverse."""
+def _fullness(x: jax.Array, pair: Any) -> tuple[bool, ...] | None:
+    """Of each factor of a leaf, whether it is a matrix."""
+    cut = layout(jnp.shape(x))
+    return None if cut is None else tuple(is_full(factor, cut) for factor in pair)
+
+
+def _damped(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:
+    """factor/τ + shift I."""
     shift = shift.astype(factor.dtype)
     scaled = tree.divide(factor, tau[..., None, None] if full else tau[..., None])
     if not full:
-        return 1 / (scaled + shift)
+        return scaled + shift
     size = factor.shape[-1]
-    eye = jnp.eye(size, dtype=factor.dtype)
     # rounding alone makes eigenvalues negative by as much; tau is the trace of the scaled factor
     shift = jnp.maximum(shift, size * jnp.finfo(factor.dtype).eps * tau)
-    lower = jnp.linalg.cholesky(scaled + shift[..., None, None] * eye)
-    w = jax.lax.linalg.triangular_solve(
-        lower, jnp.broadcast_to(eye, lower.shape), left_side=True, lower=True
-    )
-    return jnp.matmul(_turned(w), w, precision=jax.lax.Precision.HIGHEST)
+    return scaled + shift[..., None, None] * jnp.eye(size, dtype=factor.dtype)
+
+
+def _inverted(damped: Sequence[jax.Array], full: Sequence[bool]) -> list[jax.Array]:
+    """The inverses of matrices and diagonals. Those of one size are made together."""
+    inverses = [x if is_matrix else 1 / x for x, is_matrix in zip(damped, full, strict=True)]
+    kinds = [(x.shape[-1], x.dtype) if m else None for x, m in zip(damped, full, strict=True)]
+    for kind in dict.fromkeys(kinds):
+        own = [i for i, of in enumerate(kinds) if of == kind and kind is not None]
+        if own:
+            stacks = [damped[i].reshape(-1, *damped[i].shape[-2:]) for i in own]
+            together = positive_definite.inverse(jnp.concatenate(stacks))
+            ends = list(itertools.accumulate(len(x) for x in stacks))
+            for i, part in zip(own, jnp.split(together, ends[:-1]), strict=True):
+                inverses[i] = part.reshape(damped[i].shape)
+    return inverses
 
 
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:

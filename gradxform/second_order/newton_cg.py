@@ -27,7 +27,7 @@ from gradxform.hyperparameters import (
 )
 from gradxform.info import diagnostics
 from gradxform.objective import bind
-from gradxform.preconditioners import Preconditioner, checked_inverse
+from gradxform.preconditioners import Preconditioner, Request, checked_inverse, first_memory
 from gradxform.second_order.conjugate_gradients import (
     as_solution,
     counted_cg,
@@ -57,6 +57,7 @@ class ScaleByNewtonCgState(NamedTuple):
     grad_norm: jax.Array  #: ‖g‖ in the last update
     tol: jax.Array  #: η in the last update
     direction: tree.PyTree  #: d in the last update, in at least float32
+    preconditioner: tree.PyTree  #: memory of the preconditioner; () if it has none
     info: NewtonCgInfo
 
 
@@ -140,20 +141,27 @@ def _direction(
             return jnp.array(scalar(0), copy=True)
 
         info = NewtonCgInfo(count(), count(), count(), count(), number())
-        return ScaleByNewtonCgState(count(), number(), number(), tree.zeros_like(params), info)
+        memory = first_memory(preconditioner, params)
+        return ScaleByNewtonCgState(
+            count(), number(), number(), tree.zeros_like(params), memory, info
+        )
 
     def solve(
         consts: list[jax.Array],
         g: tree.PyTree,
         state: ScaleByNewtonCgState,
+        point: tuple[tree.PyTree, Any],
         of_consts: Callable[..., tree.PyTree],
-    ) -> tuple[tree.PyTree, _Found]:
-        """d, and the numbers that come with it."""
+    ) -> tuple[tree.PyTree, _Found, tree.PyTree]:
+        """d, the numbers that come with it, and the preconditioner's next memory."""
 
         def product(v: tree.PyTree) -> tree.PyTree:
             return of_consts(v, *consts)
 
-        inverse, made = checked_inverse(method, preconditioner, product, g, state.count)
+        request = Request(product, g, state.count, scalar(damping), *point)
+        inverse, made, memory = checked_inverse(
+            method, preconditioner, request, state.preconditioner
+        )
         grad_norm = norm(g)
         eta = scalar(tol)
         if forcing == "eisenstat_walker":
@@ -181,7 +189,7 @@ def _direction(
         products = solution.products + warm.astype(jnp.int32) + made
         slope = tree.vdot(d, g)
         descends = (slope > 0) & jnp.isfinite(slope) & jnp.isfinite(tree.max_abs(d))
-        return d, _Found(grad_norm, eta, products, descends, longest)
+        return d, _Found(grad_norm, eta, products, descends, longest), memory
 
     def update(
         grads: tree.PyTree,
@@ -206,7 +214,9 @@ def _direction(
         product, consts = of_constants(
             lambda v: tree.map(lambda v, hv: hv + alpha * v, v, undamped(v)), g
         )
-        d, found = solve(*jax.lax.stop_gradient((consts, g, state)), product)
+        at = jax.lax.stop_gradient(params), value_fn
+        found_with = solve(*jax.lax.stop_gradient((consts, g, state)), at, product)
+        d, found, memory = jax.lax.stop_gradient(found_with)
         evaluations = jnp.array(0, jnp.int32)
         if bound is not None:
             part, evaluations = _safe_part(value_fn, *jax.lax.stop_gradient((params, d)), found)
@@ -227,6 +237,7 @@ def _direction(
             jnp.where(finite, found.grad_norm, state.grad_norm),
             info.tol,
             tree.select(finite, d, state.direction),
+            memory,
             info,
         )
         return tree.cast_like(d, grads), new_state
@@ -312,9 +323,10 @@ def newton_cg(
       forcing: ``"eisenstat_walker"``, or ``"fixed"`` for η_k = η.
       maxiter: largest number of CG iterations in an update. It is never more than 1000, nor twice
         the number of parameters.
-      preconditioner: ``gx.hutchinson_diagonal()``, ``gx.nystrom()``, or your own function. Each
-        update calls it with v ↦ (H + αI) v, the gradient and the update count. It returns an
-        approximate inverse (a positive definite map) and the number of products it took.
+      preconditioner: ``gx.hutchinson_diagonal()``, ``gx.nystrom()``, ``gx.kronecker_inverse()`` for
+        nets, or your own function. Each update calls your function with v ↦ (H + αI) v, the
+        gradient and the update count. It returns an approximate inverse (a positive definite map)
+        and the number of products it took.
       warm_start: in [0, 1): CG starts from this multiple of the last d. Unless it is 0, that takes
         one more product. Useful if gradients change little between updates.
       bound: K ≥ 1, or ``None`` for no bound.

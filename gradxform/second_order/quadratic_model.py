@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.second_order.random_passes import Linear
+from gradxform.second_order.random_passes import Linear, positive_ratio
 
 _RIDGE = 1e-6  # relative to the curvature along the last step
 _MOST = 1  # |μ|
@@ -27,16 +27,38 @@ class Model(NamedTuple):
     products: jax.Array  #: dᵢᵀ dⱼ
 
 
-def model_along(at: Linear, g: tree.PyTree, *directions: tree.PyTree) -> Model:
+class Direction(NamedTuple):
+    """A direction d, with what the linearised model and loss make of it."""
+
+    d: tree.PyTree
+    pushed: tree.PyTree  #: J d, in the outputs
+    bent: tree.PyTree  #: H J d
+
+
+def direction(at: Linear, d: tree.PyTree) -> Direction:
+    pushed = at.push(d)
+    return Direction(d, pushed, tree.scale(at.scale, at.bend(pushed)))
+
+
+def relative_curvature(of: Direction) -> jax.Array:
+    """dᵀGd / dᵀd; 0 if it is not positive, or not finite."""
+    return positive_ratio(tree.vdot(of.pushed, of.bent), tree.vdot(of.d, of.d))
+
+
+def model_along(g: tree.PyTree, *directions: Direction) -> Model:
     """The model along two directions."""
-    pushed = [at.push(d) for d in directions]
-    bent = [tree.scale(at.scale, at.bend(y)) for y in pushed]
-    pairs = (0, 0), (0, 1), (1, 1)
+    pairs = [(directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))]
     return Model(
-        jnp.stack([tree.vdot(g, d) for d in directions]),
-        jnp.stack([tree.vdot(pushed[i], bent[j]) for i, j in pairs]),
-        jnp.stack([tree.vdot(directions[i], directions[j]) for i, j in pairs]),
+        jnp.stack([tree.vdot(g, one.d) for one in directions]),
+        jnp.stack([tree.vdot(one.pushed, two.bent) for one, two in pairs]),
+        jnp.stack([tree.vdot(one.d, two.d) for one, two in pairs]),
     )
+
+
+def without_second(model: Model, is_without: jax.Array) -> Model:
+    """The model along the first direction alone, if ``is_without``: the second counts as 0."""
+    first = lambda x: jnp.where(is_without & (jnp.arange(len(x)) > 0), 0, x)
+    return Model(*map(first, model))
 
 
 class Memory(NamedTuple):
@@ -89,7 +111,7 @@ def minimum(
     return scalar(alpha), momentum
 
 
-def curvature_along(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
+def curvature_of_step(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
     """sᵀGs for the step s = αd₁ + μd₂."""
     bent = model.curvature
     return alpha**2 * bent[0] + 2 * alpha * mu * bent[1] + mu**2 * bent[2]
@@ -97,5 +119,5 @@ def curvature_along(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
 
 def predicted(model: Model, alpha: jax.Array, mu: jax.Array) -> jax.Array:
     """The change of the objective by the step αd₁ + μd₂, without damping."""
-    curved = curvature_along(model, alpha, mu)
+    curved = curvature_of_step(model, alpha, mu)
     return alpha * model.slopes[0] + mu * model.slopes[1] + 0.5 * curved

@@ -69,7 +69,12 @@ def curvature_along(at: Linear, g: tree.PyTree) -> jax.Array:
     """gᵀFg / gᵀg; 0 if it is not positive, or not finite."""
     g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)  # so that its square is a number
     pushed = at.push(g)
-    ratio = tree.divide(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
+    return positive_ratio(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
+
+
+def positive_ratio(curved: jax.Array, square: jax.Array) -> jax.Array:
+    """A curvature; 0 if it is not positive, or not finite."""
+    ratio = tree.divide(curved, square)
     return jnp.where((ratio > 0) & jnp.isfinite(ratio), scalar(ratio), 0)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -288,7 +288,9 @@ def test_each_kind_of_factor_is_applied_as_its_dense_form() -> None:
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, 1e200])
-def test_a_probe_that_is_not_finite_leaves_the_factors(bad: float) -> None:
+def test_a_probe_that_is_not_finite_leaves_the_factors(
+    bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor one whose square is not."""
     params = {"w": array(4, 3), "b": array(3)}
     options = kf.Options(2, 20, 0.9, 6, 4, 0)
@@ -296,9 +298,9 @@ def test_a_probe_that_is_not_finite_leaves_the_factors(bad: float) -> None:
     v = {**params, "b": params["b"].at[1].set(bad)}
 
     def refreshed(v: Any, estimate: kf.Estimate, count: int) -> kf.Refreshed:
-        make = lambda key, lanczos: passes.Probe(v, jnp.array(True))
-        lam = jnp.asarray(0.1)
-        return kf.refreshed(options, estimate, params, make, jnp.asarray(count), lam)
+        monkeypatch.setattr(passes, "probe", lambda *_, **__: passes.Probe(v, jnp.array(True)))
+        lam, linearised = jnp.asarray(0.1), cast(Any, lambda: None)
+        return kf.refreshed(options, estimate, params, linearised, jnp.asarray(count), lam)
 
     sound = refreshed(params, first, 0)
     after = refreshed(v, sound.estimate, 3)
@@ -365,7 +367,7 @@ def test_the_model_along_two_directions_is_that_of_the_objective() -> None:
     w, d, e = array(4, 3), array(4, 3) + 1, array(4, 3) * 2 - 1
     at = passes.linearised(passes.Part(value_fn, 1), w)
     g = jax.grad(value_fn)(w)
-    found = quadratic.model_along(at, g, d, e)
+    found = quadratic.model_along(g, *(quadratic.direction(at, v) for v in (d, e)))
     matrix = gauss_newton(value_fn, w)
     directions = np.stack([np.ravel(d), np.ravel(e)])
     expected = model_of(np.ravel(g), matrix, directions)

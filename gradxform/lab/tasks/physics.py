@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.linen.initializers import glorot_uniform
-from jax.flatten_util import ravel_pytree
 
 from gradxform.lab.data.equations import burgers
 from gradxform.lab.data.formats import Split
 from gradxform.lab.data.sets import Dataset
 from gradxform.lab.tasks.models import ModelError
 from gradxform.lab.tasks.task import Batch, Task
+from gradxform.per_example import by_rows
 from gradxform.tree import PyTree
 
 _HIDDEN = (10, 10, 10, 10)
@@ -67,40 +67,6 @@ def burgers_residual(
     (value, u_x), (_, u_xx) = jax.jvp(slope, (point,), (along_x,))
     _, u_t = jax.jvp(u, (point,), (along_t,))
     return u_t + value * u_x - viscosity * u_xx
-
-
-def by_rows(
-    residual: Callable[[PyTree, jax.Array], jax.Array],
-) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """The residuals at many points, whose Jacobian is computed row by row.
-
-    A row is the gradient of one residual, from one pass through the net at one point. All rows take
-    the time of about two gradients of the loss. Without this, a method that needs the Jacobian has
-    it column by column, and each column takes a pass through the net at all points. A gradient of
-    the loss does not need the rows, and takes twice the time through this function.
-
-    Args:
-      residual: a function of the parameters and of one point.
-
-    Returns:
-      A function of the parameters and of points, whose values are those of ``jax.vmap``.
-    """
-
-    @jax.custom_jvp
-    def residuals(params: PyTree, points: jax.Array) -> jax.Array:
-        return jax.vmap(residual, (None, 0))(params, points)
-
-    @residuals.defjvp
-    def _(
-        primals: tuple[PyTree, jax.Array], tangents: tuple[PyTree, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        params, points = primals
-        flat, unravel = ravel_pytree(params)
-        at = jax.value_and_grad(lambda flat, point: residual(unravel(flat), point))
-        values, jacobian = jax.vmap(at, (None, 0))(flat, points)
-        return values, jacobian @ ravel_pytree(tangents[0])[0]
-
-    return residuals
 
 
 def physics_task(

@@ -14,7 +14,7 @@ from gradxform.lab.data.sets import load
 from gradxform.lab.experiment.load import ConfigError, parse_config
 from gradxform.lab.report import files
 from gradxform.lab.tasks.models import ModelError
-from gradxform.lab.tasks.physics import VISCOSITY, burgers_residual, by_rows, physics_task, solution
+from gradxform.lab.tasks.physics import VISCOSITY, burgers_residual, physics_task, solution
 from gradxform.lab.tasks.task import Batch, objective
 from gradxform.lab.training.epoch import evaluate, to_device
 from gradxform.lab.training.race import race
@@ -102,19 +102,6 @@ def test_the_net_meets_the_conditions_exactly(task):
     assert u(0.4, 1.0) == pytest.approx(0, abs=1e-15)
     assert u(0.4, -1.0) == pytest.approx(0, abs=1e-15)
     assert abs(u(0.5, 0.5) + 1) > 1e-3
-
-
-def test_rows_change_neither_values_nor_derivatives(x64):
-    params = {"w": jnp.asarray([[0.5, -1.0], [2.0, 0.3]]), "b": jnp.asarray(0.2)}
-    residual = lambda p, point: jnp.sum(jnp.tanh(p["w"] @ point)) - p["b"]
-    points = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)))
-    plain, rows = (
-        lambda p, f=f: f(p, points) for f in (jax.vmap(residual, (None, 0)), by_rows(residual))
-    )
-    close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12), a, b)
-    close(rows(params), plain(params))
-    for derivative in (jax.jacfwd, jax.jacrev):
-        close(derivative(rows)(params), derivative(plain)(params))
 
 
 def test_the_objective_is_a_sum_of_squares_in_both_forms(task):
