@@ -27,7 +27,7 @@ TIMES = {
     "mnist_second_order": "4 min",
     "schedules": "15 s",
     "surfaces": "25 s",
-    "transformer": "5 min",
+    "transformer": "10 min",
     "valley": "10 s",
     "valley_second_order": "10 s",
 }
