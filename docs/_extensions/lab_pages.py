@@ -1,25 +1,17 @@
 """The lab's config keys and commands, from its schema and its command line."""
 
 import inspect
-import re
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
-import sources
 import typer
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from files import write
 from markup import escaped, sentence, table, title
-from pydantic import PlainValidator, StringConstraints
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 from sphinx.application import Sphinx
 
 from gradxform.lab import cli
-from gradxform.lab.experiment import catalogue, grid, schema
+from gradxform.lab.experiment import catalogue, grid, keys, schema
 from gradxform.lab.experiment import load as config
 from gradxform.lab.experiment import methods as optimizers
 from gradxform.lab.experiment.kinds import KINDS
@@ -73,7 +65,7 @@ def _tables() -> dict[tuple[str, Any], list[str]]:
             kinds.append(kind)
         for key, field in table_type.model_fields.items():
             inner = f"{path}.{key}" if path else key
-            for part, is_labelled in _inner_tables(field.annotation):
+            for part, is_labelled in keys.inner_tables(field.annotation):
                 visit(f"{inner}.LABEL" if is_labelled else inner, part, kind)
             if inner == "optimizers":
                 kinds = found.setdefault(("optimizers.LABEL", dict), [])
@@ -89,110 +81,21 @@ def _tables() -> dict[tuple[str, Any], list[str]]:
     return whole | dict(sorted(rest.items(), key=lambda item: order[item[0][0].split(".")[0]]))
 
 
-def _inner_tables(annotation: Any) -> Iterator[tuple[Any, bool]]:
-    if inspect.isclass(annotation) and issubclass(annotation, schema.Table):
-        yield annotation, False
-    elif get_origin(annotation) is dict:
-        yield from ((part, True) for part, _ in _inner_tables(get_args(annotation)[1]))
-    else:
-        for part in get_args(annotation):
-            if part is not NoneType:
-                yield from _inner_tables(part)
-
-
 def _keys(table_type: Any) -> str:
-    meanings = _meanings(table_type)
+    meanings = dict(keys.meanings(table_type))
     for key, field in table_type.model_fields.items():
-        if next(_inner_tables(field.annotation), None) and not meanings.get(key):
+        if next(keys.inner_tables(field.annotation), None) and not meanings.get(key):
             meanings[key] = f"see ``[{key}]`` below"
     rows = [
-        (f"``{key}``", _wanted(field), _default(field), escaped(sentence(meanings.get(key, ""))))
+        (
+            f"``{key}``",
+            escaped(keys.wanted(field)),
+            keys.default(field),
+            escaped(sentence(meanings.get(key, ""))),
+        )
         for key, field in table_type.model_fields.items()
     ]
     return table(("key", "value", "default", "meaning"), rows, "20 30 15 35")
-
-
-def _meanings(table_type: Any) -> dict[str, str]:
-    """The comments of the fields, those that a class inherits included."""
-    found: dict[str, str] = {}
-    for owner in reversed(table_type.__mro__):
-        body = sources.class_body(schema.__name__, owner.__name__)
-        for key, text in sources.meanings(schema.__name__, body).items():
-            # what the lab has is not in the reference of the library
-            found[key] = re.sub(r":\w+:`([^`]+)`", r"``\1``", text)
-    if "kind" in found:
-        # the tables of a task share keys, and one comment may serve them all
-        for other in (schema.Classification, schema.SurfaceTask):
-            body = sources.class_body(schema.__name__, other.__name__)
-            for key, text in sources.meanings(schema.__name__, body).items():
-                if key in found:
-                    found[key] = found[key] or text
-    return found
-
-
-def _wanted(field: FieldInfo) -> str:
-    for part in field.metadata:
-        if isinstance(part, PlainValidator):
-            return escaped(_complaint(part.func))
-    words = ", or ".join(dict.fromkeys(_words(field.annotation)))
-    bounds = ", ".join(text for part in field.metadata for text in _bound(part))
-    pattern = next((p.pattern for p in field.metadata if isinstance(p, StringConstraints)), None)
-    if pattern:
-        words += f" that matches ``{pattern}``"
-    return f"{words}, {bounds}" if bounds else words
-
-
-def _complaint(check: Any) -> str:
-    """What a validator says that it wants."""
-    try:
-        check(object())
-    except PydanticCustomError as error:
-        return error.message()
-    raise TypeError(f"{check} accepts anything")
-
-
-def _words(annotation: Any) -> Iterator[str]:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if annotation in names:
-        yield names[annotation]
-    elif get_origin(annotation) is Annotated:
-        base, *notes = get_args(annotation)
-        yield ", ".join([*_words(base), *(text for note in notes for text in _bound(note))])
-    elif get_origin(annotation) is Literal:
-        yield " or ".join(f'``"{choice}"``' for choice in get_args(annotation))
-    elif get_origin(annotation) is dict or next(_inner_tables(annotation), None):
-        yield "a table"
-    elif annotation is not NoneType:
-        for part in get_args(annotation):
-            if part is not Ellipsis:
-                yield from _words(part)
-
-
-def _bound(part: Any) -> Iterator[str]:
-    if isinstance(part, Ge):
-        yield f"at least {part.ge}"
-    elif isinstance(part, Gt):
-        yield f"greater than {part.gt}"
-    elif isinstance(part, Le):
-        yield f"at most {part.le}"
-    elif isinstance(part, Lt):
-        yield f"below {part.lt}"
-    elif isinstance(part, MinLen):
-        yield f"with at least {part.min_length} entry"
-    elif isinstance(part, FieldInfo):
-        for inner in part.metadata:
-            yield from _bound(inner)
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.default
-    if field.is_required():
-        return ""
-    if value is None:
-        return "none"
-    if isinstance(value, schema.Table) or value in ({}, ()):
-        return "empty"
-    return f'``"{value}"``' if isinstance(value, str) else f"``{value}``"
 
 
 def _model_options(table_type: Any) -> str:

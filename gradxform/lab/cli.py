@@ -13,11 +13,13 @@ from typing import Annotated
 import typer
 
 import gradxform
-from gradxform.lab.commands import endings, listing
+from gradxform.lab.commands import completing, endings, listing
 from gradxform.lab.commands.movie import movie as draw_movie
 from gradxform.lab.commands.plot import plot as draw_plots
+from gradxform.lab.commands.request import Request
+from gradxform.lab.commands.resume import resume as run_more
 from gradxform.lab.commands.run import run as run_race
-from gradxform.lab.commands.session import Request
+from gradxform.lab.commands.show import show as show_config
 from gradxform.lab.commands.sweep import sweep as run_sweep
 from gradxform.lab.experiment import own_files
 from gradxform.lab.experiment.messages import replace_what_cannot_be_shown
@@ -39,30 +41,32 @@ gradxform sweep learning_rate              compare many learning rates
 gradxform movie valley                     animate paths on a surface
 gradxform plot FOLDER --format pdf         draw the pictures of a run anew
 gradxform list methods                     methods that a config can use
+gradxform show digits_race                 a config with every key explained
+gradxform resume FOLDER --epochs 100       more epochs of a run
 """
 
 app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-ConfigName = Annotated[
-    str, typer.Argument(help="A TOML file or the name of a shipped config.", show_default=False)
-]
-ConfigNameOrNone = Annotated[
-    str | None,
-    typer.Argument(help="A TOML file or the name of a shipped config.", show_default=False),
-]
+_CONFIG = typer.Argument(
+    help="A TOML file or the name of a shipped config.",
+    show_default=False,
+    autocompletion=completing.configs,
+)
+ConfigName = Annotated[str, _CONFIG]
+ConfigNameOrNone = Annotated[str | None, _CONFIG]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
         help="Change a value of the config, such as training.epochs=5. Repeatable.",
+        autocompletion=completing.settings,
     ),
 ]
 
@@ -293,6 +297,52 @@ def movie(
     gradxform movie my_walk.toml --format mp4 --out first
     """
     draw_movie(Request(config, set_ or [], out=out), format_=format_, fps=fps)
+
+
+@app.command()
+def resume(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a run or a sweep.", show_default=False)
+    ],
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train the run until it has so many epochs, even if it is finished. It needs the "
+            "checkpoints of checkpoint.every.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    tensorboard: Tensorboard = False,
+    log: Loggers = None,
+    distributed: Distributed = None,
+    with_: With = None,
+) -> None:
+    """Continue an interrupted run or sweep, or train a run for more epochs.
+
+    It continues from the last checkpoint, to the same numbers as without the
+    interruption, or as if the run had been asked for all epochs at once.
+
+    \b
+    gradxform resume long
+    gradxform resume long --epochs 100
+    """
+    options = (data_dir, None, quiet, folder, distributed, epochs)
+    loggers = [*(log or []), *(["tensorboard"] if tensorboard else [])]
+    run_more(Request(None, (), *options), loggers=loggers)
+
+
+@app.command()
+def show(config: ConfigName, set_: Settings = None, with_: With = None) -> None:
+    """Print a config with every key, its meaning and its default, ready to edit.
+
+    \b
+    gradxform show digits_race > my_race.toml
+    gradxform show mnist_race --set training.epochs=3
+    """
+    show_config(Request(config, set_ or []))
 
 
 @app.command("list")

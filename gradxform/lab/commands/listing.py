@@ -9,6 +9,30 @@ from rich.table import Table
 from gradxform.lab.experiment.catalogue import PACKAGES, curvatures, methods
 from gradxform.lab.experiment.registry import find, named
 
+#: How long each shipped config takes on two CPU cores, by its own command.
+TIMES = {
+    "adam_paper_cnn": "2 min",
+    "adam_paper_mlp": "2 min",
+    "adam_paper_mlp_deterministic": "2 min",
+    "batch_size": "25 s",
+    "burgers": "7 min",
+    "curve_fit": "5 s",
+    "deep_autoencoder": "10 min",
+    "digits_race": "20 s",
+    "digits_second_order": "1 min",
+    "keras_mnist": "10 s",
+    "keras_time_decay": "15 s",
+    "learning_rate": "20 s",
+    "mnist_full_batch": "5 min",
+    "mnist_race": "30 s",
+    "mnist_second_order": "4 min",
+    "schedules": "15 s",
+    "surfaces": "25 s",
+    "transformer": "10 min",
+    "valley": "10 s",
+    "valley_second_order": "10 s",
+}
+
 
 def list_methods() -> None:
     """The methods, schedules, curvatures and preconditioners that a config can name."""
@@ -59,9 +83,10 @@ def list_configs() -> None:
     """The configs that come with the package."""
     from gradxform.lab.experiment.load import load_config, shipped_configs
 
-    table = Table("config", "title", title="Configs", title_justify="left")
+    title = "Configs, and how long they take on two CPU cores"
+    table = Table("config", "time", "title", title=title, title_justify="left")
     for name in shipped_configs():
-        table.add_row(name, escape(load_config(name).title))
+        table.add_row(name, TIMES[name], escape(load_config(name).title))
     _print(table)
 
 

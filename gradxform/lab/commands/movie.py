@@ -4,7 +4,7 @@ import contextlib
 import sys
 
 from gradxform.lab.commands import endings, progress
-from gradxform.lab.commands.session import Request
+from gradxform.lab.commands.request import Request
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.training.interrupts import nothing_to_lose

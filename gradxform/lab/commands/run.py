@@ -1,10 +1,11 @@
 """``gradxform run``: a race."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradxform.lab.commands import endings, logs, progress, session
-from gradxform.lab.commands.session import Command, Request
+from gradxform.lab.commands import endings, logs, progress, resuming, session
+from gradxform.lab.commands.request import Request, Resumed
+from gradxform.lab.commands.session import Command
 from gradxform.lab.experiment.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -18,27 +19,38 @@ if TYPE_CHECKING:
 def run(request: Request, *, loggers: Sequence[str] = ()) -> None:
     """Races the optimisers of a config, and leaves the results in a folder."""
     logs.check(loggers)
-    with session.opened(request, Command("run", _rows_of, _on_devices)) as now:
+    with session.opened(request, Command("run", _begun, _on_devices)) as now:
         from gradxform.lab.report import files, tables
         from gradxform.lab.training.race import race
 
         rows: list[tuple[str, Row]] = now.rows or []
         config = now.experiment.config
+        order = list(config.optimizers)
 
         def on_row(label: str, row: "Row") -> None:
             rows.append((label, row))
             advance(label, row)
             log(label, row)
-            stop_if_asked()
+            keeping.stop_if_asked()
+
+        def csv() -> str:
+            return files.metrics_csv(sorted(rows, key=lambda row: order.index(row[0])))
 
         with (
-            session.training(now, "metrics.csv", lambda: files.metrics_csv(rows)) as how,
+            session.training(now, "metrics.csv", csv) as keeping,
             logs.logging(loggers if now.writes else (), now.folder, config) as log,
             progress.of_race(config, now.is_quiet, rows) as advance,
         ):
-            on_state, stop_if_asked = how
-            options = {"on_state": on_state, "resume": now.snapshot, "devices": now.devices}
-            result = race(now.experiment, now.data, on_row, **options)
+            result = race(
+                now.experiment,
+                now.data,
+                on_row,
+                on_state=keeping.on_state,
+                on_end=keeping.on_end,
+                resume=now.snapshot,
+                ended=now.ended,
+                devices=now.devices,
+            )
         if now.writes:
             files.save(now.folder, config, result)
     extra = files.extra_of(config, result)
@@ -46,12 +58,34 @@ def run(request: Request, *, loggers: Sequence[str] = ()) -> None:
     session.show(now, tables.ranking_table(result, config.title or config.name), *shown)
 
 
-def _rows_of(experiment: "Experiment", snapshot: "Snapshot") -> "list[tuple[str, Row]]":
-    from gradxform.lab.training.records import race_rows
+def _begun(
+    experiment: "Experiment", resumed: Resumed, say: Callable[[str], None]
+) -> "tuple[list[tuple[str, Row]], dict[str, Snapshot]]":
+    """The rows of a resumed run, and the states of optimisers that have ended before."""
+    from gradxform.lab.training.records import ended_rows, race_rows
 
-    config = experiment.config
+    config, snapshot = experiment.config, resumed.snapshot
+    if snapshot is None:
+        return [], {}
     lengths = {label: kind_of(config).rows(config, label) for label in config.optimizers}
-    return race_rows(snapshot.told, lengths)
+    rows_of: dict[str, list[tuple[str, Row]]] = {label: [] for label in lengths}
+    for label, row in race_rows(snapshot.told, lengths):
+        rows_of[label].append((label, row))
+    labels = [label for label, rows in rows_of.items() if rows]
+    going_on = labels[-1] if snapshot.told["goes_on"] else None
+    more = {  # those that may train on from the end of what they had
+        label: number
+        for number, (label, length) in enumerate(lengths.items())
+        if (label != going_on or resumed.is_longer) and len(rows_of[label]) < length
+    }
+    ended = resuming.ended_states(resumed.folder, more, say)
+    for label in labels if resumed.is_longer else ():
+        if label in more and label not in (going_on, *ended):
+            resuming.lacks_end(resumed.folder, label)
+    for label, kept in ended.items():
+        own = ended_rows(kept.told, label, lengths[label])
+        rows_of[label] = max(rows_of[label], own, key=len)
+    return [pair for rows in rows_of.values() for pair in rows], ended
 
 
 def _on_devices(experiment: "Experiment", data: Any, devices: "Devices | None") -> Any:

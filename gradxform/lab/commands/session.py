@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gradxform.lab.commands import endings, resuming
+from gradxform.lab.commands.request import Request, Resumed
+from gradxform.lab.experiment import folders
 from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.problems import ConfigError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from gradxform.lab.experiment.schema import Config
     from gradxform.lab.training.checkpoints import OnState, Snapshot
     from gradxform.lab.training.processes import Devices
+    from gradxform.lab.training.race import OnEnd
 
 _WITHOUT_FILES = {
     None: "a surface needs no data",
@@ -30,23 +33,20 @@ _WITHOUT_FILES = {
 }
 
 
-class Request(NamedTuple):
-    """What the user asks for on the command line."""
+class Keeping(NamedTuple):
+    """What a run calls so that it can be interrupted and resumed."""
 
-    name: str | None = None  #: a TOML file or the name of a shipped config
-    settings: Sequence[str] = ()  #: ``key=value``
-    data_dir: Path | None = None
-    out: Path | None = None
-    is_quiet: bool = False
-    resume: Path | None = None  #: the folder of the run to continue
-    distributed: str | None = None  #: how to join other processes
+    on_state: "OnState | None"  #: after each epoch; writes the checkpoints of the config
+    on_end: "OnEnd | None"  #: at the end of each optimiser; keeps its state
+    stop_if_asked: Callable[[], None]  #: from time to time, in a run without epochs
 
 
 class Command(NamedTuple):
     """What differs between the commands that train."""
 
     name: str
-    rows_of: "Callable[[Experiment, Snapshot], Any]"  #: the rows that a snapshot has
+    begun: "Callable[[Experiment, Resumed, Callable[[str], None]], tuple[Any, Any]]"
+    """(experiment, what was resumed, prints a message) -> rows so far, states of what has ended"""
     prepare: "Callable[[Experiment, Any, Devices | None], Any]"
     """(experiment, data set or ``None``, devices of all processes) -> what to train on"""
 
@@ -59,6 +59,7 @@ class Session(NamedTuple):
     folder: Path  #: of the results; locked for this process
     snapshot: "Snapshot | None"  #: where to continue
     rows: Any  #: the rows of a resumed run; ``None`` for a new one
+    ended: Any  #: the states of what has ended in a resumed run
     data: Any  #: what to train on
     devices: "Devices | None"  #: devices of all processes; ``None`` if there is only one
     writes: bool  #: whether this process writes the results
@@ -86,27 +87,32 @@ def opened(request: Request, command: Command) -> Iterator[Session]:
         with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
             until_the_end.enter_context(precision_of(config))
             experiment = prepared(config)  # reports a mistake before the data are read
-            place = _place(experiment, command, request, writes)
-            folder, snapshot = until_the_end.enter_context(place)
-            rows = None if snapshot is None else command.rows_of(experiment, snapshot)
+            place = _place(experiment, request, writes)
+            folder = until_the_end.enter_context(place)
+            rows = ended = snapshot = None
+            if request.resume is not None:
+                tell = endings.say if writes else lambda message: None
+                found = resuming.last_snapshot(request, experiment, command.name, tell)
+                rows, ended = command.begun(experiment, found, tell)
+                snapshot = found.snapshot
+                if request.epochs is not None and writes:
+                    until_the_end.enter_context(resuming.extended(folder, experiment))
             source = kind_of(config).data
             data = None if source is None else at(source)(config.task, request.data_dir)
             read = checksum(data) if data is not None and devices is not None else 0
             data = command.prepare(experiment, data, devices)
         endings.check_alike(experiment, read, snapshot)
         is_quiet = request.is_quiet or not writes
-        yield Session(command, experiment, folder, snapshot, rows, data, devices, writes, is_quiet)
+        yield Session(
+            command, experiment, folder, snapshot, rows, ended, data, devices, writes, is_quiet
+        )
 
 
 @contextlib.contextmanager
-def training(
-    session: Session, file: str, text: Callable[[], str]
-) -> "Iterator[tuple[OnState | None, Callable[[], None]]]":
-    """Yields two functions: ``on_state`` for runs with epochs, ``stop_if_asked`` for the others.
+def training(session: Session, file: str, text: Callable[[], str]) -> Iterator[Keeping]:
+    """Keeps the state of a run while it trains. Ctrl-C ends the run, and advice is printed.
 
-    A run calls the first after each epoch, and it writes the checkpoints of the config. A run
-    without epochs calls the second from time to time. Both end the run after Ctrl-C. At the end,
-    whatever it is, the rows so far are written.
+    At the end, whatever it is, the rows so far are written.
 
     Args:
       session: the run.
@@ -116,8 +122,8 @@ def training(
     from gradxform.lab.report.folder import write_atomically
 
     try:
-        with _keeping(session) as functions:
-            yield functions
+        with _keeping(session) as keeping:
+            yield keeping
     finally:
         if content := text():
             write_atomically(session.folder / file, content)
@@ -150,9 +156,7 @@ def load(request: Request, *, for_sweep: bool) -> "Config":
         if request.resume is None:
             config = load_config(str(request.name), request.settings, for_sweep=for_sweep)
         else:
-            config = resuming.kept_config(
-                request.resume, request.name, request.settings, request.out, for_sweep=for_sweep
-            )
+            config = resuming.kept_config(request, for_sweep=for_sweep)
         if for_sweep:
             require_sweep(config)
     except (ConfigError, OSError) as error:
@@ -165,10 +169,8 @@ def load(request: Request, *, for_sweep: bool) -> "Config":
 
 
 @contextlib.contextmanager
-def _place(
-    experiment: "Experiment", command: Command, request: Request, writes: bool
-) -> "Iterator[tuple[Path, Snapshot | None]]":
-    """The folder of a run, locked for this process, and the checkpoint to resume from."""
+def _place(experiment: "Experiment", request: Request, writes: bool) -> Iterator[Path]:
+    """The folder of a run, locked for this process."""
     from gradxform.lab.report.folder import run_folder
     from gradxform.lab.training import checkpoints
 
@@ -179,47 +181,55 @@ def _place(
     else:
         place = contextlib.nullcontext(request.resume)
     with place as folder, checkpoints.locked(folder):
-        snapshot = None
-        if request.resume is not None:
-            tell = endings.say if writes else lambda message: None
-            snapshot = resuming.last_snapshot(request.resume, experiment, command.name, tell)
-        yield folder, snapshot
+        yield folder
 
 
 @contextlib.contextmanager
-def _keeping(session: Session) -> "Iterator[tuple[OnState | None, Callable[[], None]]]":
-    """The two functions of :func:`training`; after Ctrl-C it ends the command with advice."""
-    config = session.experiment.config
+def _keeping(session: Session) -> Iterator[Keeping]:
+    """The functions of :func:`training`; after Ctrl-C it ends the command with advice."""
     try:
-        if not kind_of(config).has_epochs:
+        if not kind_of(session.experiment.config).has_epochs:
             with asked_to_stop(endings.say, "stopping after this optimiser") as asked:
-                yield None, lambda: _stop_if(asked())
+                yield Keeping(None, None, lambda: _stop_if(asked()))
             return
-        with _checkpoints(session) as on_state:
-            yield on_state, lambda: None
+        with _checkpoints(session) as keeping:
+            yield keeping
     except KeyboardInterrupt:
-        kept = getattr(config, "checkpoint", None)
-        advice = ""
-        if session.writes and kept is not None and kept.every:
-            command = session.command.name
-            advice = f"; to continue: gradxform {command} --resume {session.folder}"
+        advice = _advice(session) if session.writes else ""
         endings.fail(f"interrupted{advice}", endings.INTERRUPTED)
 
 
-def _checkpoints(session: Session) -> "contextlib.AbstractContextManager[OnState]":
+@contextlib.contextmanager
+def _checkpoints(session: Session) -> Iterator[Keeping]:
     from gradxform.lab.report.files import made_with
     from gradxform.lab.training import checkpoints
 
-    experiment, command = session.experiment, session.command.name
-    about = {"command": command, "config": experiment.toml, "made_with": made_with()}
+    experiment = session.experiment
+    made = {"config": experiment.toml, "made_with": made_with()}
+    common = {"about": {"command": session.command.name, **made}, "say": endings.say}
     options = experiment.config.model_dump()["checkpoint"]
-    return checkpoints.keeping(
-        session.folder / "checkpoints",
-        about=about,
-        say=endings.say,
-        writes=session.writes,
-        **options,
-    )
+    numbers = {label: i for i, label in enumerate(experiment.config.optimizers)}
+
+    def on_end(label: str, snapshot: "Callable[[], Snapshot]") -> None:
+        taken = snapshot()  # every process takes part, since each has a part of the arrays
+        if session.writes:
+            place = resuming.ended_folder(session.folder, numbers[label])
+            folders.make(place.parent)
+            checkpoints.try_to_save(place, taken, keep=1, **common)
+
+    place = session.folder / "checkpoints"
+    with checkpoints.keeping(place, writes=session.writes, **common, **options) as on_state:
+        yield Keeping(on_state, on_end if options["every"] else None, lambda: None)
+
+
+def _advice(session: Session) -> str:
+    """How to continue, or what would have made that possible."""
+    kept = getattr(session.experiment.config, "checkpoint", None)
+    if kept is None:
+        return ""
+    if kept.every:
+        return f"; to continue: gradxform {session.command.name} --resume {session.folder}"
+    return "; --set checkpoint.every=1 keeps checkpoints, from which a run continues"
 
 
 def _stop_if(asked: bool) -> None:

@@ -20,7 +20,7 @@ _FILES = (
     *("config.toml", "summary.json", "metrics.csv", "members.csv", "costs.csv", "best.toml"),
     *("cost.png", "work.png", "sensitivity.png", "heatmap.png", "starts.png", "batch_size.png"),
 )
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "ended", "tensorboard")
 _KINDS = {
     stat.S_IFLNK: "is a link",
     stat.S_IFIFO: "is a pipe",

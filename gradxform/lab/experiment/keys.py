@@ -14,25 +14,25 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import PlainValidator, StringConstraints
+from pydantic import BaseModel, PlainValidator, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from gradxform.lab.experiment.schema import Classification, SurfaceTask, Table
+from gradxform.lab.experiment.schema import Classification, SurfaceTask
 
 
 @functools.cache
-def meanings(table: type[Table]) -> dict[str, str]:
+def meanings(table: type[BaseModel]) -> dict[str, str]:
     """What the keys of a table mean: the comments of its fields, inherited ones included.
 
     >>> from gradxform.lab.experiment.schema import Checkpoint
     >>> meanings(Checkpoint)["keep"]
     'how many of the latest to keep'
     """
-    owners = [owner for owner in reversed(table.__mro__) if issubclass(owner, Table)]
+    owners = [owner for owner in reversed(table.__mro__) if _is_ours(owner)]
     found = {key: text for owner in owners for key, text in _comments(owner).items()}
     # the tables of a task share keys, and one comment may serve them all
     for other in (Classification, SurfaceTask) if "kind" in found else ():
@@ -40,9 +40,9 @@ def meanings(table: type[Table]) -> dict[str, str]:
     return found
 
 
-def inner_tables(annotation: Any) -> Iterator[tuple[type[Table], bool]]:
+def inner_tables(annotation: Any) -> Iterator[tuple[type[BaseModel], bool]]:
     """The tables in a type, and whether each is below a label of the user's choice."""
-    if inspect.isclass(annotation) and issubclass(annotation, Table):
+    if inspect.isclass(annotation) and _is_ours(annotation):
         yield annotation, False
     elif get_origin(annotation) is dict:
         yield from ((part, True) for part, _ in inner_tables(get_args(annotation)[1]))
@@ -77,13 +77,17 @@ def default(field: FieldInfo) -> str:
         return ""
     if value is None:
         return "none"
-    if isinstance(value, Table) or value in ({}, ()):
+    if isinstance(value, BaseModel) or value in ({}, ()):
         return "empty"
     return f'``"{value}"``' if isinstance(value, str) else f"``{value}``"
 
 
+def _is_ours(owner: type) -> TypeGuard[type[BaseModel]]:
+    return issubclass(owner, BaseModel) and owner is not BaseModel
+
+
 @functools.cache
-def _comments(owner: type[Table]) -> dict[str, str]:
+def _comments(owner: type[BaseModel]) -> dict[str, str]:
     """The annotated names of a class, each with its ``#:`` comment or the string below it."""
     try:
         source = textwrap.dedent(inspect.getsource(owner))

@@ -1,14 +1,16 @@
 """A config as a text to learn from and to edit: every key, explained."""
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gradxform.lab.experiment import keys, toml
 from gradxform.lab.experiment.catalogue import find
-from gradxform.lab.experiment.schema import SECTIONS, Config, Table
+from gradxform.lab.experiment.schema import SECTIONS, Config
 
 _WIDTH = 100
 
@@ -43,27 +45,29 @@ def _is_section(field: FieldInfo) -> bool:
     return is_optimizers or next(keys.inner_tables(field.annotation), None) is not None
 
 
-def _table(path: str, table: type[Table], given: Mapping[str, Any] | None) -> Iterator[str]:
+def _table(path: str, table: type[BaseModel], given: Mapping[str, Any] | None) -> Iterator[str]:
     """A table with its keys; if it is not given, as a comment."""
     mark, meanings = ("# " if given is None else ""), keys.meanings(table)
+    values, tables = given or {}, table.model_fields.items()
+    labelled = {
+        key: inner for key, field in tables for inner, _ in keys.inner_tables(field.annotation)
+    }
     yield ""
     yield f"{mark}[{path}]"
-    labelled: list[tuple[str, type[Table]]] = []
-    for key, field in table.model_fields.items():
-        inner = next(keys.inner_tables(field.annotation), None)
-        if inner is None:
-            yield from _key(key, field, meanings.get(key, ""), given or {}, mark)
-        else:
-            labelled.append((key, inner[0]))
-    for key in (
-        key for key in given or {} if key not in table.model_fields
-    ):  # of a task of the user's own
-        yield mark + toml.assignment(key, (given or {})[key])
-    for key, inner in labelled:
-        tables = (given or {}).get(key, {})
-        for label, own in tables.items():
+    free = []  # tables whose keys are up to the user
+    for key, field in tables:
+        if key not in labelled:
+            yield from _key(key, field, meanings.get(key, ""), values, mark)
+            if isinstance(values.get(key), Mapping) and field.default == {}:
+                free.append(key)
+    options = [key for key in values if key not in table.model_fields]  # of a registered task
+    yield from (toml.assignment(key, values[key]) for key in options)
+    for key in free:
+        yield from toml.write(values[key], f"{path}.{key}").splitlines()
+    for key, inner in labelled.items():
+        for label, own in values.get(key, {}).items():
             yield from _table(f"{path}.{key}.{toml.key(label)}", inner, own)
-        if not tables:
+        if not values.get(key):
             yield from _table(f"{path}.{key}.LABEL", inner, None)
 
 
@@ -71,14 +75,19 @@ def _key(
     key: str, field: FieldInfo, meaning: str, given: Mapping[str, Any], mark: str = ""
 ) -> Iterator[str]:
     """A key below its explanation; if it is not given, as a comment."""
+    wanted = re.sub(r" that matches ``.*?``", "", keys.wanted(field))
     fallback = keys.default(field)
-    says = f"default {fallback}" if fallback else "must be given"
-    yield from _comment(f"{meaning + ': ' if meaning else ''}{keys.wanted(field)}; {says}")
-    if key in given:
+    yield from _comment(meaning)
+    yield from _comment(f"({wanted}; {f'default {fallback}' if fallback else 'must be given'})")
+    if field.default == {}:
+        if not given.get(key):
+            yield f"# {key} = {{}}"
+    elif key in given:
         yield mark + toml.assignment(key, given[key])
+    elif field.is_required() or field.default is None:
+        yield f"# {key} ="
     else:
-        value = "" if field.is_required() or field.default is None else field.default
-        yield f"# {toml.assignment(key, value) if value != '' else f'{key} ='}"
+        yield f"# {toml.assignment(key, field.default)}"
 
 
 def _optimizers(given: Mapping[str, Mapping[str, Any]], meaning: str) -> Iterator[str]:

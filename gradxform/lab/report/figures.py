@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from gradxform.lab.experiment.kinds import KINDS, at, kind_of
-from gradxform.lab.experiment.schema import Config
+from gradxform.lab.experiment.schema import Config, PhysicsConfig
 from gradxform.lab.report.drawing import USUAL, Look
 from gradxform.lab.report.heatmaps import plot_heatmaps
 from gradxform.lab.report.race_plots import plot_cost, plot_work
@@ -43,7 +43,7 @@ def of_race(config: Config | None, result: RaceResult, look: Look = USUAL) -> Fi
     yield "work", plot_work(result, title_of(config), **options)
 
 
-def of_equation(config: Config, result: RaceResult, look: Look = USUAL) -> Figures:
+def of_equation(config: PhysicsConfig, result: RaceResult, look: Look = USUAL) -> Figures:
     """The pictures of a race on an equation. The solution needs the final parameters."""
     from gradxform.lab.report.physics_plots import plot_errors, plot_solution
 

@@ -63,7 +63,7 @@ def windows(
     """
     low, high = np.transpose(surface.bounds).astype(float)
     goal: tuple[float, ...] = (*((low + high) / 2).tolist(), 0.0)
-    goals = [goal] * _GLIDE
+    goals: list[tuple[float, ...]] = [goal] * _GLIDE
     for corners in _rests(paths, steps, low, high):
         box = _box_from(corners, low, high)
         goal = box if box[2] <= goal[2] + np.log(_CLOSER) else goal

@@ -91,7 +91,7 @@ def keeping(
             if every and (stops or number % every == 0):
                 taken = snapshot()  # every process takes part, since each has a part of the arrays
                 if writes:
-                    _try_to_save(folder, taken, keep, about, say)
+                    try_to_save(folder, taken, keep=keep, about=about, say=say)
             if stops:
                 raise KeyboardInterrupt
 
@@ -208,7 +208,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _try_to_save(folder: Path, snapshot: Snapshot, keep: int, about: Any, say: Say) -> None:
+def try_to_save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any, say: Say) -> None:
+    """:func:`save`, or a message if the checkpoint cannot be written."""
     try:
         save(folder, snapshot, keep=keep, about=about)
     except OSError as error:

@@ -2,16 +2,14 @@
 
 import contextlib
 import functools
-import itertools
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from gradxform.lab.data.sets import Dataset
 from gradxform.lab.experiment.experiment import Experiment, prepared
@@ -20,14 +18,9 @@ from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
 from gradxform.lab.tasks.task import Examples, Task
 from gradxform.lab.training.batching import Order, steps_per_epoch
-from gradxform.lab.training.checkpoints import (
-    CheckpointError,
-    OnState,
-    Snapshot,
-    fit,
-    of_this_version,
-)
+from gradxform.lab.training.checkpoints import OnState, Snapshot, of_this_version
 from gradxform.lab.training.epoch import (
+    Epoch,
     TrainState,
     batch_mesh,
     evaluate,
@@ -38,11 +31,18 @@ from gradxform.lab.training.epoch import (
 )
 from gradxform.lab.training.outcomes import History, RaceResult, Row, ran_away
 from gradxform.lab.training.processes import WHOLE, Devices, of_first, put_all
-from gradxform.lab.training.records import race_rows
+from gradxform.lab.training.race_states import (
+    Begun,
+    begun,
+    ended_snapshot,
+    history_of,
+    race_snapshot,
+)
 from gradxform.lab.training.settings import Settings, collecting, settings_of
 from gradxform.tree import PyTree
 
 OnRow = Callable[[str, Row], None]
+OnEnd = Callable[[str, Callable[[], Snapshot]], None]
 Transformations = Mapping[str, optax.GradientTransformation]
 
 QUICK = 0.2  # seconds; a shorter first epoch is mostly start-up time
@@ -58,7 +58,9 @@ def race(
     on_row: OnRow | None = None,
     *,
     on_state: OnState | None = None,
+    on_end: OnEnd | None = None,
     resume: Snapshot | None = None,
+    ended: Mapping[str, Snapshot] | None = None,
     devices: Devices | None = None,
 ) -> RaceResult:
     """Runs a config's optimisers on its task.
@@ -68,9 +70,11 @@ def race(
       data: for a task on data, its data set (see :func:`gradxform.lab.data.sets.load`), or the task
         that :func:`task_of` makes, with its data on the host or on the same ``devices``.
       on_row: called with the optimiser's label and each new row of its metrics.
-      on_state: see :func:`race_on_task`; ignored on a surface.
-      resume: see :func:`race_on_task`; ignored on a surface.
-      devices: see :func:`race_on_task`; ignored on a surface.
+      on_state: see :func:`race_on_task`; ignored on a surface, as are the next four.
+      on_end: see :func:`race_on_task`.
+      resume: see :func:`race_on_task`.
+      ended: see :func:`race_on_task`.
+      devices: see :func:`race_on_task`.
 
     Raises:
       ConfigError: optimisers cannot be built or do not fit the task. The error lists all problems.
@@ -90,7 +94,8 @@ def race(
     run = at(kind_of(given).race)
     with precision_of(given):
         experiment = prepared(config)
-        return run(experiment, data, on_row, on_state=on_state, resume=resume, devices=devices)
+        states = {"on_state": on_state, "on_end": on_end, "resume": resume, "ended": ended}
+        return run(experiment, data, on_row, **states, devices=devices)
 
 
 def precision_of(config: Config) -> contextlib.AbstractContextManager[None]:
@@ -146,7 +151,9 @@ def race_on_task(
     seed: int = 0,
     on_row: OnRow | None = None,
     on_state: OnState | None = None,
+    on_end: OnEnd | None = None,
     resume: Snapshot | None = None,
+    ended: Mapping[str, Snapshot] | None = None,
     devices: Devices | None = None,
 ) -> RaceResult:
     """Trains a task's model with each transformation, from the same start on the same batches.
@@ -177,8 +184,10 @@ def race_on_task(
       seed: seed of initial parameters, batches and dropout.
       on_row: called with the label and each row.
       on_state: called after each epoch, for checkpoints.
+      on_end: called at the end of each optimiser, with its label and a maker of a snapshot.
       resume: a snapshot of an interrupted race with the same arguments, on any devices. The race
-        continues to the same numbers, except for times.
+        continues to the same numbers, except for times. ``epochs`` may be larger than before.
+      ended: by label, the snapshots of ``on_end``, from which optimisers train for more epochs.
       devices: devices, of all processes, that share the data and each batch; by default the first
         device of this process. Results match one device up to rounding. If the number of devices
         does not divide the batch, ``curvature_batch_size`` may also draw examples of weight zero.
@@ -188,137 +197,161 @@ def race_on_task(
       CheckpointError: ``resume`` belongs to another race.
       ValueError: an override has an unknown label or argument.
     """
-    splits = {"train": task.train, "validation": task.validation, "test": task.test}
     mesh = batch_mesh(devices)
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
     parts = {name: to_device(part, mesh) for name, part in splits.items() if part is not None}
-    train = parts["train"]
-    whole = NamedSharding(mesh, WHOLE)
     common = Settings(epochs, batch_size, order, max_seconds)
-    settings = settings_of(common, overrides or {}, transformations, train.size)
-
+    settings = settings_of(common, overrides or {}, transformations, parts["train"].size)
     init_key, key = jax.random.split(jax.random.key(seed))
     params = jax.jit(task.init)(init_key)
+    first = {
+        label: functools.partial(init_state, tx, params, key)
+        for label, tx in transformations.items()
+    }
+    programs = _traced(task, transformations, settings, first, parts["train"], mesh)
+    evaluation = _evaluation(task, parts, mesh)
+    # also starts the threads, which would otherwise count as time of the first optimiser
+    at_start = evaluation(put_all(params, mesh))
+    course = _Course(mesh, parts["train"], evaluation, at_start["train_loss"])
+    done: dict[str, Begun] = {}
+    if resume is not None or ended:
+        with of_this_version():
+            columns = {*_COLUMNS, *at_start}
+            done = begun(resume, ended or {}, programs, settings, columns)
+    histories: list[History] = []
+    for label, program in programs.items():
+        if label in done and done[label].state is None:
+            histories.append(done[label].history)
+            continue
+        tell = _Telling(tuple(histories), on_row, on_state, on_end)
+        start = done.get(label) or first[label]
+        histories.append(_train(course, label, program, settings[label], start, tell))
+    return RaceResult(task.name, "train_loss", tuple(histories), task.unit)
 
-    @functools.partial(jax.jit, out_shardings=whole)
-    def evaluation(params: PyTree, parts: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
-        return {name: evaluate(task, params, part, mesh=mesh) for name, part in parts.items()}
 
+class _Course(NamedTuple):
+    """What all optimisers of a race share."""
+
+    mesh: Mesh
+    train: Examples
+    evaluation: Callable[[PyTree], Row]  # parameters -> metrics of all parts of the data
+    first_loss: float  # the training loss at the start
+
+
+class _Telling(NamedTuple):
+    """Whom an optimiser tells of its progress."""
+
+    before: tuple[History, ...]  # of the earlier optimisers
+    on_row: OnRow | None
+    on_state: OnState | None
+    on_end: OnEnd | None
+
+
+def _traced(
+    task: Task,
+    transformations: Transformations,
+    settings: Mapping[str, Settings],
+    first: Mapping[str, Callable[[], TrainState]],
+    train: Examples,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """The program of an epoch of each optimiser; one error tells all that is wrong with them."""
     problems: list[Problem | str] = []
     programs = {}
+    whole = NamedSharding(mesh, WHOLE)
     for label, tx in transformations.items():
         with collecting(problems, f"optimizers.{label}"):
             own = {"batch_size": settings[label].batch_size, "order": settings[label].order}
-            one = make_epoch(task, tx, **own, mesh=mesh)
-            state = jax.eval_shape(lambda tx=tx: init_state(tx, params, key))
+            epoch = make_epoch(task, tx, **own, mesh=mesh)
+            state = jax.eval_shape(first[label])
             state = jax.tree.map(lambda x: x.update(sharding=whole), state)
-            program = jax.jit(one, donate_argnums=0, out_shardings=whole)
+            program = jax.jit(epoch, donate_argnums=0, out_shardings=whole)
             programs[label] = program.trace(state, train)
     if problems:
         raise ConfigError(task.name, problems)
+    return programs
 
-    # also starts the threads, which would otherwise count as time of the first optimiser
-    at_start = jax.device_get(evaluation(put_all(params, mesh), parts))
-    first_loss = float(at_start["train"]["loss"])
-    metrics = list(itertools.product(parts, in_order(at_start["train"])))
-    histories: list[History] = []
-    going_on: History | None = None
-    restored: TrainState | None = None
-    if resume is not None:
-        with of_this_version():
-            epochs_of = {label: own.epochs for label, own in settings.items()}
-            columns = {*_COLUMNS, *(f"{part}_{name}" for part, name in metrics)}
-            histories, restored = _restored(resume, programs, epochs_of, columns)
-        going_on = histories.pop() if restored is not None else None
 
-    def run(label: str, tx: optax.GradientTransformation) -> History:
-        epochs, batch_size, _, max_seconds = settings[label]
-        steps = steps_per_epoch(train.size, batch_size)
+def _evaluation(
+    task: Task, parts: dict[str, Examples], mesh: Mesh
+) -> Callable[[PyTree], dict[str, float]]:
+    """A function of the parameters that returns the metrics of all parts, as columns of a row."""
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, WHOLE))
+    def means(params: PyTree, parts: dict[str, Examples]) -> dict[str, dict[str, jax.Array]]:
+        return {name: evaluate(task, params, part, mesh=mesh) for name, part in parts.items()}
+
+    def columns(params: PyTree) -> dict[str, float]:
+        found = jax.device_get(means(params, parts))
+        return {
+            f"{part}_{name}": float(found[part][name])
+            for part in parts
+            for name in in_order(found[part])
+        }
+
+    return columns
+
+
+def _train(
+    course: _Course,
+    label: str,
+    program: Any,
+    settings: Settings,
+    start: Begun | Callable[[], TrainState],
+    tell: _Telling,
+) -> History:
+    """Trains one optimiser to its end."""
+    steps = steps_per_epoch(course.train.size, settings.batch_size)
+    started = time.perf_counter()
+    epoch = program.lower().compile()
+    compile_seconds = time.perf_counter() - started
+    if isinstance(start, Begun):
+        state, rows = start.state, list(start.history.rows)
+    else:
+        state, rows = start(), []
+    spare = state if _bytes(state) <= _SPARE else None
+    state = put_all(state, course.mesh)
+    seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
+    while True:
+        number = len(rows) + 1
+        state, result, elapsed = _timed(epoch, state, spare, course)
+        spare = None
+        seconds += elapsed
+        gradients += float(result.work) * settings.batch_size / course.train.size
+        row = {"epoch": number, "step": number * steps}
+        row |= {"seconds": seconds, "gradients": gradients, "cost": float(result.cost)}
+        row |= course.evaluation(result.params)
+        rows.append(row | {"steps_per_second": steps / elapsed})
+        if tell.on_row is not None:
+            tell.on_row(label, rows[-1])
+        is_lost = not bool(result.finite) or not math.isfinite(row["train_loss"])
+        diverged = is_lost or ran_away(row["train_loss"], course.first_loss)
+        is_over = is_lost or seconds > settings.max_seconds or number == settings.epochs
+        ran = functools.partial(history_of, label, rows, diverged, compile_seconds, result.params)
+        if is_over and tell.on_end is not None:
+            tell.on_end(label, functools.partial(ended_snapshot, ran, state, is_lost))
+        if tell.on_state is not None:
+            done = sum(len(earlier.rows) for earlier in tell.before) + number
+            after = None if is_over else state
+            tell.on_state(done, functools.partial(race_snapshot, done, tell.before, ran, after))
+        if is_over:
+            return ran()
+
+
+def _timed(
+    epoch: Any, state: TrainState, spare: TrainState | None, course: _Course
+) -> tuple[TrainState, Epoch, float]:
+    """One epoch and its seconds; with a spare state, a quick one runs again and is timed then."""
+    started = time.perf_counter()
+    state, result = jax.block_until_ready(epoch(state, course.train))
+    elapsed = of_first(time.perf_counter() - started, course.mesh)
+    if spare is not None and elapsed < QUICK:
+        state = put_all(spare, course.mesh)
         started = time.perf_counter()
-        epoch = programs[label].lower().compile()
-        compile_seconds = time.perf_counter() - started
-        if going_on is not None and label == going_on.label:
-            state, rows = restored, list(going_on.rows)
-        else:
-            state, rows = init_state(tx, params, key), []
-        spare = state if _bytes(state) <= _SPARE else None
-        state = put_all(state, mesh)
-        seconds, gradients = (rows[-1][k] if rows else 0.0 for k in ("seconds", "gradients"))
-        while True:
-            number = len(rows) + 1
-            started = time.perf_counter()
-            state, result = jax.block_until_ready(epoch(state, train))
-            elapsed = of_first(time.perf_counter() - started, mesh)
-            if spare is not None and elapsed < QUICK:
-                state = put_all(spare, mesh)
-                started = time.perf_counter()
-                state, result = jax.block_until_ready(epoch(state, train))
-                elapsed = of_first(time.perf_counter() - started, mesh)
-            spare = None
-            seconds += elapsed
-            gradients += float(result.work) * batch_size / train.size
-            means = jax.device_get(evaluation(result.params, parts))
-            row = {"epoch": number, "step": number * steps}
-            row |= {"seconds": seconds, "gradients": gradients, "cost": float(result.cost)}
-            row |= {f"{part}_{name}": float(means[part][name]) for part, name in metrics}
-            rows.append(row | {"steps_per_second": steps / elapsed})
-            if on_row is not None:
-                on_row(label, rows[-1])
-            lost = not bool(result.finite) or not math.isfinite(row["train_loss"])
-            diverged = lost or ran_away(row["train_loss"], first_loss)
-            over = lost or seconds > max_seconds or number == epochs
-            ran = functools.partial(_history, label, rows, diverged, compile_seconds, result.params)
-            if on_state is not None:
-                done = sum(len(earlier.rows) for earlier in histories) + number
-                next_state = None if over else state
-                on_state(done, functools.partial(_snapshot, done, histories, ran, next_state))
-            if over:
-                return ran()
-
-    for label, tx in list(transformations.items())[len(histories) :]:
-        histories.append(run(label, tx))
-    return RaceResult(task.name, "train_loss", tuple(histories), task.unit)
+        state, result = jax.block_until_ready(epoch(state, course.train))
+        elapsed = of_first(time.perf_counter() - started, course.mesh)
+    return state, result, elapsed
 
 
 def _bytes(state: PyTree) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(state))
-
-
-def _history(
-    label: str, rows: Sequence[Row], diverged: bool, compile_seconds: float, params: PyTree
-) -> History:
-    rate = statistics.median(row["steps_per_second"] for row in rows)
-    return History(label, tuple(rows), diverged, rate, compile_seconds, params)
-
-
-def _snapshot(
-    done: int, before: Sequence[History], last: Callable[[], History], state: TrainState | None
-) -> Snapshot:
-    """The state of a race; ``state`` belongs to the last optimiser if it is unfinished."""
-    histories = [*before, last()]
-    told = {
-        "histories": [history._replace(params=None)._asdict() for history in histories],
-        "goes_on": state is not None,
-    }
-    return Snapshot(done, told, ([history.params for history in histories], state))
-
-
-def _restored(
-    snapshot: Snapshot,
-    programs: Mapping[str, Any],
-    epochs: Mapping[str, int],
-    columns: Iterable[str],
-) -> tuple[list[History], TrainState | None]:
-    """The histories and the training state in a snapshot."""
-    rows = race_rows(snapshot.told, epochs)
-    if rows[0][1].keys() != set(columns):
-        raise CheckpointError(f"it has the columns {', '.join(rows[0][1])}")
-    histories = [History(**told) for told in snapshot.told["histories"]]
-    labels = [history.label for history in histories]
-    likes = [programs[label].out_info for label in labels]
-    state = likes[-1][0] if snapshot.told["goes_on"] else None
-    params, state = fit(snapshot.arrays, ([result.params for _, result in likes], state))
-    restored = [
-        history._replace(rows=tuple(history.rows), params=end)
-        for history, end in zip(histories, params, strict=True)
-    ]
-    return restored, state

@@ -61,6 +61,23 @@ def race_rows(told: Mapping[str, Any], epochs: Mapping[str, int]) -> list[tuple[
     return [(history["label"], row) for history in histories for row in history["rows"]]
 
 
+def ended_rows(told: Mapping[str, Any], label: str, epochs: int) -> list[tuple[str, Row]]:
+    """The rows of an optimiser at its end, like :func:`race_rows`.
+
+    Args:
+      told: the description in a snapshot of one optimiser.
+      label: the label of the optimiser.
+      epochs: the number of epochs of the optimiser.
+
+    Raises:
+      CheckpointError: the description belongs to another optimiser or is malformed.
+    """
+    found = _of(told, {"history", "is_lost"}, "told")
+    is_lost = found["is_lost"]
+    _need(isinstance(is_lost, bool), "is_lost should be true or false", is_lost)
+    return race_rows({"histories": [found["history"]], "goes_on": False}, {label: epochs})
+
+
 def sweep_rows(told: Mapping[str, Any], firsts: Sequence[Row]) -> dict[int, Row]:
     """The rows of a sweep so far, by the number of the member.
 

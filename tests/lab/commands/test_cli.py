@@ -1,6 +1,9 @@
 """The command line: what it prints and keeps, how it fails, and that it answers without JAX."""
 
+import collections
 import csv
+import functools
+import io
 import json
 import os
 import re
@@ -14,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import gradxform
 from gradxform.lab import cli
 from gradxform.lab.cli import app
+from gradxform.lab.commands import progress
+from gradxform.lab.experiment import experiment, methods
 from gradxform.lab.experiment.experiment import prepared
 from gradxform.lab.experiment.load import ConfigError, load_config, parse_config, shipped_configs
 from gradxform.lab.experiment.messages import plain
@@ -517,6 +523,38 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     told = fails("sweep", "digits_race", *args)
     assert "No space left on device" in told
     assert "members.csv" in told
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_config_is_written_and_its_optimisers_are_built_once(tmp_path, monkeypatch, command):
+    counts = collections.Counter()
+
+    def count(module, name):
+        original = getattr(module, name)
+
+        def counting(*args):
+            counts[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(methods, "build_all")
+    count(experiment, "to_toml")
+    args = ("--set", TWO, "--set", "sweep.axes.learning_rate=[0.1, 0.5]", "--quiet")
+    done = invoke(command, "digits_race", *SHORT, *args, "--out", tmp_path / "x")
+    assert done.exit_code == 0, done.output
+    assert counts == {"build_all": 1, "to_toml": 1}
+
+
+def test_the_bars_show_the_remaining_time(monkeypatch):
+    text = io.StringIO()
+    on_terminal = functools.partial(Console, file=text, force_terminal=True, width=120)
+    monkeypatch.setattr(progress, "Console", lambda **options: on_terminal())
+    config = load_config("digits_race", ["training.epochs=3", TWO])
+    row = {"epoch": 1, "cost": 0.5}
+    with progress.of_race(config, False, [("sgd", row), ("sgd", row)]):
+        pass
+    assert re.search(r"sgd.*2/3.*cost 0\.5.*remaining", text.getvalue())
 
 
 # -- where it runs
