@@ -91,9 +91,10 @@ def write(table: Mapping[str, Any], path: str = "") -> str:
     """A table as TOML text; ``path`` is its place in the config."""
     values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    # an argument that is a table, like a schedule, is easier to read inline
+    # an argument that is a table, like a schedule, is easier to read inline; and random points of a
+    # sweep depend on the order of its axes
     if path.startswith(("optimizers.", "sweep.axes", "sweep.overrides.")):
-        values, tables = {**values, **tables}, {}
+        values, tables = dict(table), {}
     lines = [f"{assignment(name, value)}\n" for name, value in values.items()]
     if path and (lines or not tables):
         lines.insert(0, f"\n[{path}]\n")

@@ -840,3 +840,11 @@ def test_of_many_problems_some_are_shown():
     found = ConfigError("x", [f"problem {i}" for i in range(1000)])
     assert len(found.problems) == 1000
     assert str(found).splitlines()[-1] == "  and 900 more"
+
+
+def test_a_written_sweep_draws_the_same_random_points():
+    axes = {"learning_rate": {"log": [1e-4, 1.0]}, "momentum": [0.5, 0.9]}
+    shipped = tomllib.loads((lab_config.shipped_configs()["digits_race"]).read_text())
+    config = lab_config.parse_config({**shipped, "sweep": {"axes": axes, "samples": 3}})
+    again = lab_config.parse_config(tomllib.loads(lab_config.to_toml(config)))
+    assert lab_config.sweep_members(again) == lab_config.sweep_members(config)
