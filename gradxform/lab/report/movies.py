@@ -1,6 +1,5 @@
 """Movies of optimisers on a surface, as in the lecture, as GIF or MP4."""
 
-import importlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -139,7 +138,9 @@ def ffmpeg() -> str:
       FileNotFoundError: there is none.
     """
     try:
-        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
     except (ModuleNotFoundError, RuntimeError):
         raise FileNotFoundError(
             "mp4 needs ffmpeg: pip install imageio-ffmpeg, or choose the format gif"
