@@ -238,13 +238,18 @@ def leaves(value):
 
 
 def kept(given, found):
-    """Whether all that is given is there, as it was given; an integer may have become a float."""
+    """Whether all that is given is there, as it was given.
+
+    An integer may have become a float, and a text a list of one.
+    """
     if isinstance(given, dict):
         return isinstance(found, dict) and all(
             key in found and kept(value, found[key]) for key, value in given.items()
         )
     if isinstance(given, list):
         return len(given) == len(found) and all(map(kept, given, found))
+    if type(given) is str and type(found) is list:
+        return found == [given]
     widened = type(given) is int and type(found) is float
     return given == found and (type(given) is type(found) or widened)
 

@@ -239,7 +239,9 @@ def test_the_info_counts_the_work() -> None:
 
 def conditionals(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "cond":
+        # a choice by platform is made when the program is lowered
+        by_platform = equation.params.get("branches_platforms")
+        if equation.primitive.name == "cond" and by_platform is None:
             yield equation
         for parameter in jax.tree.leaves(
             equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")

@@ -66,7 +66,7 @@ def _check_fit(task: Mapping[str, Any]) -> Iterator[Problem]:
     for key, table in (("start", start), ("bounds", bounds)):
         for name in table.keys() - curve.arguments.keys():
             names = ", ".join(curve.arguments)
-            hint = suggest(name, curve.arguments) or f"; its parameters are {names}"
+            hint = suggest(name, curve.arguments) or f"; it has {names}"
             yield Problem(f"task.{key}.{name}", f"{curve.name} has no such parameter{hint}")
     for name, argument in curve.arguments.items():
         if argument.required and name not in start:

@@ -186,6 +186,7 @@ def sweep_on_surface(
       ConfigError: an optimiser cannot be built or fails on a point.
 
     >>> from gradxform.lab.experiment.grid import Member
+    >>> from gradxform.lab.tasks.surfaces import SURFACES
     >>> runs = [Member("newton", {}, 0), Member("newton", {}, 1)]
     >>> result = sweep_on_surface(
     ...     SURFACES["quadratic"], {"newton": {"method": "newton"}}, runs,
@@ -249,6 +250,7 @@ def grid_of_starts(surface: Surface, points: int) -> tuple[tuple[float, float], 
       surface: the surface.
       points: points per side.
 
+    >>> from gradxform.lab.tasks.surfaces import SURFACES
     >>> grid_of_starts(SURFACES["saddle"], 2)
     ((-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0))
     """
