@@ -188,7 +188,7 @@ def sweep_on_surface(
     >>> from gradxform.lab.experiment.grid import Member
     >>> runs = [Member("newton", {}, 0), Member("newton", {}, 1)]
     >>> result = sweep_on_surface(
-    ...     SURFACES["quadratic"], {"newton": {"method": "newton"}}, runs,
+    ...     surface_of("quadratic"), {"newton": {"method": "newton"}}, runs,
     ...     starts=[(-4.6, -2.2), (1.0, 1.0)], max_steps=10,
     ... )
     >>> [(row["steps"], row["solved"]) for row in result.rows]
@@ -249,7 +249,7 @@ def grid_of_starts(surface: Surface, points: int) -> tuple[tuple[float, float], 
       surface: the surface.
       points: points per side.
 
-    >>> grid_of_starts(SURFACES["saddle"], 2)
+    >>> grid_of_starts(surface_of("saddle"), 2)
     ((-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0))
     """
     x, y = (
