@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from gradxform.second_order import positive_definite
 
+_compiled = jax.jit(positive_definite.inverse)
+
 
 def matrix(n: int, condition: float, kind: str, seed: int) -> np.ndarray:
     """A positive definite matrix: a random one, or one of neighbours that are alike."""
@@ -22,7 +24,7 @@ def matrix(n: int, condition: float, kind: str, seed: int) -> np.ndarray:
 
 
 @given(
-    st.integers(1, 150),
+    st.sampled_from([1, 9, 64, 100, 150]),
     st.sampled_from([1.0, 1e3, 1e5]),
     st.sampled_from(["spread", "alike"]),
     st.integers(0, 99),
@@ -33,7 +35,7 @@ def test_the_inverse_is_as_exact_as_rounding_allows(
 ) -> None:
     a = jnp.asarray(matrix(n, condition, kind, seed), jnp.float32)
     exact = np.linalg.inv(np.asarray(a, np.float64))
-    found = np.asarray(positive_definite.inverse(a[None])[0], np.float64)
+    found = np.asarray(_compiled(a[None])[0], np.float64)
     error = np.linalg.norm(found - exact, 2) / np.linalg.norm(exact, 2)
     assert error < 100 * np.finfo(np.float32).eps * condition
     assert np.linalg.eigvalsh((found + found.T) / 2)[0] > 0
