@@ -182,14 +182,10 @@ def plot(
     Returns:
       Figures of Matplotlib; save one with ``figure.savefig(path)``.
     """
-    from gradxform.lab.report import runs
-    from gradxform.lab.report.drawing import Look
-    from gradxform.lab.report.figures import figures_of
+    from gradxform.lab.report import plots
 
     given = None if config is None else load_config(config)
-    if isinstance(result, str | Path):
-        given, result = runs.read_run(result)
-    return dict(figures_of(result, given, Look(size, dpi, log)))
+    return plots.plot(result, given, size=size, dpi=dpi, log=log)
 
 
 def _data(config: Config, data: Any, data_dir: str | Path | None) -> Any:
