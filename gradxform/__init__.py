@@ -6,36 +6,8 @@
 Array([1., 1., 1.], dtype=float32)
 """
 
-import functools
-import importlib
-import sys
-from typing import Any
+from gradxform.lazy_names import lazy_names
 
 __version__ = "0.2.0"
 
-
-@functools.cache
-def _modules() -> dict[str, str]:
-    """The module of every public name, from ``__init__.pyi``, which type checkers read too."""
-    import ast
-    import pkgutil
-
-    stub = pkgutil.get_data(__name__, "__init__.pyi")
-    imports = [node for node in ast.parse(stub or b"").body if isinstance(node, ast.ImportFrom)]
-    return {name.name: str(node.module) for node in imports for name in node.names}
-
-
-# Names are imported at first use, so that the command line prints its help without importing JAX.
-def __getattr__(name: str) -> Any:
-    if name == "__all__":
-        return sorted(_modules())
-    if name.startswith("__") or name not in _modules():
-        package = sys.modules[__name__]  # so that Python can suggest the nearest name
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message, name=name, obj=package)
-    value = globals()[name] = getattr(importlib.import_module(_modules()[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_modules()})
+__getattr__, __dir__ = lazy_names(__name__, globals())

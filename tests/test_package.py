@@ -142,8 +142,8 @@ def test_type_checkers_know_the_public_names_and_their_arguments(tmp_path: Path)
 def test_the_names_are_found_in_a_zipped_package_and_by_a_star(tmp_path: Path) -> None:
     archive = tmp_path / "packed.zip"
     with zipfile.ZipFile(archive, "w") as packed:
-        for file in (PACKAGE / "__init__.py", PACKAGE / "__init__.pyi"):
-            packed.write(file, f"gradxform/{file.name}")
+        for name in ("__init__.py", "__init__.pyi", "lazy_names.py"):
+            packed.write(PACKAGE / name, f"gradxform/{name}")
     zipped = f"import sys; sys.path.insert(0, {str(archive)!r}); import gradxform as gx;"
     assert python(f"{zipped} print(gx.__file__, len(gx.__all__))").endswith(
         f"packed.zip/gradxform/__init__.py {len(gx.__all__)}"

@@ -56,7 +56,7 @@ def _inverse(a: jax.Array) -> jax.Array:
 
 def _inverse_of_block(a: jax.Array) -> jax.Array:
     """A⁻¹ = L⁻ᵀ L⁻¹ with Cholesky's L, for a side of at most 64."""
-    w = _inverse_of_lower(jnp.linalg.cholesky(a))
+    w = _inverse_of_lower(jax.lax.linalg.cholesky(a, symmetrize_input=False))
     return _dot(w.T, w)
 
 
