@@ -40,7 +40,7 @@ GROUPS = (
     Group(
         "second_order",
         "Second-order methods",
-        r"second_order\.",
+        r"second_order\.(?!kronecker_inverse)",
         "These methods use curvature, exact or learnt from the path.",
     ),
     Group(
@@ -65,7 +65,7 @@ GROUPS = (
     Group(
         "curvature",
         "Curvature and objectives",
-        r"(curvature|objective|squares|preconditioners|covariance|forward)",
+        r"(curvature|objective|squares|preconditioners|covariance|forward|per_example|second_order)",
         "A curvature turns an objective and a point into products with a matrix.",
     ),
     Group(
