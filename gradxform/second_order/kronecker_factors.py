@@ -292,7 +292,7 @@ def inverses_of(factors: Factors, params: tree.PyTree, damping: jax.Array) -> In
 
 
 def _fullness(x: jax.Array, pair: Any) -> tuple[bool, ...] | None:
-    """Of each factor of a leaf, whether it is a matrix."""
+    """Whether each factor of a leaf is a matrix; None for a vector."""
     cut = layout(jnp.shape(x))
     return None if cut is None else tuple(is_full(factor, cut) for factor in pair)
 

@@ -1,7 +1,7 @@
 """The frames of a movie: walks on a surface and, next to them, their heights.
 
-The panel of the surface is drawn for each frame, because the movie zooms in. Of the other panels
-only what moves is drawn again.
+The panel of the surface is drawn for each frame, because the movie zooms in. In the other panels
+only the moving parts are drawn again.
 """
 
 from collections.abc import Callable, Mapping, Sequence

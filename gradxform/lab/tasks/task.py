@@ -135,8 +135,8 @@ def make_task(
       model_options: options of the model.
       validation_split: the last fraction of the training part, held out; 0 for none.
       examples: use only the first so many examples of the training part; all if not given.
-      l1: factor of the sum of the kernels' absolute values, added to the training loss. Of a
-        registered model every array with two or more dimensions counts as a kernel.
+      l1: factor of the sum of the kernels' absolute values, added to the training loss. In a
+        registered model, every array with two or more dimensions counts as a kernel.
       l2: factor of the sum of their squares, added to the training loss.
       loss: loss of an autoencoder or of a regression.
       delta: where Huber's loss turns linear.

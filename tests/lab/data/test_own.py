@@ -143,7 +143,7 @@ def test_arrays_of_an_npz_file():
     ],
 )
 def test_what_is_wrong_with_an_npz_file(arrays, told):
-    np.savez("data.npz", allow_pickle=True, **arrays)
+    np.savez("data.npz", **arrays)
     with pytest.raises(DataError) as caught:
         price("data.npz", "y")
     assert told in str(caught.value)
