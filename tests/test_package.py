@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import json
 import pydoc
 import re
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 
 import gradxform as gx
 from gradxform.hyperparameters import LearningRate
+from tests.snippets import errors_of
 
 PACKAGE = Path(gx.__file__).parent
 ROOT = PACKAGE.parent
@@ -113,7 +113,6 @@ def test_a_misspelt_name_is_an_error_with_the_nearest_one() -> None:
 
 
 def test_type_checkers_know_the_public_names_and_their_arguments(tmp_path: Path) -> None:
-    snippet = tmp_path / "snippet.py"
     lines = [
         "import gradxform as gx",
         *(f"gx.{name}" for name in gx.__all__),
@@ -122,17 +121,7 @@ def test_type_checkers_know_the_public_names_and_their_arguments(tmp_path: Path)
         "gx.adam(learning_rat=0.1)",
         "gx.sgd('fast')",
     ]
-    snippet.write_text("\n".join(lines))
-    (tmp_path / "pyrightconfig.json").write_text(
-        json.dumps({"extraPaths": [str(PACKAGE.parent)], "reportUnusedExpression": "none"})
-    )
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
-    done = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True)
-    if not done.stdout.startswith("{"):
-        pytest.skip(f"pyright does not run here: {done.stderr[-200:]}")
-    found = json.loads(done.stdout)["generalDiagnostics"]
-    errors = {lines[d["range"]["start"]["line"]]: d["rule"] for d in found}
-    assert errors == {
+    assert errors_of(lines, tmp_path, PACKAGE.parent) == {
         "gx.adamm(0.1)": "reportAttributeAccessIssue",
         "gx.adam(learning_rat=0.1)": "reportCallIssue",
         "gx.sgd('fast')": "reportArgumentType",

@@ -1,14 +1,13 @@
 """The lab from Python."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gradxform.lab as lab
+from tests.snippets import errors_of
 
 RACE = {
     "name": "short",
@@ -77,7 +76,6 @@ def test_the_names_are_documented_and_complete():
 
 
 def test_type_checkers_know_the_names_and_their_arguments(tmp_path):
-    snippet = tmp_path / "snippet.py"
     lines = [
         "import gradxform.lab as lab",
         *(f"lab.{name}" for name in lab.__all__),
@@ -86,17 +84,7 @@ def test_type_checkers_know_the_names_and_their_arguments(tmp_path):
         'lab.race("digits_race", datadir="data")',
         "lab.load_run(3)",
     ]
-    snippet.write_text("\n".join(lines))
-    root = Path(lab.__file__).parents[2]
-    options = {"extraPaths": [str(root)], "reportUnusedExpression": "none"}
-    (tmp_path / "pyrightconfig.json").write_text(json.dumps(options))
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
-    done = subprocess.run([*command, "-p", str(tmp_path)], capture_output=True, text=True)
-    if not done.stdout.startswith("{"):
-        pytest.skip(f"pyright does not run here: {done.stderr[-200:]}")
-    found = json.loads(done.stdout)["generalDiagnostics"]
-    errors = {lines[d["range"]["start"]["line"]]: d["rule"] for d in found}
-    assert errors == {
+    assert errors_of(lines, tmp_path, Path(lab.__file__).parents[2]) == {
         'lab.racee("digits_race")': "reportAttributeAccessIssue",
         'lab.race("digits_race", datadir="data")': "reportCallIssue",
         "lab.load_run(3)": "reportArgumentType",

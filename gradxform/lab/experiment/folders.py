@@ -97,10 +97,7 @@ def is_folder(path: Path) -> bool:
     Raises:
       FolderError: something else is there.
     """
-    mode = _mode(path)
-    if mode is not None:
-        _require(path, mode, stat.S_IFDIR)
-    return mode is not None
+    return _is_there(path, stat.S_IFDIR)
 
 
 def is_file(path: Path) -> bool:
@@ -109,9 +106,13 @@ def is_file(path: Path) -> bool:
     Raises:
       FolderError: something else is there.
     """
+    return _is_there(path, stat.S_IFREG)
+
+
+def _is_there(path: Path, kind: int) -> bool:
     mode = _mode(path)
     if mode is not None:
-        _require(path, mode, stat.S_IFREG)
+        _require(path, mode, kind)
     return mode is not None
 
 
