@@ -41,7 +41,14 @@ from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
 from gradxform.second_order import random_passes as passes
-from gradxform.second_order.kronecker_batch import Batch, after, batch_of, counted, number
+from gradxform.second_order.kronecker_batch import (
+    Batch,
+    after,
+    batch_of,
+    counted,
+    no_counts,
+    number,
+)
 from gradxform.second_order.kronecker_factors import Estimate, Options
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 0.9  # limits of ρ, and what λ changes by for each update
@@ -272,16 +279,9 @@ def kronecker(
 
 
 def _no_info() -> KroneckerInfo:
-    count = lambda: jnp.array(0, jnp.int32)
     return KroneckerInfo(
-        curvature_products=count(),
-        evaluations=count(),
-        gradient_equivalents=number(),
-        inversions=count(),
-        fallbacks=count(),
-        non_finite=count(),
-        indefinite=count(),
-        damping=number(),
+        **no_counts(),
+        evaluations=jnp.array(0, jnp.int32),
         ratio=number(),
         rate=number(),
         momentum=number(),

@@ -133,6 +133,14 @@ def after(turn: jax.Array) -> jax.Array:
     return jnp.where(turn == jnp.iinfo(turn.dtype).max, 0, turn + 1)
 
 
+def no_counts() -> dict[str, jax.Array]:
+    """What the ``info`` of both methods holds before the first update."""
+    counts = ("curvature_products", "inversions", "fallbacks", "non_finite", "indefinite")
+    numbers = ("gradient_equivalents", "damping")
+    zeros = {name: jnp.array(0, jnp.int32) for name in counts}
+    return zeros | {name: number() for name in numbers}
+
+
 def counted(
     info: Any, batch: Batch, made: kf.Refreshed, usable: jax.Array, gradients: jax.Array
 ) -> Any:

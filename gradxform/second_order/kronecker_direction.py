@@ -16,7 +16,14 @@ from gradxform.hyperparameters import Count, Fraction, NonNegative, Seed, Size, 
 from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import random_passes as passes
-from gradxform.second_order.kronecker_batch import after, batch_of, counted, number, scale_of
+from gradxform.second_order.kronecker_batch import (
+    after,
+    batch_of,
+    counted,
+    no_counts,
+    number,
+    scale_of,
+)
 from gradxform.second_order.kronecker_factors import Estimate, Options
 
 
@@ -94,7 +101,7 @@ def scale_by_kronecker(
             number(),
             jnp.array(False),
             kf.first_estimate(options, params),
-            _no_info(),
+            ScaleByKroneckerInfo(**no_counts()),
         )
 
     def update(
@@ -126,16 +133,3 @@ def scale_by_kronecker(
         return tree.cast_like(delta, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)
-
-
-def _no_info() -> ScaleByKroneckerInfo:
-    count = lambda: jnp.array(0, jnp.int32)
-    return ScaleByKroneckerInfo(
-        curvature_products=count(),
-        gradient_equivalents=number(),
-        inversions=count(),
-        fallbacks=count(),
-        non_finite=count(),
-        indefinite=count(),
-        damping=number(),
-    )
