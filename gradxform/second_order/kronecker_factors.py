@@ -201,7 +201,8 @@ def refreshed(
         zeros = jax.tree.map(jnp.zeros_like, estimate.factors)
         parts = 1 / jnp.arange(1, options.samples + 1, dtype=weight.dtype)
         (fresh, *flags), _ = jax.lax.scan(more, (zeros, *nothing[1:]), (keys, parts))
-        mix = lambda old, new: (old + weight * (new - old)).astype(old.dtype)
+        part = jnp.where(flags[1], weight, 0)
+        mix = lambda old, new: (old + part * (new - old)).astype(old.dtype)
         return jax.tree.map(mix, estimate.factors, fresh), *flags
 
     factors, convex, finite = when(new_factors, probed, nothing)
