@@ -138,7 +138,7 @@ def main() -> None:
     for name, draw in {**figures, "sensitivity": sensitivity}.items():
         draw().savefig(FOLDER / f"{name}.png", dpi=DPI)
         print(f"notebooks/figures/{name}.png")
-    (FOLDER / "valley.gif").write_bytes(gif(movie("valley")))
+    (FOLDER / "valley.gif").write_bytes(gif(movie(load_config("valley"))))
     print("notebooks/figures/valley.gif")
 
 

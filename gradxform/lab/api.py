@@ -146,7 +146,8 @@ def movie(config: Source, on_frame: Callable[[int, int], None] | None = None) ->
 def load_run(folder: str | Path) -> "RaceResult | SweepResult":
     """The result of a finished race or sweep, read from its folder.
 
-    The folder does not hold the final parameters, so they are None. If the run used files of
+    The folder does not hold the final parameters, so they are None; those of a curve fit are its
+    estimates. If the run used files of
     ``--with``, import them first.
 
     Args:
@@ -154,11 +155,12 @@ def load_run(folder: str | Path) -> "RaceResult | SweepResult":
 
     Raises:
       ConfigError: its ``config.toml`` cannot be used.
-      OSError: the run is not finished, or a file cannot be read.
+      OSError: the run is not finished, the folder holds what no run writes, or a file cannot be
+        read.
     """
     from gradxform.lab.report import runs
 
-    return runs.load_run(folder)
+    return runs.read_run(folder)[1]
 
 
 def plot(
@@ -177,15 +179,30 @@ def plot(
         folder holds it.
       size: width and height in inches; a size for each picture if not given.
       dpi: pixels per inch.
-      log: the axes with a logarithmic scale; those of each picture if not given.
+      log: the axes with a logarithmic scale; those of each picture if not given. Heat maps and maps
+        of starts keep their scales.
 
     Returns:
-      Figures of Matplotlib; save one with ``figure.savefig(path)``.
+      Figures of Matplotlib, by names such as ``"cost"``; save one with ``figure.savefig(path)``.
+
+    Raises:
+      ConfigError: the config, or the ``config.toml`` of the folder, cannot be used.
+      OSError: the folder is not one of a finished run.
+
+    >>> import gradxform.lab as lab
+    >>> config = {
+    ...     "name": "walk", "task": {"kind": "surface", "surface": "saddle"},
+    ...     "training": {"steps": 2}, "optimizers": {"a": {"method": "sgd", "learning_rate": 0.25}},
+    ... }
+    >>> lab.plot(lab.race(config), config)["cost"].get_suptitle()
+    'walk'
     """
-    from gradxform.lab.report import plots
+    from gradxform.lab.report import drawing, figures, runs
 
     given = None if config is None else load_config(config)
-    return plots.plot(result, given, size=size, dpi=dpi, log=log)
+    if isinstance(result, str | Path):
+        given, result = runs.read_run(result)
+    return dict(figures.figures_of(result, given, drawing.Look(size, dpi, log)))
 
 
 def _data(config: Config, data: Any, data_dir: str | Path | None) -> Any:

@@ -385,8 +385,7 @@ def plot(
     """Draw the pictures of a finished run anew.
 
     Reads the numbers in the folder and writes the pictures into it, over those
-    of the same format. The picture solution.png of a differential equation
-    stays as it is, because the folder does not hold the trained net.
+    of the same format.
 
     \b
     gradxform plot runs/digits_race-20260102-030405 --format pdf

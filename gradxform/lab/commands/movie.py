@@ -33,7 +33,7 @@ def movie(request: Request, *, format_: str, fps: float | None) -> None:
                 movies.ffmpeg()  # reports a missing ffmpeg before the race
             folder = until_the_end.enter_context(run_folder(experiment, request.out))
             with progress.of_frames() as on_frame:
-                frames = movies.movie(config, on_frame)
+                frames = movies.movie(experiment, on_frame)
             encode = movies.mp4 if format_ == "mp4" else movies.gif
             content = encode(frames, fps)
         file = folder / f"movie.{format_}"

@@ -51,11 +51,8 @@ def run(request: Request, *, loggers: Sequence[str] = ()) -> None:
                 ended=now.ended,
                 devices=now.devices,
             )
-        if now.writes:
-            files.save(now.folder, config, result)
-    extra = files.extra_of(config, result)
-    shown = () if extra is None else (extra.table,)
-    session.show(now, tables.ranking_table(result, config.title or config.name), *shown)
+        extra = files.save(now.folder, config, result) if now.writes else files.Extra()
+    session.show(now, tables.ranking_table(result, config.title or config.name), *extra.tables)
 
 
 def _begun(

@@ -18,7 +18,8 @@ MOST_TEXT = 2**20  # bytes of a config
 
 _FILES = (
     *("config.toml", "summary.json", "metrics.csv", "members.csv", "costs.csv", "best.toml"),
-    *("cost.png", "work.png", "sensitivity.png", "heatmap.png", "starts.png", "batch_size.png"),
+    *("estimates.csv", "solution.csv", "cost.png", "work.png", "error.png", "solution.png"),
+    *("fit.png", "sensitivity.png", "heatmap.png", "starts.png", "batch_size.png"),
 )
 _FOLDERS = ("checkpoints", "ended", "tensorboard")
 _KINDS = {

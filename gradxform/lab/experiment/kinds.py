@@ -66,6 +66,8 @@ class Kind(NamedTuple):
     extra: Place | None = None
     """(config, result of a race) -> a :class:`gradxform.lab.report.files.Extra`: what the report of
     this kind holds besides"""
+    read: Place | None = None
+    """(folder, summary, result with a folder's rows) -> the result with what ``extra`` wrote"""
     is_float64: bool = False  #: whether it computes in float64
     has_movie: bool = False  #: whether ``gradxform movie`` can draw it
     has_epochs: bool = True  #: whether it trains epoch by epoch, so that it can have checkpoints
@@ -84,6 +86,8 @@ KINDS: dict[str, Kind] = {
         PhysicsConfig,
         task="gradxform.lab.tasks.physics:task_of",
         figures="gradxform.lab.report.figures:of_equation",
+        extra="gradxform.lab.report.solutions:extra",
+        read="gradxform.lab.report.runs:with_solution",
         is_float64=True,
     ),
     "curve_fit": Kind(
@@ -94,6 +98,7 @@ KINDS: dict[str, Kind] = {
         sweep=None,
         figures="gradxform.lab.report.fits:figures",
         extra="gradxform.lab.report.fits:extra",
+        read="gradxform.lab.report.runs:with_estimates",
         is_float64=True,
         has_epochs=False,
         rows=_points,

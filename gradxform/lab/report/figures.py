@@ -44,15 +44,17 @@ def of_race(config: Config | None, result: RaceResult, look: Look = USUAL) -> Fi
 
 
 def of_equation(config: PhysicsConfig, result: RaceResult, look: Look = USUAL) -> Figures:
-    """The pictures of a race on an equation. The solution needs the final parameters."""
+    """The pictures of a race on an equation."""
     from gradxform.lab.report.physics_plots import plot_errors, plot_solution
+    from gradxform.lab.report.solutions import solution_of
 
     yield from of_race(config, result, look)
     title = title_of(config)
     if "test_relative_error" in result.histories[0].rows[-1]:
         yield "error", plot_errors(result, title, optimizers=config.optimizers, look=look)
-    if all(history.params is not None for history in result.histories):
-        yield "solution", plot_solution(config, result, title, look=look)
+    found = solution_of(config, result)
+    if found is not None:
+        yield "solution", plot_solution(found, result, title, look=look)
 
 
 def of_sweep(config: Config | None, result: SweepResult, look: Look = USUAL) -> Figures:

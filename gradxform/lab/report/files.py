@@ -27,15 +27,9 @@ if TYPE_CHECKING:
 class Extra(NamedTuple):
     """What the report of a kind of task holds besides the ranking."""
 
-    table: "Table"  #: printed below the ranking
-    files: Mapping[str, str]  #: texts by the name of their file
-    summary: Mapping[str, Any]  #: entries of ``summary.json``
-
-
-def extra_of(config: Config, result: RaceResult) -> Extra | None:
-    """What the kind of a config's task adds to the report."""
-    place = kind_of(config).extra
-    return None if place is None else at(place)(config, result)
+    tables: "Sequence[Table]" = ()  #: printed below the ranking
+    files: Mapping[str, str] = {}  #: texts by the name of their file
+    summary: Mapping[str, Any] = {}  #: entries of ``summary.json``
 
 
 def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
@@ -44,7 +38,7 @@ def metrics_csv(rows: Sequence[tuple[str, Row]]) -> str:
     >>> metrics_csv([("sgd", {"epoch": 1, "cost": 2.5})])
     'optimizer,epoch,cost\\nsgd,1,2.5\\n'
     """
-    return _csv([{"optimizer": label, **row} for label, row in rows])
+    return csv_of([{"optimizer": label, **row} for label, row in rows])
 
 
 def members_csv(rows: Mapping[int, dict[str, Any]]) -> str:
@@ -53,7 +47,7 @@ def members_csv(rows: Mapping[int, dict[str, Any]]) -> str:
     >>> members_csv({3: {"optimizer": "sgd", "learning_rate": 0.1}})
     'member,optimizer,learning_rate\\n3,sgd,0.1\\n'
     """
-    return _csv([{"member": number, **row} for number, row in sorted(rows.items())])
+    return csv_of([{"member": number, **row} for number, row in sorted(rows.items())])
 
 
 def costs_csv(result: "SweepResult") -> str:
@@ -67,8 +61,14 @@ def costs_csv(result: "SweepResult") -> str:
     return "".join(["member,epoch,cost\n", *lines])
 
 
-def summary_json(config: Config, result: RaceResult) -> str:
-    """The ranking, the device and the versions as JSON; numbers that are not finite become null."""
+def summary_json(config: Config, result: RaceResult, more: Mapping[str, Any]) -> str:
+    """The ranking, the device and the versions as JSON; numbers that are not finite become null.
+
+    Args:
+      config: the config of the race.
+      result: its result.
+      more: other entries.
+    """
     ranking = [
         {
             "rank": rank,
@@ -80,10 +80,8 @@ def summary_json(config: Config, result: RaceResult) -> str:
         }
         for rank, history in enumerate(ranked(result), start=1)
     ]
-    extra = extra_of(config, result)
     found = {"ranked_by": result.measure, "unit": result.unit, "ranking": ranking}
-    found |= {} if extra is None else extra.summary
-    return _summary(config, result.name, found)
+    return _summary(config, result.name, {**found, **more})
 
 
 def sweep_summary_json(config: Config, result: "SweepResult") -> str:
@@ -141,15 +139,21 @@ def save_sweep(folder: Path, config: Config, result: "SweepResult") -> None:
     write_atomically(folder / "summary.json", sweep_summary_json(config, result))
 
 
-def save(folder: Path, config: Config, result: RaceResult) -> None:
-    """Writes ``summary.json`` and the pictures that belong to the kind of task."""
-    for stem, figure in at(kind_of(config).figures)(config, result):
+def save(folder: Path, config: Config, result: RaceResult) -> Extra:
+    """Writes ``summary.json``, and the pictures and files that belong to the kind of task.
+
+    Returns:
+      What the report holds besides the ranking.
+    """
+    kind = kind_of(config)
+    for stem, figure in at(kind.figures)(config, result):
         save_figure(folder / f"{stem}.png", figure)
-    extra = extra_of(config, result)
-    for name, text in extra.files.items() if extra is not None else ():
+    extra = Extra() if kind.extra is None else at(kind.extra)(config, result)
+    for name, text in extra.files.items():
         write_atomically(folder / name, text)
     # written last: a folder with this file is a finished run
-    write_atomically(folder / "summary.json", summary_json(config, result))
+    write_atomically(folder / "summary.json", summary_json(config, result, extra.summary))
+    return extra
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
@@ -165,7 +169,8 @@ def save_figure(path: Path, figure: "Figure") -> None:
     write_atomically(path, content.getvalue())
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV text of rows that may have different columns; empty without rows."""
     if not rows:
         return ""
     text = io.StringIO()

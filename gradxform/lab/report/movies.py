@@ -11,7 +11,8 @@ from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gradxform.lab.experiment.load import load_config, require_surface
+from gradxform.lab.experiment.experiment import Experiment, prepared
+from gradxform.lab.experiment.load import require_surface
 from gradxform.lab.experiment.problems import ConfigError, Problem
 from gradxform.lab.experiment.schema import Config
 from gradxform.lab.report.frames import draw_walks
@@ -27,13 +28,12 @@ _DPI = 100
 
 
 def movie(
-    config: Config | str | Path, on_frame: Callable[[int, int], None] | None = None
+    config: Config | Experiment, on_frame: Callable[[int, int], None] | None = None
 ) -> list[Image.Image]:
     """The frames of a config's race on a surface.
 
     Args:
-      config: the experiment, its TOML file, or the name of a shipped config.
-
+      config: the config, or the experiment that was prepared from it.
       on_frame: called with the number of frames drawn so far, and of all frames.
 
     Returns:
@@ -41,7 +41,7 @@ def movie(
       ``IPython.display.Image(gif(frames))``.
 
     Raises:
-      ConfigError: the config cannot be used, its task is not a surface, or the surface is not
+      ConfigError: the task is not a surface, an optimiser cannot be built, or the surface is not
         finite at the start.
 
     >>> from gradxform.lab.experiment.load import parse_config
@@ -53,19 +53,20 @@ def movie(
     >>> len(frames), frames[0].size
     (3, (800, 480))
     """
-    experiment = require_surface(config if isinstance(config, Config) else load_config(config))
+    experiment = prepared(config)
+    read = require_surface(experiment.config)
     histories = race(experiment).histories
     paths = {h.label: np.asarray([[row["x0"], row["x1"]] for row in h.rows]) for h in histories}
     try:
         return draw_walks(
-            surface_of(experiment.task.surface),
+            surface_of(read.task.surface),
             paths,
-            title=experiment.title,
-            optimizers=experiment.optimizers,
+            title=read.title,
+            optimizers=read.optimizers,
             on_frame=on_frame,
         )
     except ValueError as error:
-        raise ConfigError(experiment.name, [Problem("task.start", str(error))]) from error
+        raise ConfigError(read.name, [Problem("task.start", str(error))]) from error
 
 
 def usual_fps(frames: int) -> float:

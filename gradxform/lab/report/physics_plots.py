@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from gradxform.lab.data.equations import burgers
 from gradxform.lab.experiment.grid import Table
-from gradxform.lab.experiment.schema import PhysicsConfig
 from gradxform.lab.report.drawing import (
     HEAT,
     USUAL,
@@ -27,13 +23,12 @@ from gradxform.lab.report.drawing import (
     new_figure,
     set_scales,
 )
+from gradxform.lab.report.solutions import Solution, best_of, error_of
 from gradxform.lab.report.style import BLACK, BLUE, DASHES, WINE, in_words, styles_of
-from gradxform.lab.tasks.physics import solution
-from gradxform.lab.training.outcomes import History, RaceResult
+from gradxform.lab.training.outcomes import RaceResult
 
 _KEY = "test_relative_error"
 _WORDS = {"seconds": "training time (s),\nwithout compilation", "step": "updates"}
-_TIMES, _PLACES = 161, 321  # of the picture
 _SLICES = (0.25, 0.5, 1.0)  # times at which the solution is drawn
 
 
@@ -63,7 +58,7 @@ def plot_errors(
     legend: list[tuple[str, Artist]] = []
     for axes, (key, words) in zip(panels, _WORDS.items(), strict=True):
         legend, drawn = [], []
-        for place, history in enumerate(sorted(result.histories, key=_error)):
+        for place, history in enumerate(sorted(result.histories, key=error_of)):
             x = np.asarray([row[key] for row in history.rows], float)
             y = np.fmin.accumulate([row[_KEY] for row in history.rows])
             drawn.append(y)
@@ -88,49 +83,48 @@ def plot_errors(
 
 
 def plot_solution(
-    config: PhysicsConfig, result: RaceResult, title: str = "", *, look: Look = USUAL
+    found: Solution, result: RaceResult, title: str = "", *, look: Look = USUAL
 ) -> Figure:
     """Draws the solution of the best net over time and place, its error, and three of its slices.
 
     Args:
-      config: the experiment.
-      result: its result.
+      found: the solution.
+      result: the result of the race that has found it.
       title: the title; the name of the task if empty.
       look: size and dots per inch.
 
     Returns:
       The figure; save it with ``figure.savefig(path)``.
     """
-    best = min(result.histories, key=_error)
-    t, x = np.linspace(0, 1, _TIMES), np.linspace(-1, 1, _PLACES)
-    found, exact = _values(config, best, t, x)
+    t, x, u, exact = found
     figure = new_figure(11.0, 3.6, look)
     panels = figure.subplots(1, 3)
     # the usual red and blue would look the same in grey
-    mesh = panels[0].pcolormesh(t, x, found.T, cmap=HEAT, vmin=-1, vmax=1, rasterized=True)
+    mesh = panels[0].pcolormesh(t, x, u.T, cmap=HEAT, vmin=-1, vmax=1, rasterized=True)
     figure.colorbar(mesh, ax=panels[0], label="u")
-    error = np.abs(found - exact)
+    error = np.abs(u - exact)
     least = max(float(np.quantile(error, 0.1)), 1e-12)
     norm = LogNorm(least, max(float(error.max()), 10 * least))
     shown = np.maximum(error, least).T
     mesh = panels[1].pcolormesh(t, x, shown, cmap=HEAT, norm=norm, rasterized=True)
     figure.colorbar(mesh, ax=panels[1], label="|error of u|")
-    words = (f"solution of {in_words(best.label)}", "its error")
+    words = (f"solution of {in_words(best_of(result).label)}", "its error")
     for axes, heading in zip(panels, words, strict=False):
         axes.set(xlabel="time t", ylabel="place x")
         entitle_panel(axes, heading, 3.4)
-    _slices(panels[2], t, x, found, exact)
+    _slices(panels[2], found)
     entitle(figure, title or result.name)
     return figure
 
 
-def _slices(axes: Axes, t: np.ndarray, x: np.ndarray, found: np.ndarray, exact: np.ndarray) -> None:
+def _slices(axes: Axes, found: Solution) -> None:
+    t, x, u, exact = found
     legend: list[tuple[str, Artist]] = []
     for color, dash, time in zip((BLACK, BLUE, WINE), DASHES, _SLICES, strict=False):
         at = int(np.argmin(np.abs(t - time)))
         axes.plot(x, exact[at], color="0.75", linewidth=5)
         look = {"color": color, "linestyle": dash, "linewidth": 1.5}
-        (line,) = axes.plot(x, found[at], **look)
+        (line,) = axes.plot(x, u[at], **look)
         legend.append((f"t = {time:g}", line))
     (line,) = axes.plot([], [], color="0.75", linewidth=5)
     legend.append(("reference", line))
@@ -138,20 +132,3 @@ def _slices(axes: Axes, t: np.ndarray, x: np.ndarray, found: np.ndarray, exact: 
     entitle_panel(axes, "slices of the solution", 3.4)
     # the solution is negative there
     legend_of(axes, legend, loc="upper right", frameon=False, fontsize="small", handlelength=3)
-
-
-def _error(history: History) -> float:
-    error = history.rows[-1][_KEY]
-    return error if np.isfinite(error) else np.inf
-
-
-def _values(
-    config: PhysicsConfig, history: History, t: np.ndarray, x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The net's solution and the reference, of shape (times, places)."""
-    points = np.stack(np.meshgrid(t, x, indexing="ij"), axis=-1).reshape(-1, 2)
-    with jax.enable_x64(True):
-        u = lambda point: solution(history.params, point, hidden=config.task.hidden)
-        found = np.asarray(jax.jit(jax.vmap(u))(jnp.asarray(points)))
-    exact = burgers(points, config.task.viscosity)
-    return found.reshape(len(t), len(x)), exact.reshape(len(t), len(x))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gradxform.lab.experiment import folders
 from gradxform.lab.experiment.folders import FolderError
 from gradxform.lab.experiment.grid import Member
-from gradxform.lab.experiment.kinds import kind_of
+from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import read_config, sweep_members
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.schema import MAX_EPOCHS, Config
@@ -39,30 +39,20 @@ _FLAGS = {"diverged", "dropped", "solved"}
 _TEXTS = {"optimizer", "status"}
 _NEEDED = {
     "train_loss": ("epoch", "step", "seconds", "gradients", "cost", "train_loss"),
-    "value": ("step", "value", "x0", "x1"),
+    "value": ("step", "value"),
     "work": ("x0", "y0", "work", "solved"),
 }
 _OF_MEMBER = ("epochs", "steps", "seconds", "diverged", "train_loss")
 
 
-def load_run(folder: str | Path) -> "Result":
-    """The result of a finished race or sweep, read from its folder.
-
-    The folder does not hold the final parameters, so they are None.
-
-    Args:
-      folder: the folder that ``gradxform run`` or ``gradxform sweep`` has written.
+def read_run(folder: str | Path) -> "tuple[Config, Result]":
+    """The config and the result of a finished run; see :func:`gradxform.lab.load_run`.
 
     Raises:
       FolderError: the run is not finished, or the folder holds what no run writes.
       ConfigError: its ``config.toml`` cannot be used.
       OSError: a file cannot be read.
     """
-    return read_run(folder)[1]
-
-
-def read_run(folder: str | Path) -> "tuple[Config, Result]":
-    """The config and the result of a finished run; see :func:`load_run`."""
     path = Path(folder)
     if not path.is_dir():
         raise FolderError(f"{on_one_line(path)}: is not the folder of a run")
@@ -99,9 +89,8 @@ def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResu
     measure = summary["ranked_by"]
     _need(measure in ("train_loss", "value"), named, "ranked_by should be a measure", measure)
     rows: dict[str, list[dict[str, Any]]] = {}
-    columns = None
-    is_fit = kind_of(config).extra is not None
-    needed = ("step", "value") if is_fit else _NEEDED[measure]
+    columns, kind = None, kind_of(config)
+    needed = _NEEDED[measure] + (("x0", "x1") if kind.has_movie else ())
     for row in _table(file, needed):
         columns = columns or row.keys()
         _need(row.keys() == columns, file, "its rows should be alike", list(row))
@@ -110,7 +99,6 @@ def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResu
     labels = list(config.optimizers)
     for found, where in ((rows, file), (ranking, named)):
         _need(set(found) == set(labels), where, "it should hold the config's optimisers", [*found])
-    best = next(iter(ranking), "")
     histories = [
         History(
             label,
@@ -118,22 +106,39 @@ def _race(folder: Path, config: Config, summary: Mapping[str, Any]) -> "RaceResu
             ranking[label]["diverged"],
             ranking[label]["steps_per_second"],
             ranking[label]["compile_seconds"],
-            _estimates(named, summary) if is_fit and label == best else None,
+            None,
         )
         for label in labels
     ]
-    return RaceResult(summary["task"], measure, tuple(histories), summary.get("unit", ""))
+    result = RaceResult(summary["task"], measure, tuple(histories), summary.get("unit", ""))
+    return result if kind.read is None else at(kind.read)(folder, summary, result)
 
 
-def _estimates(file: Path, summary: Mapping[str, Any]) -> dict[str, float]:
-    """The parameters of the best fit, by name."""
+def with_estimates(folder: Path, summary: Mapping[str, Any], result: "RaceResult") -> "RaceResult":
+    """The result of a curve fit with the parameters of the best fit, by name."""
+    file = folder / "summary.json"
     rows = summary.get("estimates") or []
     _need(isinstance(rows, list) and rows, file, "estimates should be a list", rows)
     for row in rows:
         good = isinstance(row, dict) and isinstance(row.get("parameter"), str)
         good = good and _is_number(row.get("estimate"))
         _need(good, file, "estimates should name parameters with numbers", row)
-    return {row["parameter"]: float(row["estimate"]) for row in rows}
+    estimates = {row["parameter"]: float(row["estimate"]) for row in rows}
+    best = summary["ranking"][0]["optimizer"]
+    histories = [h._replace(params=estimates) if h.label == best else h for h in result.histories]
+    return result._replace(histories=tuple(histories))
+
+
+def with_solution(folder: Path, summary: Mapping[str, Any], result: "RaceResult") -> "RaceResult":
+    """The result of a race on an equation with the solution; older runs have no file of it."""
+    from gradxform.lab.report.solutions import Solution, from_rows
+
+    file = folder / "solution.csv"
+    if not folders.is_file(file):
+        return result
+    found = from_rows(list(_table(file, Solution._fields)))
+    _need(found is not None, file, "its lines should be a grid of finite numbers", file.name)
+    return result._replace(data=found)
 
 
 def _sweep(folder: Path, config: Config, summary: Mapping[str, Any]) -> "SweepResult":

@@ -32,7 +32,7 @@ class RaceResult(NamedTuple):
     measure: Literal["train_loss", "value"]  #: the metric that ranks the optimisers
     histories: tuple[History, ...]  #: in the order of the config
     unit: str  #: unit of the measure, in words; "" on a surface
-    data: Any = None  #: the points of a curve fit
+    data: Any = None  #: the points of a curve fit, or the solution of an equation from a folder
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -325,7 +325,7 @@ def test_a_config_walks_to_where_its_race_ends(drawn):
 
 def test_a_config_of_no_surface_is_refused_with_the_mend():
     with pytest.raises(ConfigError, match=r"needs 'surface', found 'classification'.*like valley"):
-        movie("digits_race")
+        movie(load_config("digits_race"))
 
 
 def test_a_start_out_of_range_is_refused():

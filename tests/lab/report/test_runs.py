@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gradxform.lab.api import load_run, plot
 from gradxform.lab.cli import app
 from gradxform.lab.commands.plot import inches_of
 from gradxform.lab.experiment.folders import FolderError
@@ -18,8 +19,6 @@ from gradxform.lab.experiment.load import parse_config, sweep_members, to_toml
 from gradxform.lab.experiment.problems import ConfigError
 from gradxform.lab.report import files
 from gradxform.lab.report.folder import write_atomically
-from gradxform.lab.report.plots import plot
-from gradxform.lab.report.runs import load_run
 from gradxform.lab.training.outcomes import History, RaceResult, SweepResult, best_points
 from gradxform.lab.training.race import race
 from gradxform.lab.training.sweep import sweep
@@ -342,7 +341,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
 
 def test_reading_a_run_needs_no_jax(epochs):
     code = (
-        "import sys; from gradxform.lab.report.runs import load_run\n"
+        "import sys; from gradxform.lab import load_run\n"
         f"print(load_run({str(epochs[0])!r}).histories[0].label, 'jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import gradxform as gx
+import gradxform.lab as lab
 from gradxform.lab.data.equations import burgers, burgers_points
 from gradxform.lab.data.sets import load
-from gradxform.lab.experiment.load import ConfigError, parse_config
+from gradxform.lab.experiment.folders import FolderError
+from gradxform.lab.experiment.load import ConfigError, parse_config, to_toml
 from gradxform.lab.report import files
+from gradxform.lab.report.folder import write_atomically
 from gradxform.lab.tasks.models import ModelError
 from gradxform.lab.tasks.physics import VISCOSITY, burgers_residual, physics_task, solution
 from gradxform.lab.tasks.task import Batch, objective
@@ -155,5 +158,19 @@ def test_a_race_runs_in_float64_and_draws_its_pictures(tmp_path):
     files.save(tmp_path, config, result)
     for name in ("error.png", "solution.png", "work.png"):
         assert (tmp_path / name).stat().st_size > 10_000
-    columns = next(csv.reader(files.metrics_csv(rows).splitlines()))
-    assert "test_relative_error" in columns
+    metrics = files.metrics_csv(rows)
+    assert "test_relative_error" in next(csv.reader(metrics.splitlines()))
+
+    write_atomically(tmp_path / "config.toml", to_toml(config))
+    write_atomically(tmp_path / "metrics.csv", metrics)
+    drawn, expected = lab.plot(tmp_path), lab.plot(result, config)
+    assert set(drawn) == set(expected) == {"cost", "work", "error", "solution"}
+    for one, other in zip(drawn["solution"].axes, expected["solution"].axes, strict=True):
+        assert one.get_title() == other.get_title()
+        for mine, theirs in zip(one.collections, other.collections, strict=True):
+            np.testing.assert_array_equal(mine.get_array(), theirs.get_array())
+    head, _, *rest = (tmp_path / "solution.csv").read_text().splitlines()
+    for lines in ([head, *rest], [head, "0.0,-1.0,nan,0.0", *rest], [head]):
+        (tmp_path / "solution.csv").write_text("\n".join(lines))
+        with pytest.raises(FolderError, match=r"solution\.csv"):
+            lab.load_run(tmp_path)
