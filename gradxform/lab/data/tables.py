@@ -83,7 +83,9 @@ def numbers(columns: Columns, name: str) -> np.ndarray:
         if not value.strip():
             raise DataError(f"{columns.at(row, name)}: {_MISSING}") from None
         what = f"expected a number, found {value[:_SHOWN]!r}"
-        mend = "choose the columns to predict from with task.inputs"
+        mend = "correct it, or name the columns to use"
+        if _is_number(value.replace(",", ".")):
+            mend = "write the decimal point as '.'"
         raise DataError(f"{columns.at(row, name)}: {what}; {mend}") from None
     good = np.isfinite(found)
     if not good.all():

@@ -22,6 +22,7 @@ from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.load import read_config, sweep_members
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.schema import MAX_EPOCHS, Config
+from gradxform.lab.training.records import is_number, is_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     Result = RaceResult | SweepResult
 
 MOST = 2**28  # bytes of a table or a summary
-_LARGEST = 1e300  # the largest number that can be drawn
 _LONGEST = 200  # letters of a text in a table
 _COUNTS = {"epoch", "step", "epochs", "steps", "seed", "member", "evaluations"}
 _SIZES = {"seconds", "gradients", "steps_per_second", "work", "compile_seconds"}
@@ -121,7 +121,7 @@ def with_estimates(folder: Path, summary: Mapping[str, Any], result: "RaceResult
     _need(isinstance(rows, list) and rows, file, "estimates should be a list", rows)
     for row in rows:
         good = isinstance(row, dict) and isinstance(row.get("parameter"), str)
-        good = good and _is_number(row.get("estimate"))
+        good = good and is_number(row.get("estimate"))
         _need(good, file, "estimates should name parameters with numbers", row)
     estimates = {row["parameter"]: float(row["estimate"]) for row in rows}
     best = summary["ranking"][0]["optimizer"]
@@ -236,7 +236,7 @@ def _summary(file: Path) -> dict[str, Any]:
         _need(_is_text(measure), file, "ranked_by should be a measure", measure)
     for table in tables:
         for name in names:
-            _need(_is_size(table.get(name)), file, f"{name} should be a number", table.get(name))
+            _need(is_size(table.get(name)), file, f"{name} should be a number", table.get(name))
     return found
 
 
@@ -270,8 +270,8 @@ def _value(file: Path, name: str, cell: str) -> Any:
         try:
             value = float(cell)
         except ValueError:
-            value = _LARGEST * 10
-        fits: Callable[[Any], bool] = _is_size if name in _SIZES else _is_number
+            value = None
+        fits: Callable[[Any], bool] = is_size if name in _SIZES else is_number
         good = fits(value) and name not in _COUNTS
     _need(good, file, f"{reprlib.repr(name)} should be a value that a run writes", cell)
     return value
@@ -285,12 +285,3 @@ def _need(good: Any, file: Path, what: str, found: Any) -> None:
 
 def _is_text(x: Any) -> bool:
     return isinstance(x, str) and len(x) <= _LONGEST
-
-
-def _is_number(x: Any) -> bool:
-    """Whether ``x`` is a number that can be drawn, or is not finite."""
-    return type(x) in (int, float) and not _LARGEST < abs(x) < math.inf
-
-
-def _is_size(x: Any) -> bool:
-    return _is_number(x) and 0 <= x < math.inf

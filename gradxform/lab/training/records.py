@@ -24,8 +24,8 @@ _MEMBER: Mapping[str, Callable[[Any], bool]] = {
     "steps": lambda x: _is_count(x),
     "diverged": lambda x: isinstance(x, bool),
     "dropped": lambda x: isinstance(x, bool),
-    "seconds": lambda x: _is_size(x),
-    "cost": lambda x: _is_number(x),
+    "seconds": lambda x: is_size(x),
+    "cost": lambda x: is_number(x),
 }
 
 
@@ -52,7 +52,7 @@ def race_rows(told: Mapping[str, Any], epochs: Mapping[str, int]) -> list[tuple[
         _need(isinstance(rows, list) and rows, "rows should be a list of epochs", rows)
         _need(isinstance(history["diverged"], bool), "diverged should be true or false", history)
         for name in ("steps_per_second", "compile_seconds"):
-            _need(_is_size(history[name]), f"{name} should be a number", history[name])
+            _need(is_size(history[name]), f"{name} should be a number", history[name])
         most = epochs[history["label"]] - (goes_on and history is histories[-1])
         _need(len(rows) <= most, f"rows should be at most {most} epochs", len(rows))
         for number, row in enumerate(rows, start=1):
@@ -119,7 +119,7 @@ def check_sweep(
     rows = sweep_rows(told, firsts)
     group, epoch, training = (told[name] for name in ("group", "epoch", "members"))
     for name in ("seconds", "compile_seconds"):
-        _need(_is_size(told[name]), f"{name} should be a number", told[name])
+        _need(is_size(told[name]), f"{name} should be a number", told[name])
     _need(_is_count(group) and group <= len(groups), "group should be one of the sweep's", group)
     begun = _is_count(epoch) and epoch > 0
     wanted = set(groups[group]) if begun and group < len(groups) else set()
@@ -170,9 +170,9 @@ def _check_epoch(row: Any, number: int, columns: set[str]) -> None:
     _need(row["epoch"] == number and _is_count(row["epoch"]), f"epoch should be {number}", row)
     _need(_is_count(row["step"]), "step should be a whole number", row["step"])
     for name in ("seconds", "gradients", "steps_per_second"):
-        _need(_is_size(row[name]), f"{name} should be a number", row[name])
+        _need(is_size(row[name]), f"{name} should be a number", row[name])
     for name in columns:
-        _need(_is_number(row[name]), f"{name} should be a number", row[name])
+        _need(is_number(row[name]), f"{name} should be a number", row[name])
 
 
 def _check_member(row: Any, first: Row) -> None:
@@ -183,7 +183,7 @@ def _check_member(row: Any, first: Row) -> None:
         elif name in first:
             good = type(value) is type(first[name]) and value == first[name]
         else:
-            good = _METRIC.fullmatch(name) and _is_number(value)
+            good = _METRIC.fullmatch(name) and is_number(value)
         _need(good, f"{reprlib.repr(name)} should be what a member has", value)
 
 
@@ -194,13 +194,14 @@ def _need(good: Any, what: str, found: Any) -> None:
         )
 
 
-def _is_number(x: Any) -> bool:
+def is_number(x: Any) -> bool:
     """Whether ``x`` is a number that can be drawn, or is not finite."""
     return type(x) in (int, float) and not _LARGEST < abs(x) < math.inf
 
 
-def _is_size(x: Any) -> bool:
-    return _is_number(x) and 0 <= x < math.inf
+def is_size(x: Any) -> bool:
+    """Whether ``x`` is a finite number of at least 0."""
+    return is_number(x) and 0 <= x < math.inf
 
 
 def _is_count(x: Any) -> bool:
