@@ -448,7 +448,7 @@ def every(told, one):
 def test_forged_races(begun):
     found, _ = newest(begun / "checkpoints", print)
     epochs = {"sgd": 2, "adam": 2}
-    assert len(records.race_rows(found.told, epochs)) == 3
+    assert len(records.race_rows(found.record, epochs)) == 3
     config = load_config(begun / "config.toml")
 
     def one(told):
@@ -459,7 +459,7 @@ def test_forged_races(begun):
         ranking_table(result, "x")
         files.summary_json(config, result)
 
-    every(found.told, one)
+    every(found.record, one)
 
 
 def test_forged_sweeps():

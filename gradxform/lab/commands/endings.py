@@ -50,7 +50,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
+def in_one_line(finish: Callable[[str], NoReturn] = fail) -> Iterator[None]:
     """Turns errors of configs, data, memory and files into a message on stderr."""
     from jax.errors import JaxRuntimeError
 

@@ -26,7 +26,7 @@ def movie(request: Request, *, format_: str, fps: float | None) -> None:
         from gradxform.lab.report import movies
         from gradxform.lab.report.folder import run_folder, write_atomically
 
-    with endings.told(), contextlib.ExitStack() as until_the_end:
+    with endings.in_one_line(), contextlib.ExitStack() as until_the_end:
         with nothing_to_lose(until_the_end.close):
             experiment = prepared(config)
             if format_ == "mp4":

@@ -18,7 +18,7 @@ SMALLEST, LARGEST, MOST_PIXELS = 1.0, 100.0, 10**8  # inches, inches, and pixels
 def plot(folder: Path, *, format_: str, size: str | None, dpi: int, log: "Log | None") -> None:
     """Draws the pictures of a finished run into its folder."""
     inches = inches_of(size, dpi)
-    with endings.told():
+    with endings.in_one_line():
         from gradxform.lab.experiment import folders
         from gradxform.lab.report.runs import read_run
 

@@ -66,10 +66,10 @@ def _begun(
         return [], {}
     lengths = {label: kind_of(config).rows(config, label) for label in config.optimizers}
     rows_of: dict[str, list[tuple[str, Row]]] = {label: [] for label in lengths}
-    for label, row in race_rows(snapshot.told, lengths):
+    for label, row in race_rows(snapshot.record, lengths):
         rows_of[label].append((label, row))
     labels = [label for label, rows in rows_of.items() if rows]
-    going_on = labels[-1] if snapshot.told["goes_on"] else None
+    going_on = labels[-1] if snapshot.record["goes_on"] else None
     more = {  # those that may train on from the end of what they had
         label: number
         for number, (label, length) in enumerate(lengths.items())
@@ -80,7 +80,7 @@ def _begun(
         if label in more and label not in (going_on, *ended):
             resuming.lacks_end(resumed.folder, label)
     for label, kept in ended.items():
-        own = ended_rows(kept.told, label, lengths[label])
+        own = ended_rows(kept.record, label, lengths[label])
         rows_of[label] = max(rows_of[label], own, key=len)
     return [pair for rows in rows_of.values() for pair in rows], ended
 

@@ -83,8 +83,8 @@ def opened(request: Request, command: Command) -> Iterator[Session]:
         from gradxform.lab.training.race import precision_of
 
     devices = None if request.distributed is None else jax.devices()
-    with endings.told(endings.end), contextlib.ExitStack() as until_the_end:
-        with nothing_to_lose(until_the_end.close), endings.together(), endings.told():
+    with endings.in_one_line(endings.end), contextlib.ExitStack() as until_the_end:
+        with nothing_to_lose(until_the_end.close), endings.together(), endings.in_one_line():
             until_the_end.enter_context(precision_of(config))
             experiment = prepared(config)  # reports a mistake before the data are read
             place = _place(experiment, request, writes)

@@ -51,4 +51,4 @@ def _begun(
     from gradxform.lab.training.records import sweep_rows
 
     firsts = [first_row(member) for member in sweep_members(experiment.config)]
-    return sweep_rows(resumed.snapshot.told, firsts), None
+    return sweep_rows(resumed.snapshot.record, firsts), None

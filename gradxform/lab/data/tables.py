@@ -221,8 +221,8 @@ def _alike(values: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
         raise DataError(f"{name}: holds no array")
     lengths = {key: len(array) if array.ndim else 0 for key, array in values.items()}
     if len(set(lengths.values())) > 1 or not min(lengths.values()):
-        told = ", ".join(f"{on_one_line(key)} {length}" for key, length in _first(lengths.items()))
-        raise DataError(f"{name}: the arrays should have equally many rows, found {told}")
+        each = ", ".join(f"{on_one_line(key)} {length}" for key, length in _first(lengths.items()))
+        raise DataError(f"{name}: the arrays should have equally many rows, found {each}")
     return values
 
 

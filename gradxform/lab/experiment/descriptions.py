@@ -36,9 +36,9 @@ def describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             hint = suggest(value, choices) if isinstance(value, str) else ""
             return Problem(path, f"should be {either(choices)}, found {value!r}{hint}")
         case "name":
-            told = error.get("ctx", {})
-            hint = suggest(value, told["names"]) if isinstance(value, str) else ""
-            return Problem(path, f"should be {told['wanted']}, found {value!r}{hint}")
+            context = error.get("ctx", {})
+            hint = suggest(value, context["names"]) if isinstance(value, str) else ""
+            return Problem(path, f"should be {context['wanted']}, found {value!r}{hint}")
         case "string_pattern_mismatch":
             if path in ("title", "output.folder"):
                 wanted = "name a folder" if path == "output.folder" else PLAIN

@@ -74,8 +74,8 @@ def _check_fit(task: Mapping[str, Any]) -> Iterator[Problem]:
         match bounds.get(name), start.get(name):
             case [int() | float() as low, int() | float() as high] as box, int() | float() as value:
                 if not low <= value <= high:
-                    told = f"lies outside of task.bounds.{name}, {box}"
-                    yield Problem(f"task.start.{name}", told)
+                    message = f"lies outside of task.bounds.{name}, {box}"
+                    yield Problem(f"task.start.{name}", message)
 
 
 def curve_signature(name: object) -> Signature | None:

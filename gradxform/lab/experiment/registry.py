@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     make: Callable[..., Any]
     signature: Signature  #: its options
     file: str | None  #: the ``--with`` file that registered it
-    facts: Mapping[str, Any]  #: what else the decorator was told
+    facts: Mapping[str, Any]  #: other arguments of the decorator
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in OURS}

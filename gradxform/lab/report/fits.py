@@ -95,8 +95,9 @@ def extra(config: Any, result: RaceResult) -> Extra:
         writer.writerow((name, value, "" if at_bound else error))
         known = None if at_bound or error != error else error
         rows.append({"parameter": name, "estimate": value, "standard_error": known})
-    told = {"estimates": rows, "residual_standard_deviation": fit.scale}
-    return Extra((table,), {"estimates.csv": text.getvalue()}, told | {"freedom": fit.freedom})
+    summary = {"estimates": rows, "residual_standard_deviation": fit.scale}
+    summary["freedom"] = fit.freedom
+    return Extra((table,), {"estimates.csv": text.getvalue()}, summary)
 
 
 def figures(config: Any, result: RaceResult, look: Look = USUAL) -> Iterator[tuple[str, Figure]]:

@@ -87,10 +87,10 @@ def of_entry(entry: Entry, shape: Sequence[int], outputs: int, options: Mapping[
     for result in found:
         shapes = [(2, outputs), *([(2,)] if outputs == 1 else [])]
         if getattr(result, "shape", None) not in shapes:
-            told = getattr(result, "shape", type(result).__name__)
+            shown = getattr(result, "shape", type(result).__name__)
             raise ModelError(
                 f"model {entry.name}: for inputs of shape {x.shape} the outputs should have the "
-                f"shape {shapes[0]}, found {told}"
+                f"shape {shapes[0]}, found {shown}"
             )
     return Net(init, lambda *args: apply(*args).reshape(-1, outputs), losses.matrices)
 

@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
     """The state of a run after an epoch: everything that it needs to continue."""
 
     number: int  #: finished epochs, summed over all optimisers
-    told: dict[str, Any]  #: description of the run, as JSON values
+    record: dict[str, Any]  #: description of the run, as JSON values
     arrays: PyTree  #: a tree of arrays; after reading from disk a list of them, for :func:`fit`
 
 
@@ -224,10 +224,10 @@ def try_to_save(folder: Path, snapshot: Snapshot, *, keep: int, about: Any, say:
 def _fill(new: Path, snapshot: Snapshot, about: Any) -> None:
     """Writes the files of a checkpoint and waits until they are on the disk."""
     arrays = [np.asarray(x) for x in jax.device_get(_raw(snapshot.arrays))]
-    told = {"number": snapshot.number, "told": snapshot.told, "about": about}
-    text = json.dumps(told).encode()
-    if len(text) > _most_told():
-        raise OSError(f"its told.json would take {len(text)} bytes, more than {_most_told()}")
+    content = {"number": snapshot.number, "told": snapshot.record, "about": about}
+    text = json.dumps(content).encode()
+    if len(text) > _most_text():
+        raise OSError(f"its told.json would take {len(text)} bytes, more than {_most_text()}")
     _check_space(new, sum(x.nbytes for x in arrays) + len(text) + _METADATA)
     with _as_os_error(), _orbax() as checkpointer:
         # Orbax refuses arrays without entries; leave them out
@@ -260,8 +260,8 @@ def _read(path: Path) -> tuple[Snapshot, Any]:
         if manifest.get(name) != digests[name]:
             raise CheckpointError(f"{on_one_line(name)} has changed since it was written")
     try:
-        told = json.loads(folders.read(path / "told.json", _most_told()).decode())
-        number, of_run, about = told["number"], told["told"], told["about"]
+        content = json.loads(folders.read(path / "told.json", _most_text()).decode())
+        number, of_run, about = content["number"], content["told"], content["about"]
         if type(number) is not int or number != int(path.name) or not isinstance(of_run, dict):
             raise CheckpointError("told.json: it belongs to another checkpoint")
         return Snapshot(number, of_run, _arrays(path / "arrays")), about
@@ -295,7 +295,7 @@ def _arrays(path: Path) -> list[np.ndarray]:
     return arrays
 
 
-def _most_told() -> int:
+def _most_text() -> int:
     """The largest size of ``told.json`` in bytes; parsed it takes up to 30 times as much memory."""
     return folders.memory() // 64
 

@@ -32,8 +32,9 @@ def race_snapshot(
 ) -> Snapshot:
     """The state of a race; ``state`` belongs to the last optimiser if it is unfinished."""
     histories = [*before, last()]
-    told = {"histories": [_told(history) for history in histories], "goes_on": state is not None}
-    return Snapshot(done, told, ([history.params for history in histories], state))
+    recorded = [_recorded(history) for history in histories]
+    record = {"histories": recorded, "goes_on": state is not None}
+    return Snapshot(done, record, ([history.params for history in histories], state))
 
 
 def ended_snapshot(ran: Callable[[], History], state: TrainState, is_lost: bool) -> Snapshot:
@@ -42,8 +43,8 @@ def ended_snapshot(ran: Callable[[], History], state: TrainState, is_lost: bool)
     ``is_lost`` says that its loss or its parameters are not finite.
     """
     history = ran()
-    told = {"history": _told(history), "is_lost": is_lost}
-    return Snapshot(len(history.rows), told, (history.params, state))
+    record = {"history": _recorded(history), "is_lost": is_lost}
+    return Snapshot(len(history.rows), record, (history.params, state))
 
 
 def begun(
@@ -72,7 +73,7 @@ def begun(
     return found
 
 
-def _told(history: History) -> dict[str, Any]:
+def _recorded(history: History) -> dict[str, Any]:
     return history._replace(params=None)._asdict()
 
 
@@ -83,10 +84,10 @@ def _restored(
     columns: Iterable[str],
 ) -> tuple[list[History], TrainState | None]:
     """The histories and the training state in a snapshot of a race."""
-    _check_columns(race_rows(snapshot.told, epochs)[0][1], columns)
-    histories = [History(**told) for told in snapshot.told["histories"]]
+    _check_columns(race_rows(snapshot.record, epochs)[0][1], columns)
+    histories = [History(**recorded) for recorded in snapshot.record["histories"]]
     likes = [programs[history.label].out_info for history in histories]
-    state = likes[-1][0] if snapshot.told["goes_on"] else None
+    state = likes[-1][0] if snapshot.record["goes_on"] else None
     params, state = fit(snapshot.arrays, ([result.params for _, result in likes], state))
     restored = [
         history._replace(rows=tuple(history.rows), params=end)
@@ -99,14 +100,14 @@ def _ended(
     snapshot: Snapshot, label: str, program: Any, settings: Settings, columns: Iterable[str]
 ) -> Begun:
     """An optimiser at the end of its run; it continues if it may now train for longer."""
-    rows = ended_rows(snapshot.told, label, settings.epochs)
+    rows = ended_rows(snapshot.record, label, settings.epochs)
     _check_columns(rows[0][1], columns)
     state, result = program.out_info
     params, state = fit(snapshot.arrays, (result.params, state))
-    history = History(**snapshot.told["history"])
+    history = History(**snapshot.record["history"])
     history = history._replace(rows=tuple(history.rows), params=params)
     is_over = len(rows) == settings.epochs or rows[-1][1]["seconds"] > settings.max_seconds
-    return Begun(history, None if is_over or snapshot.told["is_lost"] else state)
+    return Begun(history, None if is_over or snapshot.record["is_lost"] else state)
 
 
 def _check_columns(row: Row, columns: Iterable[str]) -> None:

@@ -29,18 +29,18 @@ _MEMBER: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def race_rows(told: Mapping[str, Any], epochs: Mapping[str, int]) -> list[tuple[str, Row]]:
+def race_rows(record: Mapping[str, Any], epochs: Mapping[str, int]) -> list[tuple[str, Row]]:
     """The rows of a race so far, each with the label of its optimiser.
 
     Args:
-      told: the description in a snapshot.
+      record: the description in a snapshot.
       epochs: the number of epochs of every optimiser, by label, in order.
 
     Raises:
       CheckpointError: the description belongs to another race or is malformed.
     """
-    histories = _of(told, {"histories", "goes_on"}, "told")["histories"]
-    goes_on = told["goes_on"]
+    histories = _of(record, {"histories", "goes_on"}, "told")["histories"]
+    goes_on = record["goes_on"]
     _need(isinstance(goes_on, bool), "goes_on should be true or false", goes_on)
     _need(isinstance(histories, list) and histories, "histories should be a list", histories)
     labels = [_of(history, _HISTORY, "a history")["label"] for history in histories]
@@ -61,34 +61,34 @@ def race_rows(told: Mapping[str, Any], epochs: Mapping[str, int]) -> list[tuple[
     return [(history["label"], row) for history in histories for row in history["rows"]]
 
 
-def ended_rows(told: Mapping[str, Any], label: str, epochs: int) -> list[tuple[str, Row]]:
+def ended_rows(record: Mapping[str, Any], label: str, epochs: int) -> list[tuple[str, Row]]:
     """The rows of an optimiser at its end, like :func:`race_rows`.
 
     Args:
-      told: the description in a snapshot of one optimiser.
+      record: the description in a snapshot of one optimiser.
       label: the label of the optimiser.
       epochs: the number of epochs of the optimiser.
 
     Raises:
       CheckpointError: the description belongs to another optimiser or is malformed.
     """
-    found = _of(told, {"history", "is_lost"}, "told")
+    found = _of(record, {"history", "is_lost"}, "told")
     is_lost = found["is_lost"]
     _need(isinstance(is_lost, bool), "is_lost should be true or false", is_lost)
     return race_rows({"histories": [found["history"]], "goes_on": False}, {label: epochs})
 
 
-def sweep_rows(told: Mapping[str, Any], firsts: Sequence[Row]) -> dict[int, Row]:
+def sweep_rows(record: Mapping[str, Any], firsts: Sequence[Row]) -> dict[int, Row]:
     """The rows of a sweep so far, by the number of the member.
 
     Args:
-      told: the description in a snapshot.
+      record: the description in a snapshot.
       firsts: the row of every member before its first epoch.
 
     Raises:
       CheckpointError: the description belongs to another sweep or is malformed.
     """
-    rows = _of(told, _SWEEP, "told")["rows"]
+    rows = _of(record, _SWEEP, "told")["rows"]
     _need(isinstance(rows, dict), "rows should be a table", rows)
     numbers = {str(number): number for number in range(len(firsts))}
     for name, row in rows.items():
@@ -98,7 +98,7 @@ def sweep_rows(told: Mapping[str, Any], firsts: Sequence[Row]) -> dict[int, Row]
 
 
 def check_sweep(
-    told: Mapping[str, Any],
+    record: Mapping[str, Any],
     firsts: Sequence[Row],
     groups: Sequence[Iterable[int]],
     epochs: Sequence[int],
@@ -107,7 +107,7 @@ def check_sweep(
     """Like :func:`sweep_rows`, and also checks everything that the sweep needs to continue.
 
     Args:
-      told: the description in a snapshot.
+      record: the description in a snapshot.
       firsts: the row of every member before its first epoch.
       groups: the members of each program.
       epochs: the number of epochs of each program.
@@ -116,10 +116,10 @@ def check_sweep(
     Raises:
       CheckpointError: the description belongs to another sweep or is malformed.
     """
-    rows = sweep_rows(told, firsts)
-    group, epoch, training = (told[name] for name in ("group", "epoch", "members"))
+    rows = sweep_rows(record, firsts)
+    group, epoch, training = (record[name] for name in ("group", "epoch", "members"))
     for name in ("seconds", "compile_seconds"):
-        _need(is_size(told[name]), f"{name} should be a number", told[name])
+        _need(is_size(record[name]), f"{name} should be a number", record[name])
     _need(_is_count(group) and group <= len(groups), "group should be one of the sweep's", group)
     begun = _is_count(epoch) and epoch > 0
     wanted = set(groups[group]) if begun and group < len(groups) else set()

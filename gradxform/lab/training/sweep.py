@@ -273,8 +273,8 @@ def _resumed(plan: _Plan, tally: _Tally, snapshot: Snapshot, metrics: set[str]) 
         firsts = [first_row(member) for member in plan.members]
         lasts = [plan.settings[group.label].epochs for group in plan.groups]
         members = [group.members for group in plan.groups]
-        told = snapshot.told
-        tally.rows |= check_sweep(told, firsts, members, lasts, metrics)
+        record = snapshot.record
+        tally.rows |= check_sweep(record, firsts, members, lasts, metrics)
         tally.costs, lanes, blocks = restored(
             snapshot,
             plan.groups,
@@ -285,8 +285,8 @@ def _resumed(plan: _Plan, tally: _Tally, snapshot: Snapshot, metrics: set[str]) 
             tally.costs,
             plan.block_size,
         )
-        tally.seconds, tally.compile_seconds = told["seconds"], told["compile_seconds"]
-        return _Begun(told["group"], told["epoch"], lanes, blocks)
+        tally.seconds, tally.compile_seconds = record["seconds"], record["compile_seconds"]
+        return _Begun(record["group"], record["epoch"], lanes, blocks)
 
 
 def _train(
@@ -318,10 +318,10 @@ def _train(
             kept = better_points(plan.members, tally.rows, training, plan.measure, plan.keep)
             blocks = regroup(program, blocks, kept, lanes, plan.mesh)
         if on_state is not None:
-            told = {"group": number, "epoch": epoch, "rows": tally.rows}
-            told |= {"seconds": tally.seconds, "compile_seconds": tally.compile_seconds}
+            record = {"group": number, "epoch": epoch, "rows": tally.rows}
+            record |= {"seconds": tally.seconds, "compile_seconds": tally.compile_seconds}
             next_blocks = blocks if epoch != last else []
-            state = before + epoch, told, tally.costs, program, next_blocks
+            state = before + epoch, record, tally.costs, program, next_blocks
             on_state(before + epoch, functools.partial(snapshot_of, *state))
 
 

@@ -19,7 +19,7 @@ from gradxform.lab.training.programs import Group, Programs
 
 def snapshot_of(
     number: int,
-    told: Row,
+    record: Row,
     costs: np.ndarray,
     program: Programs,
     blocks: Sequence[Block],
@@ -30,8 +30,8 @@ def snapshot_of(
     must call this function.
     """
     if not blocks:
-        told = told | {"group": told["group"] + 1, "epoch": 0, "members": []}
-        return Snapshot(number, told, (costs.astype(np.float32), []))
+        record = record | {"group": record["group"] + 1, "epoch": 0, "members": []}
+        return Snapshot(number, record, (costs.astype(np.float32), []))
     training = [block.members >= 0 for block in blocks]
 
     def of_members(*parts: jax.Array) -> np.ndarray:
@@ -39,9 +39,9 @@ def snapshot_of(
         return np.concatenate(list(read_parts))
 
     numbers = np.concatenate([block.members for block in blocks])
-    told = told | {"members": numbers[numbers >= 0].tolist()}
+    record = record | {"members": numbers[numbers >= 0].tolist()}
     each = jax.tree.map(of_members, *(_of_members(program, block) for block in blocks))
-    return Snapshot(number, told, (costs.astype(np.float32), [each, _of_all(program, blocks[0])]))
+    return Snapshot(number, record, (costs.astype(np.float32), [each, _of_all(program, blocks[0])]))
 
 
 def restored(
@@ -55,11 +55,11 @@ def restored(
     block_size: int | None,
 ) -> tuple[np.ndarray, int, list[Block]]:
     """The costs, the number of lanes and the blocks in a snapshot."""
-    told, kept = snapshot.told, snapshot.told["members"]
+    record, kept = snapshot.record, snapshot.record["members"]
     if not kept:
         found, _ = fit(snapshot.arrays, (costs.astype(np.float32), []))
         return np.array(found, np.float64), 0, []
-    program, group = programs[told["group"]], groups[told["group"]]
+    program, group = programs[record["group"]], groups[record["group"]]
     lanes, blocks = first_blocks(program, group, members, train, mesh, block_size, kept)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((len(kept), *x.shape[1:]), x.dtype),

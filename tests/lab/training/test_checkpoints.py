@@ -78,7 +78,7 @@ def test_what_is_saved_is_restored(tmp_path):
     found, about = newest(tmp_path / "c", silent)
     assert same(fit(found.arrays, TREE), TREE)
     assert (found.number, about) == (3, {"config": "é\n"})
-    (row,) = found.told["rows"]
+    (row,) = found.record["rows"]
     assert (row["epoch"], row["x"]) == (3, 0.1)
     assert type(row["epoch"]) is int
     assert np.isnan(row["cost"])
@@ -328,10 +328,10 @@ def test_a_sweep_goes_on_from_any_epoch_bit_for_bit(vary, task, tmp_path):
             for result in (rest, whole)
         ]
         assert without_times[0] == without_times[1]
-    del found.told["group"]
+    del found.record["group"]
     with pytest.raises(CheckpointError, match="another version"):
         sweep_on_task(task, tables, runs, resume=found, **options)
-    found.told.update(group=1, members=[0])
+    found.record.update(group=1, members=[0])
     with pytest.raises(CheckpointError, match="members should be of the program"):
         sweep_on_task(task, tables, runs, resume=found, **options)
 
