@@ -39,7 +39,7 @@ gradxform run digits_race --set training.epochs=5 --set seed=1
 gradxform run my_race.toml --out first     your own config
 gradxform sweep learning_rate              compare many learning rates
 gradxform movie valley                     animate paths on a surface
-gradxform plot FOLDER --format pdf         draw the pictures of a run anew
+gradxform plot FOLDER --format pdf         draw the pictures of a run again
 gradxform list methods                     methods that a config can use
 gradxform show digits_race                 a config with every key explained
 gradxform resume FOLDER --epochs 100       more epochs of a run
@@ -382,7 +382,7 @@ def plot(
         ),
     ] = None,
 ) -> None:
-    """Draw the pictures of a finished run anew.
+    """Draw the pictures of a finished run again.
 
     Reads the numbers in the folder and writes the pictures into it, over those
     of the same format.

@@ -1,4 +1,4 @@
-"""``gradxform plot FOLDER``: the pictures of a finished run, drawn anew."""
+"""``gradxform plot FOLDER``: the pictures of a finished run, drawn again."""
 
 import re
 import sys

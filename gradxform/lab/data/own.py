@@ -65,10 +65,10 @@ def from_file(
         raise DataError(f"{columns.source}: task.inputs holds the target {target!r} too")
     if not names:
         raise DataError(f"{columns.source}: there is no column but the target {target!r}")
-    parts = [numbers(columns, name) for name in names]
+    parts = [numbers(columns, name, "inputs") for name in names]
     if len(parts) > 1 or parts[0].ndim == 1:
         parts = [np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)]
-    y = numbers(columns, target) if is_regression else texts(columns, target)
+    y = numbers(columns, target, "target") if is_regression else texts(columns, target)
     train, test = split(Split(parts[0], y), test_split, split_seed)
     return _checked(columns.source, train, test, is_regression)
 

@@ -65,13 +65,18 @@ def read_columns(file: str, folder: str | Path | None = None) -> Columns:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
-def numbers(columns: Columns, name: str) -> np.ndarray:
+def numbers(columns: Columns, name: str, key: str) -> np.ndarray:
     """A column as finite numbers.
+
+    Args:
+      columns: the columns.
+      name: the name of the column.
+      key: the key of ``[task]`` that can name other columns.
 
     Raises:
       DataError: a value is missing or not a number. The message names its line and its column.
 
-    >>> numbers(Columns("a.csv", {"x": np.array(["1", "2.5"])}, (2, 3)), "x")
+    >>> numbers(Columns("a.csv", {"x": np.array(["1", "2.5"])}, (2, 3)), "x", "inputs")
     array([1. , 2.5])
     """
     values = columns.values[name]
@@ -83,7 +88,7 @@ def numbers(columns: Columns, name: str) -> np.ndarray:
         if not value.strip():
             raise DataError(f"{columns.at(row, name)}: {_MISSING}") from None
         what = f"expected a number, found {value[:_SHOWN]!r}"
-        mend = "correct it, or name the columns to use"
+        mend = f"correct it, or name the columns to use in task.{key}"
         if _is_number(value.replace(",", ".")):
             mend = "write the decimal point as '.'"
         raise DataError(f"{columns.at(row, name)}: {what}; {mend}") from None

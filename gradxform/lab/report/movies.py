@@ -136,7 +136,7 @@ def ffmpeg() -> str:
     """The path of ffmpeg, which :func:`mp4` needs; the package imageio-ffmpeg brings one.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: ffmpeg is missing.
     """
     try:
         import imageio_ffmpeg

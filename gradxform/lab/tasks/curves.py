@@ -85,7 +85,7 @@ def points_of(task: Any, data_dir: str | Path | None = None) -> Points:
         columns = Columns("task.data", {k: np.asarray(v) for k, v in task.data.items()}, ())
 
     def column(name: str, key: str) -> np.ndarray:
-        return numbers(columns, column_of(columns, name, key))
+        return numbers(columns, column_of(columns, name, key), key)
 
     x = np.stack([column(name, "x") for name in task.x], axis=1)
     y = column(task.y, "y")

@@ -75,7 +75,12 @@ def test_common_forms_of_csv(delimiter):
     [
         (
             "size,price\n1,2\nbig,3\n",
-            "data.csv, line 3, column 'size': expected a number, found 'big'",
+            "data.csv, line 3, column 'size': expected a number, found 'big'; correct it, or name "
+            "the columns to use in task.inputs",
+        ),
+        (
+            "size;price\n1,5;2\n",
+            "data.csv, line 2, column 'size': expected a number, found '1,5'; write the decimal",
         ),
         ("size,price\n1,2\n,3\n", "data.csv, line 3, column 'size': the value is missing"),
         ("size,price\n1,nan\n", "data.csv, line 2, column 'price': the value is missing"),
