@@ -54,6 +54,14 @@ def test_the_split_depends_on_its_seed_alone():
     assert checksum(price()) == checksum(price()) != checksum(price(split_seed=1))
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_data_from_numpys_generator_of_the_same_seed_are_not_split_by_their_values(seed):
+    values = np.random.default_rng(seed).uniform(size=1000)
+    save("x,price\n" + "".join(f"{x},{x}\n" for x in values))
+    data = price(split_seed=seed)
+    assert abs(data.test.y.mean() - data.train.y.mean()) < 0.1  # four standard deviations
+
+
 def test_texts_are_classes_in_sorted_order():
     save("x,kind\n1,cat\n2,dog\n3,ant\n4,cat\n")
     data = price(target="kind", is_regression=False, test_split=0.0)
