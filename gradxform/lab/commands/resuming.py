@@ -153,7 +153,7 @@ def _content(folder: Path) -> tuple[Path, bytes]:
         folders.check(folder)
         content = folders.read(kept) if folders.is_file(kept) else b""
     if not content:  # the file is created first and written later
-        endings.fail(f"--resume {folder}: no run has started there, config.toml is missing")
+        endings.fail(f"{folder}: no run has started there, config.toml is missing")
     return kept, content
 
 

@@ -200,7 +200,8 @@ def _check_params(name: str, params: PyTree) -> None:
     if not leaves:
         raise ModelError(f"model {name}: it has no parameters")
     if strange:
-        raise ModelError(f"model {name}: parameters should be real numbers, found {strange[0]}")
+        found = getattr(strange[0], "dtype", type(strange[0]).__name__)
+        raise ModelError(f"model {name}: parameters should be real numbers, found {found}")
 
 
 def _only_parameters(found: str) -> str:
