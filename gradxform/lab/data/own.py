@@ -128,7 +128,8 @@ def split(data: Split, fraction: float, seed: int) -> tuple[Split, Split | None]
     at = size - round(size * fraction)
     if fraction and at in (0, size):
         use = "test on" if at else "train on"
-        raise DataError(f"a test split of {fraction} leaves none of {size} examples to {use}")
+        found = f"task.test_split = {fraction} leaves none of {size} examples to {use}"
+        raise DataError(f"{found}: give more examples, or test_split = 0")
     return Split(x[:at], y[:at]), Split(x[at:], y[at:]) if fraction else None
 
 

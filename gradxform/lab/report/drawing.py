@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -35,6 +36,7 @@ _LABEL, _LINES = 28, 4  # letters in a line of a legend, and most lines of a lab
 _SMALLEST = 4.0  # the smallest font, in points
 _LEGEND = 0.36  # the largest part of a figure's width that a legend takes
 _MARKERS = 7  # markers of a long curve
+_DIGITS = (1, 1.5, 2, 3, 4, 5, 7)  # of the ticks within less than a decade
 _AROUND, _TALLEST = 0.5, 20.0  # inches around a legend, and of the tallest figure
 
 
@@ -121,18 +123,28 @@ def set_scales(axes: Axes, look: Look, *, x: bool, y: bool) -> None:
 
 
 def limit_and_mark(axes: Axes, curves: Sequence[np.ndarray]) -> None:
-    """Sets the limits of the vertical axis, and the ticks if it is logarithmic."""
+    """Sets the limits of the vertical axis, and the ticks of logarithmic axes."""
     firsts = [y[0] for y in curves if len(y) and y[0] > 0]
     if len(curves) > 1 and firsts:  # a diverging curve must not flatten the others
         axes.set_ylim(top=min(axes.get_ylim()[1], 10 * float(np.median(firsts))))
-    if axes.get_yscale() != "log":
-        return
-    low, high = axes.get_ylim()
-    decades = np.log10(high / low) if low > 0 else np.inf
-    digits = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1 else (1, 2, 5) if decades < 4 else (1,)
-    axes.yaxis.set_major_locator(LogLocator(subs=digits))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    if axes.get_yscale() == "log":
+        decades = _decades(*axes.get_ylim())
+        _mark(axes.yaxis, _DIGITS if decades < 1 else (1, 2, 5) if decades < 4 else (1,))
+    # the usual labels of few decades are long, and would touch
+    if axes.get_xscale() == "log" and (decades := _decades(*axes.get_xlim())) < 2:
+        _mark(axes.xaxis, _DIGITS if decades < 1 else (1, 3))
+
+
+def _decades(low: float, high: float) -> float:
+    return math.log10(high / low) if low > 0 else math.inf
+
+
+def _mark(axis: Axis, digits: tuple[float, ...]) -> None:
+    """Ticks of a logarithmic axis at these digits; the labels are powers of ten if it is only 1."""
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_minor_locator(NullLocator())
+    if len(digits) > 1:
+        axis.set_major_formatter("{x:g}")
 
 
 def legend_beside(axes: Axes, entries: Sequence[tuple[str, Artist]], look: Look) -> None:

@@ -272,7 +272,6 @@ def _scale(axes: Axes, first: float, walks: Sequence[_Walk]) -> None:
     if low > 0:  # a diverging curve must not flatten the others
         axes.set_ylim(low / 3, 10 * max(first, low))
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
-        axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -104,7 +104,10 @@ def test_common_forms_of_csv(delimiter):
         ("size,price\n", "data.csv: holds no line of data"),
         (b"size,price\n\xff,1\n", "data.csv: not text in UTF-8"),
         ('size,price\n"1"2,3\n', "data.csv, line 2: not CSV"),
-        ("size,price\n1,2\n3,4\n", "a test split of 0.2 leaves none of 2 examples to test on"),
+        (
+            "size,price\n1,2\n3,4\n",
+            "task.test_split = 0.2 leaves none of 2 examples to test on: give more",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_told_with_line_and_column(text, told):

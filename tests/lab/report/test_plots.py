@@ -81,6 +81,20 @@ def test_a_panel_that_would_show_the_same_again_is_left_out():
     assert "without compilation" in labels[-1]
 
 
+@pytest.mark.parametrize("factor", [1, 4, 20])
+def test_the_ticks_of_few_decades_do_not_touch(factor):
+    costs = [2.0, 1.0, 0.5, 0.4, 0.3]
+    figure = plot_work(result(history("a", costs), history("b", costs, work=3.0 * factor)))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        both = axes.get_xticklabels() + axes.get_xticklabels(minor=True)
+        low, high = axes.bbox.intervalx
+        boxes = [label.get_window_extent() for label in both if label.get_text()]
+        boxes = sorted((b for b in boxes if low <= (b.x0 + b.x1) / 2 <= high), key=lambda b: b.x0)
+        assert len(boxes) > 1
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
 def test_the_work_plot_of_an_autoencoder_shows_its_error():
     figure = plot_work(result(history("a", [2.0, 1.0], error=True)))
     assert figure.axes[0].get_ylabel() == "training error (squared error per image)"
