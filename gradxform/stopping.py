@@ -157,8 +157,7 @@ def small_step(*, value_rtol: NonNegative = 1e-14, params_rtol: NonNegative = 1e
         E ≤ value_rtol · |f|   and   |Δf| ≤ 100 value_rtol · |f|
         ℓ ≤ params_rtol        and   f has not risen
 
-    Rounding is allowed for: Δf may be 100 units of rounding, ℓ one, and E the square of ten. If f
-    has not fallen at all, E may be one unit, because no value can show such a decrease. The
+    Rounding is allowed for: Δf may be 100 units of rounding, ℓ one, and E the square of ten. The
     run has then converged. :func:`gradxform.least_squares` stops so by default. Methods with a line
     search tell E, trust regions tell it too, and :func:`gradxform.levenberg_marquardt` tells ℓ, in
     its own scaling; with other methods the rule never holds.
@@ -269,7 +268,7 @@ def _either(progress: Progress, first: Test, second: Test) -> jax.Array:
 
 def _number(value: Any, dtype: Any = float) -> Any:
     """``value`` as an array, so that it is an input of the compiled run."""
-    return value if isinstance(value, jax.Array) else np.asarray(value, dtype)
+    return value if isinstance(value, jax.Array) else np.asarray(value, dtype)[()]
 
 
 def _has_small_gradient(
@@ -297,9 +296,7 @@ def _expects_little(progress: Progress, value_rtol: jax.Array, params_rtol: jax.
     rounding = 100 * unit * size
     is_level = jnp.abs(progress.decrease) <= jnp.maximum(100 * value_rtol * size, rounding)
     is_short = progress.relative_step <= jnp.maximum(params_rtol, unit)
-    is_vain = progress.decrease <= 0
-    rtol = jnp.maximum(value_rtol, jnp.where(is_vain, unit, (10 * unit) ** 2))
-    is_idle = progress.expected <= rtol * size
+    is_idle = progress.expected <= jnp.maximum(value_rtol, (10 * unit) ** 2) * size
     is_end = is_short & (progress.decrease >= -rounding)
     # infinite at the start, and at a trial point that is not finite
     return jnp.isfinite(progress.decrease) & (is_end | (is_level & is_idle))
