@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gradxform.lab.commands import endings, resuming
 from gradxform.lab.commands.request import Request, Resumed
-from gradxform.lab.experiment import folders
+from gradxform.lab.experiment import folders, own_files
 from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.problems import ConfigError
@@ -229,7 +229,8 @@ def _advice(session: Session) -> str:
     if kept is None:
         return ""
     if kept.every:
-        return f"; to continue: gradxform {session.command.name} --resume {session.folder}"
+        again = f"--resume {session.folder}{own_files.options()}"
+        return f"; to continue: gradxform {session.command.name} {again}"
     return "; --set checkpoint.every=1 keeps checkpoints, from which a run continues"
 
 

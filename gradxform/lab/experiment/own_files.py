@@ -7,6 +7,7 @@ import hashlib
 import importlib.abc
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ _PREFIX = "gradxform_with_"  # of the names of these modules
 _LONGEST = 200  # characters of a name
 
 _digests: dict[str, str] = {}
+_options: list[str] = []
 
 
 class OwnFileError(ConfigError):
@@ -42,6 +44,7 @@ def load(paths: Sequence[str | Path]) -> None:
         has the file and the line, and the words of the error.
     """
     _digests.clear()
+    _options.clear()
     registry.forget(of_files=True)
     for path in map(Path, paths):
         if path.name in _digests:
@@ -49,6 +52,12 @@ def load(paths: Sequence[str | Path]) -> None:
         content = _content(path)
         _run(path, content)
         _digests[path.name] = hashlib.sha256(content).hexdigest()
+        _options.append(f" --with {shlex.quote(str(path))}")
+
+
+def options() -> str:
+    """The options ``--with`` that make a command run the same files again."""
+    return "".join(_options)
 
 
 def with_digests(table: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -314,6 +314,17 @@ def test_an_interrupted_race_keeps_its_metrics(tmp_path, monkeypatch):
     assert (tmp_path / "x" / "metrics.csv").read_text() == "optimizer,epoch,cost\nsgd,1,2.0\n"
 
 
+def test_the_advice_after_an_interruption_is_the_whole_command(tmp_path, monkeypatch):
+    def interrupted(*args, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "race", interrupted)
+    (tmp_path / "own.py").touch()
+    options = ("--with", tmp_path / "own.py", "--set", "checkpoint.every=1")
+    told = fails("run", "digits_race", *options, "--out", tmp_path / "x", code=130)
+    assert f"gradxform run --resume {tmp_path / 'x'} --with {tmp_path / 'own.py'}" in told
+
+
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     target = tmp_path / "file.txt"
     places.write_atomically(target, "first")
