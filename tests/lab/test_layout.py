@@ -64,6 +64,7 @@ def test_the_kind_of_a_task_is_asked_in_one_table():
 
 def test_every_place_of_the_table_is_there():
     for name, kind in KINDS.items():
-        for place in (kind.data, kind.task, kind.race, kind.sweep, kind.figures):
+        places = (kind.data, kind.task, kind.race, kind.sweep, kind.figures, kind.extra, kind.read)
+        for place in places:
             assert place is None or callable(at(place)), name
         assert callable(at(kind.sweep_figures)), name

@@ -130,7 +130,7 @@ def with_estimates(folder: Path, summary: Mapping[str, Any], result: "RaceResult
 
 
 def with_solution(folder: Path, summary: Mapping[str, Any], result: "RaceResult") -> "RaceResult":
-    """The result of a race on an equation with the solution; older runs have no file of it."""
+    """The result of a race on an equation with the solution, if there is a finite one."""
     from gradxform.lab.report.solutions import Solution, from_rows
 
     file = folder / "solution.csv"
