@@ -37,7 +37,8 @@ def describe(error: ErrorDetails, schema: type[Config]) -> Problem:
             return Problem(path, f"should be {either(choices)}, found {value!r}{hint}")
         case "name":
             context = error.get("ctx", {})
-            hint = suggest(value, context["names"]) if isinstance(value, str) else ""
+            names, own = context["names"], "; a name of your own needs --with FILE.py"
+            hint = suggest(value, names) or own if names and isinstance(value, str) else ""
             return Problem(path, f"should be {context['wanted']}, found {value!r}{hint}")
         case "string_pattern_mismatch":
             if path in ("title", "output.folder"):
