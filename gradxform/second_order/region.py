@@ -158,7 +158,7 @@ def region(
         step = solve.step(point, prepared.model, _limited(radius, rules.max_radius))
         waiting = state.begin & ~accept  # the first value is not finite, so do not move
         p = tree.scale(jnp.where(waiting, 0, 1), step.p)
-        target = landed(point.box, x, p) if state.box else tree.map(jnp.add, x, p)
+        target = landed(point.box, x, p) if point.box else tree.map(jnp.add, x, p)
         stuck = ~waiting & _are_equal(target, x, params)
         in_vain = _is_in_vain(state, trial, accept, step, rules)
         new_state = TrustRegionState(
