@@ -579,11 +579,10 @@ def test_build_gives_curvatures_preconditioners_and_directions():
     point = jnp.asarray([1.0, 2.0])
 
     def step(tx):
-        def update(x):
-            value, grads = jax.value_and_grad(value_fn)(x)
-            return tx.update(grads, tx.init(x), x, value=value, grad=grads, value_fn=value_fn)[0]
-
-        return jax.jit(update)(point)
+        value, grads = jax.value_and_grad(value_fn)(point)
+        return tx.update(grads, tx.init(point), point, value=value, grad=grads, value_fn=value_fn)[
+            0
+        ]
 
     made = {"preconditioner": "hutchinson_diagonal", "samples": 4, "seed": 3}
     for table, options in [
