@@ -6,6 +6,10 @@ from importlib.metadata import version
 # small programs that run once: what they take is to be compiled
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# threads that wait for one another take a twentieth of the time, and so do the lines of Python
+# that each operation of a program comes from
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # the older emitters take half the time, but JAX ends at a flag that is no more
 os.environ["XLA_FLAGS"] = " ".join(
     (
@@ -17,12 +21,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import ctypes
+import functools
 import gc
 import sys
 from collections.abc import Iterator
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 # GRADXFORM_STRICT=rank_promotion|dtype_promotion|leaks|nans runs the whole suite in that mode
 _STRICT = {
@@ -49,6 +55,14 @@ def free_memory() -> Iterator[None]:
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
         trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compiler_context() -> Iterator[None]:
+    """JAX makes a context for every program, which takes a quarter of a small one's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))
+        yield
 
 
 @pytest.fixture(scope="module")

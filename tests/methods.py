@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import gradxform as gx
+from tests.thinning import LONG
 
 
 class Method(NamedTuple):
@@ -274,6 +275,19 @@ METHODS = {
     ),
     "polyak_average": Method(average, {**RATE, "decay": (0.9, 0.5), "start": (1, 0)}),
 }
+
+
+def one_of_each(turn: int = 0) -> list[str]:
+    """A row of each factory, of several in turns: rows of one factory share most of their code.
+
+    All rows in the long form.
+    """
+    if LONG:
+        return list(METHODS)
+    families: dict[Any, list[str]] = {}
+    for name, method in METHODS.items():
+        families.setdefault(method.factory, []).append(name)
+    return [rows[turn % len(rows)] for rows in families.values()]
 
 
 def nested_params(dtype: Any = jnp.float32) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def models() -> dict[str, tuple[Any, Any]]:
 
 def dense(product: Any, params: Any) -> jax.Array:
     vector, unravel = ravel_pytree(params)
-    return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(vector.size))
+    row = lambda v: ravel_pytree(product(unravel(v)))[0]
+    return jax.jit(jax.vmap(row))(jnp.eye(vector.size))
 
 
 def reference(name: str, model: Any, params: Any) -> jax.Array:
@@ -130,11 +131,12 @@ def test_gauss_newton_is_the_fisher_of_the_usual_losses(likelihood: str) -> None
             return [(float(np.prod(np.where(s, p, 1 - p))), s == 1) for s in signs]
         return [(1 / 8, z + 2 * s - 1) for s in signs]
 
-    fisher = jnp.zeros((vector.size, vector.size))
-    for example in x:
-        for probability, label in labels_of(np.asarray(model(params, example[None])[0])):
-            g = jax.grad(log_p)(vector, example, label)
-            fisher += probability * jnp.outer(g, g) / len(x)
+    fisher = np.zeros((vector.size, vector.size))
+    gradient, outputs = jax.jit(jax.grad(log_p)), np.asarray(model(params, x))
+    for example, z in zip(x, outputs, strict=True):
+        for probability, label in labels_of(z):
+            g = gradient(vector, example, label)
+            fisher += probability * np.outer(g, g) / len(x)
 
     y = {"softmax": jnp.asarray(LABELS), "sigmoid": jnp.ones((6, 3)), "normal": jnp.zeros((6, 3))}
     losses = {
@@ -275,10 +277,10 @@ CURVATURES = pytest.mark.parametrize("curvature", [gx.hessian(), gx.gauss_newton
 def test_data_reach_a_composed_function_through_update(curvature: Any, chunks: int) -> None:
     tx = gx.newton(curvature=curvature)
     value_fn = gx.compose(squares, line, chunks=chunks)
-    grads = jax.grad(lambda p: value_fn(p, **DATA))(LINE)
-    updates, _ = tx.update(grads, tx.init(LINE), LINE, value_fn=value_fn, **DATA)
-    after = jax.tree.map(jnp.add, LINE, updates)
-    slope = jax.grad(lambda p: value_fn(p, **DATA))(after)
+    gradient = jax.jit(jax.grad(lambda p: value_fn(p, **DATA)))
+    update = jax.jit(lambda g: tx.update(g, tx.init(LINE), LINE, value_fn=value_fn, **DATA)[0])
+    after = jax.tree.map(jnp.add, LINE, update(gradient(LINE)))
+    slope = gradient(after)
     assert max(jnp.abs(g).max() for g in jax.tree.leaves(slope)) < 1e-4
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import gradxform as gx
 from gradxform.derivatives import eigh
-from tests.methods import METHODS, step
+from tests.methods import METHODS, one_of_each, step
 from tests.thinning import LONG, every
 
 A = jnp.asarray([[2.0, 0.5, 0.1], [0.5, 3.0, -0.3], [0.1, -0.3, 1.0]])
@@ -72,7 +72,7 @@ UNSETTLED = ("rmsprop", "rmsprop_momentum", "rmsprop_nesterov", "adadelta", "ada
 
 def cases() -> list[Any]:
     found = []
-    for name in METHODS:
+    for name in one_of_each(2):
         for path in PATHS if LONG else ("rejected",):
             settled = not (path == "converged" and name in UNSETTLED)
             # CG ends at negative curvature; the derivative is that of the exact solution

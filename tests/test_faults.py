@@ -15,7 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import gradxform as gx
-from tests.methods import METHODS, Method, nested_params, objective
+from tests.methods import METHODS, Method, nested_params, objective, one_of_each
 from tests.thinning import every
 
 ROWS = {
@@ -37,7 +37,7 @@ SEARCHED = (
     "searched_newton",
     "searched_newton_cg",
 )
-NAMES = every(2, ROWS)
+NAMES = every(2, [*one_of_each(4), *(name for name in ROWS if name not in METHODS)])
 every_row = pytest.mark.parametrize("name", NAMES)
 
 STEPS, FAULTY = 40, 20  # updates of a run, and how many of them are faulty in one run each

@@ -172,31 +172,33 @@ def test_an_ascent_direction_is_replaced_by_the_gradient() -> None:
     assert int(state.info.resets) > 0
 
 
-@pytest.mark.parametrize("scale", [1e-16, 1e16])
 @pytest.mark.parametrize("build", every(2, [gx.bfgs, gx.lbfgs, gx.nonlinear_cg]))
-def test_the_unit_of_the_objective_changes_nothing(build: Any, scale: float) -> None:
+def test_the_unit_of_the_objective_changes_nothing(build: Any) -> None:
     start = jnp.asarray([-1.2, 1.0])
     fn = lambda x, c: c * rosenbrock(x)
     solve = lambda c: gx.minimize(fn, start, build(), args=(c,), tol=c * 1e-2)
-    plain, scaled = solve(1.0), solve(scale)
-    assert scaled.status == gx.Status.converged
-    np.testing.assert_allclose(scaled.params, plain.params, atol=2e-2)
-    assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
+    plain = solve(1.0)
+    for scale in (1e-16, 1e16):
+        scaled = solve(scale)
+        assert scaled.status == gx.Status.converged, scale
+        np.testing.assert_allclose(scaled.params, plain.params, atol=2e-2)
+        assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
 
 
-@pytest.mark.parametrize("unit", [1e-16, 1e16])
 @pytest.mark.parametrize("build", every(2, [gx.bfgs, gx.lbfgs, gx.nonlinear_cg], 1))
-def test_the_unit_of_the_parameters_changes_nothing(build: Any, unit: float) -> None:
+def test_the_unit_of_the_parameters_changes_nothing(build: Any) -> None:
     def solve(d: float) -> gx.Solution:
         start = d * jnp.asarray([-1.2, 1.0])
         return gx.minimize(fn, start, build(), args=(d,), tol=1e-2 / d)
 
     fn = lambda x, d: rosenbrock(x / d)
 
-    plain, scaled = solve(1.0), solve(unit)
-    assert scaled.status == gx.Status.converged
-    np.testing.assert_allclose(scaled.params / unit, plain.params, atol=3e-2)
-    assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
+    plain = solve(1.0)
+    for unit in (1e-16, 1e16):
+        scaled = solve(unit)
+        assert scaled.status == gx.Status.converged, unit
+        np.testing.assert_allclose(scaled.params / unit, plain.params, atol=3e-2)
+        assert abs(int(scaled.evaluations) - int(plain.evaluations)) <= 0.35 * plain.evaluations
 
 
 EDGES = {

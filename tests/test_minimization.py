@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import gradxform as gx
-from tests.methods import METHODS, nested_params, objective
+from tests.methods import METHODS, nested_params, objective, one_of_each
 from tests.thinning import every
 
 
@@ -24,7 +24,7 @@ VALUE_AND_GRAD = jax.jit(jax.value_and_grad(objective))
 
 
 # the others descend in the contract suite
-@pytest.mark.parametrize("name", every(2, METHODS, 1))
+@pytest.mark.parametrize("name", every(2, one_of_each(3), 1))
 def test_every_method_minimises(name: str) -> None:
     solution = gx.minimize(objective, nested_params(), METHODS[name].build(), max_steps=300)
     value, grads = VALUE_AND_GRAD(solution.params)

@@ -24,14 +24,12 @@ from testbed import sharded
 from testbed.collectives import always, busiest_loop, collectives
 from testbed.sharded import OBJECTIVE, fully_sharded, mesh_of, parameters
 from tests.lab.training.test_race import dataset
-from tests.methods import METHODS
+from tests.methods import METHODS, one_of_each
 from tests.thinning import LONG, every
 
 SIZES = (8, 8, 3)  # the last bias, of three, is whole on every device
 COUNT = 8 * 8 + 8 + 8 * 3 + 3
 WIDE = (128, 128, 128)  # where inner products are small beside gradients
-
-every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def build(name: str) -> Any:
@@ -96,7 +94,7 @@ def on_one_device(name: str) -> Any:
         return jax.device_get(train(build(name), None)[0])
 
 
-@pytest.mark.parametrize("name", every(2, METHODS))
+@pytest.mark.parametrize("name", every(2, one_of_each(3)))
 @pytest.mark.usefixtures("x64")
 def test_explicit_mode_takes_the_steps_of_one_device(name: str) -> None:
     tx, mesh = build(name), mesh_of(8, AxisType.Explicit)
@@ -127,7 +125,7 @@ def test_so_do_the_other_modes(name: str, kind: AxisType, divided: bool) -> None
         assert_divided(name, state, jax.tree.map(lambda x: x.sharding, state))
 
 
-@every_method
+@pytest.mark.parametrize("name", one_of_each(4))
 def test_init_under_jit_of_shapes_makes_a_state_that_is_divided(name: str) -> None:
     """In automatic mode, where zeros know nothing of the parameters' sharding."""
     tx, mesh = build(name), mesh_of(8)

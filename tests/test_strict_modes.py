@@ -15,10 +15,12 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import gradxform as gx
-from tests.methods import METHODS, Method, nested_params, objective, run, step
+from tests.methods import METHODS, Method, nested_params, objective, one_of_each, run, step
 from tests.thinning import LONG, every
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+# one row of each factory, or all
+TRACED, MAPPED, LOOKED_AT = ([METHODS[name] for name in one_of_each(i)] for i in range(3))
 
 
 LEAKS = tuple(METHODS) if LONG else ("adam", "lbfgs", "newton_cg", "trust_region_steihaug")
@@ -49,7 +51,7 @@ def stacked(params: Any) -> Any:
 # -- by tracing alone
 
 
-@every_method
+@pytest.mark.parametrize("method", TRACED)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"] if LONG else ["bfloat16"])
 def test_traces_without_promotion(method: Method, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
@@ -145,7 +147,7 @@ def on_each_device(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows)
 
 
-@pytest.mark.parametrize("method", every(2, METHODS.values()))
+@pytest.mark.parametrize("method", every(2, MAPPED))
 def test_traces_inside_shard_map(method: Method) -> None:
     tx, params = method.build(), nested_params()
     ways: list[Callable[[Any], Any]] = [
@@ -184,7 +186,7 @@ def flat(x: jax.Array) -> jax.Array:
     return jnp.sum(0 * x)
 
 
-@pytest.mark.parametrize("method", every(2, METHODS.values(), 1))
+@pytest.mark.parametrize("method", every(2, LOOKED_AT, 1))
 def test_computes_no_nan_or_infinity(method: Method) -> None:
     """Not jitted, where every single result is looked at: a saddle, a minimum, no slope at all."""
     usual = {"learning_rate": 1e-3} if method.has_rate else {}

@@ -34,10 +34,15 @@ def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
 def gauss_newton(value_fn: Composed, params: Any) -> np.ndarray:
     """The dense matrix JᵀHJ."""
     loss, model = value_fn.parts()
-    x, unravel = ravel_pytree(params)
-    y, unravel_y = ravel_pytree(model(params))
-    jacobian = jax.jacobian(lambda x: ravel_pytree(model(unravel(x)))[0])(x)
-    return np.asarray(jacobian.T @ jax.hessian(lambda y: loss(unravel_y(y)))(y) @ jacobian)
+    start, unravel = ravel_pytree(params)
+
+    @jax.jit
+    def matrix(x: jax.Array) -> jax.Array:
+        y, unravel_y = ravel_pytree(model(unravel(x)))
+        jacobian = jax.jacobian(lambda x: ravel_pytree(model(unravel(x)))[0])(x)
+        return jacobian.T @ jax.hessian(lambda y: loss(unravel_y(y)))(y) @ jacobian
+
+    return np.asarray(matrix(start))
 
 
 def dense_factors(matrix: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +196,8 @@ def symmetric(values: np.ndarray) -> np.ndarray:
 def test_root_times_is_the_square_root(values: np.ndarray, steps: int) -> None:
     matrix = symmetric(values)
     x = np.random.default_rng(1).choice([-1.0, 1.0], size=len(values))
-    root, convex = passes.root_times(lambda x: {"y": matrix @ x["y"]}, {"y": jnp.asarray(x)}, steps)
+    product = lambda x: {"y": matrix @ x["y"]}
+    root, convex = jax.jit(lambda x: passes.root_times(product, x, steps))({"y": jnp.asarray(x)})
     np.testing.assert_allclose(root["y"], symmetric(np.sqrt(values)) @ x, rtol=1e-7, atol=1e-7)
     assert bool(convex)
 

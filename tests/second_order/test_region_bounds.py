@@ -148,10 +148,12 @@ def test_a_start_outside_is_moved_inside_in_a_stock_loop(make: Any) -> None:
 
 @every_method
 def test_a_bound_that_holds_the_minimum_is_reported(make: Any) -> None:
-    wide = -2.0, jnp.asarray([2.0, 2.0])
-    inside = gx.minimize(rosenbrock, jnp.zeros(2), make, bounds=wide, tol=1e-4)
+    @jax.jit
+    def solve(high: jax.Array) -> gx.Solution:
+        return gx.minimize(rosenbrock, jnp.zeros(2), make, bounds=(-2.0, high), tol=1e-4)
+
+    inside, held = (solve(jnp.asarray([high, 2.0])) for high in (2.0, 0.5))
     assert gx.Status(int(inside.status)).name == "converged"
-    held = gx.minimize(rosenbrock, jnp.zeros(2), make, bounds=(-2.0, jnp.asarray([0.5, 2.0])))
     assert gx.Status(int(held.status)).name == "at_bound"
     assert held.params[0] == 0.5
     np.testing.assert_allclose(held.params, [0.5, 0.25], rtol=1e-5)
@@ -215,13 +217,16 @@ def second_is_fixed(y: jax.Array) -> jax.Array:
 
 @every_method
 def test_entries_between_equal_bounds_stay(make: Any) -> None:
-    fixed = jnp.asarray([-jnp.inf, 0.3, -jnp.inf]), jnp.asarray([jnp.inf, 0.3, jnp.inf])
-    solution = gx.minimize(rosenbrock, jnp.zeros(3), make, bounds=fixed, tol=1e-4)
+    @jax.jit
+    def solve(low: jax.Array, high: jax.Array) -> gx.Solution:
+        return gx.minimize(rosenbrock, jnp.zeros(3), make, bounds=(low, high), tol=1e-4)
+
+    low, high = jnp.asarray([-jnp.inf, 0.3, -jnp.inf]), jnp.asarray([jnp.inf, 0.3, jnp.inf])
+    solution = solve(low, high)
     assert solution.params[1] == jnp.float32(0.3)
     expected = gx.minimize(second_is_fixed, jnp.zeros(2), EXACT, tol=1e-4)
     np.testing.assert_allclose(solution.params[::2], expected.params, rtol=1e-3)
-    point = jnp.full(3, 0.3), jnp.full(3, 0.3)
-    nothing = gx.minimize(rosenbrock, jnp.zeros(3), make, bounds=point)
+    nothing = solve(jnp.full(3, 0.3), jnp.full(3, 0.3))
     assert gx.Status(int(nothing.status)).name == "at_bound"
     assert nothing.evaluations == 1
 

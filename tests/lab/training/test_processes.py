@@ -248,14 +248,15 @@ def test_a_process_keeps_its_own_part_of_the_data_alone(tmp_path):
         records[:, 0] %= 10
         (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
     file = tmp_path / "config.toml"
-    cifar = RUN.replace("digits", "cifar10").replace("epochs = 60", "epochs = 1")
+    alone = RUN.partition("[optimizers.adam]")[0]  # looking at all memory takes long
+    cifar = alone.replace("digits", "cifar10").replace("epochs = 60", "epochs = 1")
     file.write_text(cifar, encoding="utf-8")
     options = ("run", file, "--data-dir", tmp_path, "--out", tmp_path / "out")
     two = begin(2, 1, *options, code=WATCHED)
     told = ended(two)
     assert [process.returncode for process in two] == [0, 0], told
     largest = [int(size) for words in told for size in re.findall(r"largest (\d+)", words)]
-    assert len(largest) == 4
+    assert len(largest) == 2
     training_part = 0.8 * 3000 * 3072
     assert max(largest) <= training_part / 2
 
