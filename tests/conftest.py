@@ -21,14 +21,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import ctypes
-import functools
 import gc
 import sys
 from collections.abc import Iterator
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 
 # GRADXFORM_STRICT=rank_promotion|dtype_promotion|leaks|nans runs the whole suite in that mode
 _STRICT = {
@@ -55,14 +53,6 @@ def free_memory() -> Iterator[None]:
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
         trim(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compiler_context() -> Iterator[None]:
-    """JAX makes a context for every program, which takes a quarter of a small one's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))
-        yield
 
 
 @pytest.fixture(scope="module")
