@@ -457,7 +457,7 @@ def test_forged_races(begun):
         histories = tuple(train.History(**history) for history in told["histories"])
         result = train.RaceResult("x", "train_loss", histories, "nats")
         ranking_table(result, "x")
-        files.summary_json(config, result)
+        files.summary_json(config, result, {})
 
     every(found.record, one)
 
