@@ -41,6 +41,7 @@ from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
 from gradxform.second_order import random_passes as passes
+from gradxform.second_order.joined_leaves import joined
 from gradxform.second_order.kronecker_batch import (
     Batch,
     after,
@@ -84,6 +85,7 @@ class KroneckerState(NamedTuple):
     is_sum: jax.Array  #: whether the objective is a sum over the examples, not a mean
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
+    taken_back: jax.Array  #: whether that took the step before it back
     memory: quadratic.Memory  #: curvature in earlier sub-batches
     improvement: Improvement  #: the best over the points that an update moved from
     info: KroneckerInfo
@@ -201,6 +203,7 @@ def kronecker(
             is_sum=jnp.array(False),
             estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
+            taken_back=jnp.array(False),
             memory=quadratic.first_memory(),
             improvement=no_improvement(),
             info=_no_info(),
@@ -224,22 +227,29 @@ def kronecker(
         is_new = state.unit == 0
         is_sum = jnp.where(is_new, passes.is_sum(at, for_model, batch.value), state.is_sum)
         at = passes.scaled(at, for_model, is_sum)
-        last, unit = _last_direction(at, batch.g, state.step, is_new, state.unit)
+        unit = kf.when(is_new, lambda: passes.curvature_along(at, batch.g), state.unit)
+        unit = jnp.where(batch.finite, unit, state.unit)
         lam = state.damping * passes.or_one(unit)
 
         # the direction, and the step along it and the last step
-        linearised = batch.linearised(for_factors, is_sum)
+        is_same = for_factors.times == for_model.times
+        linearised = (lambda: at) if is_same else batch.linearised(for_factors, is_sum)
         made = kf.refreshed(options, state.estimate, batch.params, linearised, state.turn, lam)
         delta = kf.divided(batch.g, made.estimate, lam)
-        model = quadratic.model_along(batch.g, quadratic.direction(at, delta), last)
-        model = quadratic.without_second(model, is_new)
+        directions = (quadratic.direction(at, d) for d in (delta, state.step))
+        model = quadratic.model_along(batch.g, *directions)
+        model = quadratic.without_second(model, state.taken_back)
         model, relative = quadratic.averaged(model, state.memory)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
         change = quadratic.predicted(model, alpha, mu)
         usable = batch.finite & made.finite & jnp.isfinite(change)
         alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
-        step = tree.map(lambda d, s: alpha * d + mu * s, delta, state.step)
+        weight = jnp.where(state.taken_back, 0, jnp.where(batch.finite, mu, -1))
+        step = tree.map(
+            lambda d, s: alpha * jnp.where(usable, d, 0) + weight * s, delta, state.step
+        )
+        step = jax.lax.optimization_barrier(step)  # else each use is a longer kernel
 
         memory = quadratic.Memory(
             jnp.where(usable, relative, state.memory.relative),
@@ -255,7 +265,7 @@ def kronecker(
         next_damping = jnp.where((due & usable) | is_taken_back, next_damping, state.damping)
 
         improvement = improvement_after(
-            state.improvement, batch.finite, batch.value, tree.max_abs(batch.g)
+            state.improvement, batch.finite, batch.value, tree.max_abs(joined(batch.g))
         )
         gradients = made.probes / for_factors.times + 1 / for_model.times + _VALUE * scalar(due)
         info = counted(state.info, batch, made, usable, gradients)._replace(
@@ -270,10 +280,19 @@ def kronecker(
         )
         count, turn = tree.add_count(state.count, 1), after(state.turn)
         new_state = KroneckerState(
-            count, turn, next_damping, unit, is_sum, made.estimate, step, memory, improvement, info
+            count=count,
+            turn=turn,
+            damping=next_damping,
+            unit=unit,
+            is_sum=is_sum,
+            estimate=made.estimate,
+            step=step,
+            taken_back=~batch.finite,
+            memory=memory,
+            improvement=improvement,
+            info=info,
         )
-        back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
-        return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
+        return tree.cast_like(step, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)
 
@@ -288,18 +307,6 @@ def _no_info() -> KroneckerInfo:
         expected=number(),
         stalled=jnp.array(False),
     )
-
-
-def _last_direction(
-    at: passes.Linear, g: tree.PyTree, step: tree.PyTree, is_new: jax.Array, unit: jax.Array
-) -> tuple[quadratic.Direction, jax.Array]:
-    """The last step as a direction, and the unit of the damping.
-
-    The first update has no last step, but needs the curvature along its gradient.
-    """
-    unit_g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)
-    last = quadratic.direction(at, tree.select(is_new, unit_g, step))
-    return last, kf.when(is_new, lambda: quadratic.relative_curvature(last), unit)
 
 
 def _ratio(batch: Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:
