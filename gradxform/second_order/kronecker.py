@@ -238,61 +238,36 @@ def kronecker(
         delta = kf.divided(batch.g, made.estimate, lam)
         directions = (quadratic.direction(at, d) for d in (delta, state.step))
         model = quadratic.model_along(batch.g, *directions)
-        model = quadratic.without_second(model, state.taken_back)
-        model, relative = quadratic.averaged(model, state.memory)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
-        alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
-        change = quadratic.predicted(model, alpha, mu)
-        usable = batch.finite & made.finite & jnp.isfinite(change)
-        alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
-        weight = jnp.where(state.taken_back, 0, jnp.where(batch.finite, mu, -1))
-        step = tree.map(
-            lambda d, s: alpha * jnp.where(usable, d, 0) + weight * s, delta, state.step
-        )
-        step = jax.lax.optimization_barrier(step)  # else each use is a longer kernel
+        chosen = _chosen(state, batch, made, delta, model, (lam, alpha, momentum))
 
-        memory = quadratic.Memory(
-            jnp.where(usable, relative, state.memory.relative),
-            jnp.where(usable, quadratic.curvature_of_step(model, alpha, mu), 0),
-        )
-
-        # the damping
         due = kf.is_due(after(state.turn), adapt_every)
-        ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
+        ratio = kf.when(due, lambda: _ratio(batch, chosen.step, chosen.change), state.info.ratio)
         is_taken_back = ~batch.finite & (state.count > 0)
         judged = jnp.where(is_taken_back, 0, ratio)
         next_damping = _next_damping(state.damping, judged, adapt_every, min_damping)
-        next_damping = jnp.where((due & usable) | is_taken_back, next_damping, state.damping)
+        is_judged = (due & chosen.usable) | is_taken_back
+        next_damping = jnp.where(is_judged, next_damping, state.damping)
 
         improvement = improvement_after(
             state.improvement, batch.finite, batch.value, tree.max_abs(joined(batch.g))
         )
         gradients = made.probes / for_factors.times + 1 / for_model.times + _VALUE * scalar(due)
-        info = counted(state.info, batch, made, usable, gradients)._replace(
+        info = counted(state.info, batch, made, chosen.usable, gradients)._replace(
             curvature_products=tree.add_count(state.info.curvature_products, 2 + made.probes),
             evaluations=tree.add_count(state.info.evaluations, due.astype(jnp.int32)),
             damping=next_damping * passes.or_one(unit),
             ratio=ratio,
-            rate=-alpha,
-            momentum=mu,
-            expected=jnp.where(usable, -change, 0),
+            rate=-chosen.alpha,
+            momentum=chosen.mu,
+            expected=jnp.where(chosen.usable, -chosen.change, 0),
             stalled=improvement.idle >= PATIENCE,
         )
-        count, turn = tree.add_count(state.count, 1), after(state.turn)
         new_state = KroneckerState(
-            count=count,
-            turn=turn,
-            damping=next_damping,
-            unit=unit,
-            is_sum=is_sum,
-            estimate=made.estimate,
-            step=step,
-            taken_back=~batch.finite,
-            memory=memory,
-            improvement=improvement,
-            info=info,
+            *(tree.add_count(state.count, 1), after(state.turn), next_damping, unit, is_sum),
+            *(made.estimate, chosen.step, ~batch.finite, chosen.memory, improvement, info),
         )
-        return tree.cast_like(step, grads), tree.cast_floating_like(new_state, state)
+        return tree.cast_like(chosen.step, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)
 
@@ -307,6 +282,45 @@ def _no_info() -> KroneckerInfo:
         expected=number(),
         stalled=jnp.array(False),
     )
+
+
+class _Chosen(NamedTuple):
+    """A step αΔ + μδ₋."""
+
+    step: tree.PyTree
+    alpha: jax.Array
+    mu: jax.Array
+    change: jax.Array  #: of the objective by the step, as the model predicts it
+    usable: jax.Array  #: whether everything is finite; the step is 0 otherwise
+    memory: quadratic.Memory
+
+
+def _chosen(
+    state: KroneckerState,
+    batch: Batch,
+    made: kf.Refreshed,
+    delta: tree.PyTree,
+    model: quadratic.Model,
+    given: tuple[jax.Array, Scalar | None, Scalar | None],
+) -> _Chosen:
+    """The minimum of the model; ``given`` are λ, and α and μ unless they come from the model.
+
+    If value or gradient is not finite, the step takes the last one back.
+    """
+    model = quadratic.without_second(model, state.taken_back)
+    model, relative = quadratic.averaged(model, state.memory)
+    alpha, mu = quadratic.minimum(model, *given)
+    change = quadratic.predicted(model, alpha, mu)
+    usable = batch.finite & made.finite & jnp.isfinite(change)
+    alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
+    weight = jnp.where(state.taken_back, 0, jnp.where(batch.finite, mu, -1))
+    step = tree.map(lambda d, s: alpha * jnp.where(usable, d, 0) + weight * s, delta, state.step)
+    memory = quadratic.Memory(
+        jnp.where(usable, relative, state.memory.relative),
+        jnp.where(usable, quadratic.curvature_of_step(model, alpha, mu), 0),
+    )
+    step = jax.lax.optimization_barrier(step)  # else it is computed again where it is used
+    return _Chosen(step, alpha, mu, change, usable, memory)
 
 
 def _ratio(batch: Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:
