@@ -28,6 +28,7 @@ from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order import positive_definite
 from gradxform.second_order import random_passes as passes
 from gradxform.second_order.joined_leaves import joined
+from gradxform.second_order.kronecker_rows import by_rows, gathered
 from gradxform.sharding import is_explicit, sharded_like, varying_like, whole
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ def no_factors(params: tree.PyTree, max_dim: int) -> Factors:
         if cut is None:
             return tree.zeros_like(x)
         sides = [(n, n) if n <= max_dim else (n,) for n in (cut.rows, cut.columns)]
-        return Pair(*(tree.zeros((*cut.stack, *side), dtype) for side in sides))
+        return Pair(*(by_rows(tree.zeros((*cut.stack, *side), dtype)) for side in sides))
 
     return jax.tree.map(of_leaf, params)
 
@@ -243,7 +244,8 @@ def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
     """The factors moved by the part ``weight`` towards those of ``v``; as they are if it is 0."""
 
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(weight > 0, old + weight * (new - old), old).astype(old.dtype)
+        mixed = jnp.where(weight > 0, old + weight * (new - old), old).astype(old.dtype)
+        return by_rows(mixed)
 
     def of_leaf(v: jax.Array, old: Any) -> Pair | jax.Array:
         cut = layout(v.shape)
@@ -314,7 +316,7 @@ def _inverted(matrices: Sequence[_Matrices], gamma: jax.Array) -> list[jax.Array
         sides = {i: (x.factor.shape[-1], math.prod(x.factor.shape[:-2])) for i, x in own.items()}
         for side, group in _groups(sides):
             pad = lambda x, side=side: jnp.pad(x, ((0, 0), *[(0, side - x.shape[-1])] * 2))
-            stacks = [own[i].factor.reshape(-1, *own[i].factor.shape[-2:]) for i in group]
+            stacks = [gathered(own[i].factor).reshape(-1, *own[i].factor.shape[-2:]) for i in group]
             shifts = np.concatenate([np.full(sides[i][1], own[i].ratio) for i in group])
             together = jnp.concatenate([pad(x) for x in stacks])
             together = _damped(together, jnp.asarray(shifts, dtype) * gamma.astype(dtype))
