@@ -106,7 +106,8 @@ def with_derivative(
         inputs, change_for = arrays, _found_again(statics, rule, structure)
     else:
         inputs, change_for = arrays, _of_leaves(evaluate, rule, structure)
-    known = _known(solution, method_of(tx, joined(given, arrays)), rule)
+    _, given_here = joined((fn, given), arrays)
+    known = _known(solution, method_of(tx, given_here), rule)
     aux, aux_structure = jax.tree.flatten(solution.aux)
     found = _Found(jax.tree.leaves(to_real(solution.params)), solution.value, aux)
     point = _attached(rule, change_for, inputs, known, found)

@@ -102,7 +102,7 @@ def sum_of_squares(
             f"sum_of_squares(residuals={shown(residuals)}): this is an objective already; pass the "
             "function that returns the residuals"
         )
-    scale = loss_scale if isinstance(loss_scale, jax.Array) else np.asarray(loss_scale, float)
+    scale = loss_scale if isinstance(loss_scale, jax.Array) else np.asarray(loss_scale, float)[()]
     return Composed(SumOfSquares(loss), residuals, {"loss_scale": scale})
 
 

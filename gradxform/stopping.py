@@ -268,7 +268,7 @@ def _either(progress: Progress, first: Test, second: Test) -> jax.Array:
 
 def _number(value: Any, dtype: Any = float) -> Any:
     """``value`` as an array, so that it is an input of the compiled run."""
-    return value if isinstance(value, jax.Array) else np.asarray(value, dtype)
+    return value if isinstance(value, jax.Array) else np.asarray(value, dtype)[()]
 
 
 def _has_small_gradient(

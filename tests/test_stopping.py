@@ -129,6 +129,17 @@ def test_a_flat_point_ends_every_run() -> None:
     assert (status(solution), int(solution.steps)) == ("converged", 0)
 
 
+def test_the_default_rule_serves_both_precisions() -> None:
+    def fit(y: jax.Array) -> jax.Array:
+        start = jnp.zeros(2)
+        found = gx.least_squares(lambda x, y: x - y, start, args=(y,), derivative=None)
+        return found.params
+
+    assert jax.jit(fit)(jnp.ones(2)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert gx.least_squares(lambda x: x - 1, jnp.zeros(2)).params.dtype == jnp.float64
+
+
 def test_what_is_no_rule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^minimize\(tol=0.1\): a stop rule takes the place"):
         gx.minimize(bowl, START, tol=0.1, stop=gx.reached(0.0))

@@ -36,6 +36,7 @@ from gradxform.second_order.subproblems import Point, Prepared, Step, Subproblem
 _GOOD = 0.75  # a ratio beyond it lets the radius grow
 _GROWTH, _BOUNDARY = 2.0, 0.9  # a step of at least 0.9 Δ counts as on the boundary
 _SHRINK = (0.1, 0.5)  # range of the factor that shortens a poor step
+_NOISE = 10  # values may differ by so many times the reduction that rounding hides
 
 
 class Rules(NamedTuple):
@@ -181,7 +182,7 @@ def region(
             model=prepared.model,
             box=state.box,
             info=_reported(state.info, trial, verdict, prepared, step)._replace(
-                stalled=stuck | (improvement.idle >= PATIENCE)
+                stalled=stuck | (improvement.idle >= PATIENCE) | _is_hidden(verdict, step)
             ),
         )
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
@@ -250,6 +251,8 @@ class _Verdict(NamedTuple):
     finite: jax.Array  # whether its value and gradient are finite
     ratio: jax.Array  # ρ; 1 if the point is accepted without a test
     radius: jax.Array  # Δ for the next step
+    in_vain: jax.Array  # whether it is rejected, and any reduction is within the value's rounding
+    rounding: jax.Array  # the largest reduction that rounding hides
 
 
 def _verdict(state: TrustRegionState, trial: _Trial, rules: Rules) -> _Verdict:
@@ -274,7 +277,16 @@ def _verdict(state: TrustRegionState, trial: _Trial, rules: Rules) -> _Verdict:
     grow = (ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
     kept = jnp.where(grow, _GROWTH, 1) * state.radius
     radius = jnp.where(poor, part * state.length, kept)
-    return in_one_kernel(_Verdict(accept, finite, ratio, radius))
+    change = jnp.abs(state.value - scalar(trial.value))
+    in_vain = ~accept & (state.predicted <= rounding) & (change <= _NOISE * rounding)
+    return in_one_kernel(_Verdict(accept, finite, ratio, radius, in_vain, rounding))
+
+
+def _is_hidden(verdict: _Verdict, step: Step) -> jax.Array:
+    """Whether a step was in vain, and rounding would hide even the reduction by the full step."""
+    if step.full is None:
+        return jnp.array(False)
+    return verdict.in_vain & (step.full.predicted <= verdict.rounding)
 
 
 def _are_equal(moved: tree.PyTree, x: tree.PyTree, params: tree.PyTree) -> jax.Array:

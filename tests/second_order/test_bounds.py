@@ -280,6 +280,26 @@ def test_the_derivative_of_a_solution_with_active_bounds() -> None:
     np.testing.assert_allclose(reverse, forward, atol=1e-10)
 
 
+@pytest.mark.usefixtures("x64")
+def test_an_objective_with_arrays_of_its_own_keeps_its_bounds_under_a_transformation() -> None:
+    def residuals(x: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.append(x - target, x[0] * x[1])
+
+    def own(target: jax.Array) -> jax.Array:
+        fit = jax.tree_util.Partial(residuals, target=target)
+        return gx.least_squares(fit, jnp.zeros(2), bounds=(-1.0, 0.5)).params
+
+    def given(target: jax.Array) -> jax.Array:
+        args = (target,)
+        return gx.least_squares(residuals, jnp.zeros(2), args=args, bounds=(-1.0, 0.5)).params
+
+    target = jnp.asarray([2.0, -0.4])
+    found, slopes = jax.jit(lambda y: (own(y), jax.jacfwd(own)(y)))(target)
+    np.testing.assert_allclose(found, [0.5, -0.32], rtol=1e-7)
+    np.testing.assert_allclose(slopes, [[0, 0], [0, 0.8]], atol=1e-7)
+    np.testing.assert_allclose(jax.jacfwd(given)(target), slopes, atol=1e-12)
+
+
 # -- errors
 
 

@@ -64,6 +64,24 @@ def test_a_start_at_zero_tells_no_size() -> None:
     assert found.evaluations < 200
 
 
+def test_no_float32_fit_creeps_along_where_rounding_hides_the_decrease() -> None:
+    """Of 4,000 fits these took the most steps while only rejected steps ended none."""
+    random = np.random.default_rng(0)
+    a, k, c = (random.uniform(*ends, (4000, 1)) for ends in ((0.5, 3), (0.2, 3), (-0.5, 0.5)))
+    t = np.linspace(0, 5, 30)
+    y = a * np.exp(-k * t) + c + 0.02 * random.normal(size=(4000, 30))
+    slow = y[[3369, 2690, 1091, 3943, 539, 1598, 2857, 3264]].astype(np.float32)
+    residuals = lambda p, y: p[0] * jnp.exp(-p[1] * t.astype(np.float32)) + p[2] - y
+    start = jnp.asarray([1.0, 1.0, 0.0], jnp.float32)
+
+    def fit(y: jax.Array) -> gx.Solution:
+        return gx.least_squares(residuals, start, args=(y,), derivative=None)
+
+    found = jax.jit(jax.vmap(fit))(jnp.asarray(slow))
+    assert found.converged.all()
+    assert found.evaluations.max() <= 20
+
+
 @pytest.mark.usefixtures("x64")
 def test_the_condition_number_is_not_squared() -> None:
     """A Hilbert-like matrix whose JᵀJ is singular in float64."""
