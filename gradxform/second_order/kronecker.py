@@ -154,8 +154,7 @@ def kronecker(
         examples, and not more than needed for 64 examples. The loss may be a mean or a sum over the
         examples.
       model_batch_size: number of examples for F; ``None`` for one in 16, but at least 2,560 outputs
-        and 16 examples, and not more than needed for 256 examples or for half of a batch of at
-        least 256.
+        and 16 examples, and not more than needed for 256 examples.
       factor_every: updates from one V to the next. The first ten updates each make one.
       inverse_every: updates from one inverse to the next; early ones make more.
       adapt_every: k, updates from one change of λ to the next.
