@@ -279,7 +279,6 @@ def search(
         else:
             start = begin_within(within, *known, spacing=spacing)
         section = tree.select(verdict.begins, start.section, seen.section)
-        is_asked = verdict.accept | (asked == "always")
         is_reset = verdict.begins & steepest
         new_state = LineSearchState(
             accepted=accepted,
@@ -290,7 +289,7 @@ def search(
             improvement=improvement,
             take_next=verdict.wait | verdict.retreat | verdict.stalled,
             steepest=jnp.where(verdict.begins, steepest, state.steepest),
-            restart=steepest | (state.restart & ~is_asked),
+            restart=steepest | (state.restart & ~(verdict.accept | (asked == "always"))),
             inner_state=inner_state,
             box=state.box,
             longest=start.longest,

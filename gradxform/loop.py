@@ -279,5 +279,6 @@ def _reason(loop: Loop, box: Box | None) -> jax.Array:
     status = jnp.where(is_success, jnp.int32(Status.at_precision), loop.status)
     if box is None:
         return status
+    is_success |= status == Status.converged
     is_at_bound = tree.max_abs(sides(box, loop.best.params)) > 0
-    return jnp.where(is_at_bound & (status == Status.converged), jnp.int32(Status.at_bound), status)
+    return jnp.where(is_at_bound & is_success, jnp.int32(Status.at_bound), status)

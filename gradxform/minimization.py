@@ -71,9 +71,9 @@ def minimize(
     belong to objective and penalty together.
 
     **Success.** ``solution.converged`` is True for three statuses. ``converged`` means that the
-    gradient is small enough, or that the stop rule says so; ``at_bound`` is the same, with a
-    parameter at one of its bounds. ``at_precision`` means that rounding hides any further decrease,
-    as often in float32 before the gradient falls below ``tol``.
+    gradient is small enough, or that the stop rule says so. ``at_precision`` means that rounding
+    hides any further decrease, as often in float32 before the gradient falls below ``tol``.
+    ``at_bound`` is either of them, with a parameter at one of its bounds.
 
     **Bounds.** ``fn`` is never evaluated outside ``bounds``. Where −g points out of a bound that
     holds a parameter, that gradient entry does not count in ``tol`` and ``grad_norm``.

@@ -25,7 +25,7 @@ class Status(enum.IntEnum):
     unbounded = 4  #: the value falls without bound
     at_precision = 5  #: rounding of the value hides any further decrease, which is a success
     stopped = 6  #: a target or budget was reached, your own rule holds, or ``progress`` said so
-    at_bound = 7  #: converged, with a parameter at one of its bounds, which is a success
+    at_bound = 7  #: converged or at_precision, with a parameter at one of its bounds, a success
 
 
 _IN_WORDS = {

@@ -229,6 +229,16 @@ def test_no_function_has_a_body_of_over_60_lines() -> None:
     assert long == LONG_FUNCTIONS
 
 
+def test_the_loops_of_searches_and_regions_fit_on_a_page() -> None:
+    updates = {
+        "line_search.py": "search.update",
+        "second_order/region.py": "region.update",
+        "second_order/hessian_free.py": "hessian_free.update",
+    }
+    lengths = [dict(function_lengths(read(PACKAGE / file)))[name] for file, name in updates.items()]
+    assert max(lengths) <= 50
+
+
 def test_these_checks_see_what_they_look_for() -> None:
     assert {"a.b", "a.b.c", "d"} <= imported("def f():\n    from a.b import c\n    import d")
     source = """

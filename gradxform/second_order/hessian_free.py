@@ -179,8 +179,7 @@ def hessian_free(
     ) -> tuple[tree.PyTree, HessianFreeState]:
         params = protocol.require_params("hessian_free", params, grads)
         value = check_value("value", protocol.require("hessian_free", "value", value))
-        value_fn = protocol.require("hessian_free", "value_fn", value_fn)
-        value_fn = bind(value_fn, extra_args)
+        value_fn = bind(protocol.require("hessian_free", "value_fn", value_fn), extra_args)
         protocol.check_unmasked("hessian_free", params)
         if tree.count(grads) == 0:
             return grads, state

@@ -149,17 +149,8 @@ def region(
         improvement = improvement_after(state.improvement, accept, fx, trial.largest)
 
         # the model at the accepted point, and its radius
-        within = _wide(state.box)
-        point = Point(
-            params=x,
-            grad=projected_gradient(within, x, g) if within else g,
-            linearise=functools.partial(linearise, value_fn, tree.cast_like(x, params)),
-            is_new=accept,
-            is_first=accept & state.begin,
-            grad_size=trial.largest,
-            rough_radius=state.rough_radius,
-            box=within,
-        )
+        linear = functools.partial(linearise, value_fn, tree.cast_like(x, params))
+        point = _point(state, trial, accept, x, g, linear)
         prepared = solve.prepare(point, state.model)
         radius = jnp.where(state.begin, prepared.radius, verdict.radius)
 
@@ -167,8 +158,9 @@ def region(
         step = solve.step(point, prepared.model, _limited(radius, rules.max_radius))
         waiting = state.begin & ~accept  # the first value is not finite, so do not move
         p = tree.scale(jnp.where(waiting, 0, 1), step.p)
-        target = landed(within, x, p) if within else tree.map(jnp.add, x, p)
+        target = landed(point.box, x, p) if point.box else tree.map(jnp.add, x, p)
         stuck = ~waiting & _are_equal(target, x, params)
+        in_vain = _is_in_vain(state, trial, accept, step, rules)
         new_state = TrustRegionState(
             params=x,
             grad=g,
@@ -182,7 +174,7 @@ def region(
             model=prepared.model,
             box=state.box,
             info=_reported(state.info, trial, verdict, prepared, step)._replace(
-                stalled=stuck | (improvement.idle >= PATIENCE) | _is_hidden(verdict, step)
+                stalled=stuck | (improvement.idle >= PATIENCE) | in_vain
             ),
         )
         new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
@@ -244,6 +236,28 @@ def _wide(box: Box | tuple[()]) -> Any:
     return Box(*(jax.tree.map(tree.promote, side) for side in box)) if box else ()
 
 
+def _point(
+    state: TrustRegionState,
+    trial: _Trial,
+    accept: jax.Array,
+    x: tree.PyTree,
+    g: tree.PyTree,
+    linearise: Callable[[], Any],
+) -> Point:
+    """The accepted point x with the gradient g, for the subproblem."""
+    within = _wide(state.box)
+    return Point(
+        params=x,
+        grad=projected_gradient(within, x, g) if within else g,
+        linearise=linearise,
+        is_new=accept,
+        is_first=accept & state.begin,
+        grad_size=trial.largest,
+        rough_radius=state.rough_radius,
+        box=within,
+    )
+
+
 class _Verdict(NamedTuple):
     """What a trial point leads to."""
 
@@ -251,8 +265,6 @@ class _Verdict(NamedTuple):
     finite: jax.Array  # whether its value and gradient are finite
     ratio: jax.Array  # ρ; 1 if the point is accepted without a test
     radius: jax.Array  # Δ for the next step
-    in_vain: jax.Array  # whether it is rejected, and any reduction is within the value's rounding
-    rounding: jax.Array  # the largest reduction that rounding hides
 
 
 def _verdict(state: TrustRegionState, trial: _Trial, rules: Rules) -> _Verdict:
@@ -261,8 +273,7 @@ def _verdict(state: TrustRegionState, trial: _Trial, rules: Rules) -> _Verdict:
     slope, slope_there = vdots((state.grad, p), (trial.grad, p))
     actual = state.value - scalar(trial.value)
     # Where rounding hides the reduction, take the trapezoidal rule, which is exact for quadratics.
-    relative = jnp.maximum(scalar(rules.noise), 10 * jnp.finfo(trial.value.dtype).eps)
-    rounding = relative * jnp.abs(state.value)
+    rounding = _rounding(state, trial, rules)
     hidden = (jnp.abs(actual) <= rounding) & (state.predicted <= rounding)
     actual = jnp.where(hidden, -0.5 * (slope + slope_there), actual)
     # the minimum of the parabola through both values and the slope, as a part of the step
@@ -277,16 +288,28 @@ def _verdict(state: TrustRegionState, trial: _Trial, rules: Rules) -> _Verdict:
     grow = (ratio >= _GOOD) & (state.length >= _BOUNDARY * state.radius)
     kept = jnp.where(grow, _GROWTH, 1) * state.radius
     radius = jnp.where(poor, part * state.length, kept)
-    change = jnp.abs(state.value - scalar(trial.value))
-    in_vain = ~accept & (state.predicted <= rounding) & (change <= _NOISE * rounding)
-    return in_one_kernel(_Verdict(accept, finite, ratio, radius, in_vain, rounding))
+    return in_one_kernel(_Verdict(accept, finite, ratio, radius))
 
 
-def _is_hidden(verdict: _Verdict, step: Step) -> jax.Array:
-    """Whether a step was in vain, and rounding would hide even the reduction by the full step."""
+def _rounding(state: TrustRegionState, trial: _Trial, rules: Rules) -> jax.Array:
+    """The largest reduction that rounding of the values hides."""
+    relative = jnp.maximum(scalar(rules.noise), 10 * jnp.finfo(trial.value.dtype).eps)
+    return relative * jnp.abs(state.value)
+
+
+def _is_in_vain(
+    state: TrustRegionState, trial: _Trial, accept: jax.Array, step: Step, rules: Rules
+) -> jax.Array:
+    """Whether rounding hides the reductions by the rejected step and by the next full one.
+
+    Shorter steps would follow, with reductions that no value can show.
+    """
     if step.full is None:
         return jnp.array(False)
-    return verdict.in_vain & (step.full.predicted <= verdict.rounding)
+    rounding = _rounding(state, trial, rules)
+    is_hidden = jnp.maximum(state.predicted, step.full.predicted) <= rounding
+    change = jnp.abs(state.value - scalar(trial.value))
+    return ~accept & is_hidden & (change <= _NOISE * rounding)
 
 
 def _are_equal(moved: tree.PyTree, x: tree.PyTree, params: tree.PyTree) -> jax.Array:
