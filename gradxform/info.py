@@ -15,6 +15,7 @@ Booleans and floating-point numbers describe the last update. These names have o
 ``rejected``             trial points, or updates, rejected
 ``non_finite``           updates that met a NaN or an infinity and stepped back from it
 ``skipped``              updates that were zero, or curvature pairs that were not used
+``indefinite``           updates that saw a loss that is not convex in the outputs of the model
 ``fallbacks``            updates along the gradient instead of the method's direction
 ``value``                the objective at the accepted point, if the loop holds a trial point
 ``grad_norm``            the largest absolute gradient entry at the accepted point

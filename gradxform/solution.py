@@ -11,6 +11,7 @@ import numpy as np
 
 from gradxform import tree
 from gradxform.bounds import box_of, sides
+from gradxform.info import total
 from gradxform.inverse import inverse_hessian
 
 
@@ -138,4 +139,7 @@ class Solution(NamedTuple):
             f"  {name:24}{value:>14}" + (f"   (at most {bound})" if bound else "")
             for name, value, bound in rows
         ]
+        seen = 0 if self.loop is None else int(total(self.loop.state, "indefinite"))
+        if seen:
+            lines += [f"  not convex in the outputs of the model, as seen in {seen} updates"]
         return "\n".join(lines)

@@ -6,11 +6,12 @@ An update is returned in the dtype of its gradient. complex64 and complex128 sta
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from gradxform.sharding import is_explicit, sharded_like, whole
@@ -124,8 +125,17 @@ def squares_like(params: PyTree) -> PyTree:
 
 
 def _zeros(dtype_of: Callable[[jnp.dtype], jnp.dtype], params: PyTree) -> PyTree:
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype_of(jnp.result_type(p))), params)
-    return sharded_like(zeros, params)
+    def of_leaf(p: jax.typing.ArrayLike) -> Array:
+        dtype = dtype_of(jnp.result_type(p))
+        one_device = jax.device_count() == 1
+        return zeros(jnp.shape(p), dtype) if one_device else jnp.zeros_like(p, dtype=dtype)
+
+    return sharded_like(jax.tree.map(of_leaf, params), params)
+
+
+def zeros(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Array:
+    """Zeros for which nothing is compiled: ``jnp.zeros`` compiles a program for each shape."""
+    return jnp.asarray(np.broadcast_to(np.zeros((), dtype), shape))
 
 
 def copy(params: PyTree) -> PyTree:

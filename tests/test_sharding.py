@@ -229,24 +229,38 @@ def test_an_iteration_of_cg_sends_the_product_and_a_few_numbers(name: str, round
 
 @pytest.mark.usefixtures("optimised")
 def test_a_kronecker_step_sends_one_message_each_for_factors_and_model() -> None:
-    """With whole parameters and divided data, beyond the gradient and a few numbers."""
+    """With whole parameters and divided data, beyond the gradient and a few numbers.
+
+    Each device keeps some rows of each factor. They meet only to be inverted.
+    """
     mesh, tx = mesh_of(8), gx.kronecker()
     whole = NamedSharding(mesh, PartitionSpec())
-    described = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
     with jax.set_mesh(mesh):
         given = sharded.abstract(tx, mesh, WIDE, examples=1024)
+        described = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
         params, state = jax.tree.map(described, (given.params, given.state))
+        factors = jax.tree.map(
+            lambda x: x if x.ndim == 2 else described(x), given.state.estimate.factors
+        )
+        state = state._replace(estimate=state.estimate._replace(factors=factors))
         given = given._replace(params=params, state=state)
-        found = collectives(sharded.compiled_step(tx, given).as_text())
+        program = sharded.compiled_step(tx, given)
+        found = collectives(program.as_text())
         (gradient,) = collectives(sharded.compiled_gradient(given).as_text())
-    assert {c.kind for c in found} == {"all-reduce"}
+    after = program.output_shardings[1].estimate.factors
+    for x, sharding in zip(*map(jax.tree.leaves, (factors, after)), strict=True):
+        part = (16, 128) if x.ndim == 2 else x.shape
+        assert x.sharding.shard_shape(x.shape) == sharding.shard_shape(x.shape) == part
+    gathered = [c for c in found if c.kind == "all-gather"]
+    assert [(c.conditional, c.loop, c.size) for c in gathered] == [(True, "", 4 * 128**2)] * 4
+    sums = [c for c in found if c.kind == "all-reduce"]
+    assert len(sums) + len(gathered) == len(found)
     sizes = sorted(c.size for c in always(found))
     assert len(sizes) == 2
     assert sizes[0] <= 16  # the model's
     assert sizes[1] <= gradient.size + 16
-    factors = [c.size for c in found if c.conditional and c.size > 16]
-    assert len(factors) == 1
-    assert factors[0] <= gradient.size + 16
+    (probe,) = [c.size for c in sums if c.conditional and c.size > 16]
+    assert probe <= gradient.size + 16
 
 
 def test_preconditioners_and_minimize_in_explicit_mode() -> None:

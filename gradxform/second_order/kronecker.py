@@ -41,6 +41,7 @@ from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import quadratic_model as quadratic
 from gradxform.second_order import random_passes as passes
+from gradxform.second_order.joined_leaves import joined
 from gradxform.second_order.kronecker_batch import (
     Batch,
     after,
@@ -84,6 +85,7 @@ class KroneckerState(NamedTuple):
     is_sum: jax.Array  #: whether the objective is a sum over the examples, not a mean
     estimate: Estimate  #: the factors and their inverses
     step: tree.PyTree  #: δ, the last step, in at least float32
+    taken_back: jax.Array  #: whether that took the step before it back
     memory: quadratic.Memory  #: curvature in earlier sub-batches
     improvement: Improvement  #: the best over the points that an update moved from
     info: KroneckerInfo
@@ -201,6 +203,7 @@ def kronecker(
             is_sum=jnp.array(False),
             estimate=kf.first_estimate(options, params),
             step=tree.zeros_like(params),
+            taken_back=jnp.array(False),
             memory=quadratic.first_memory(),
             improvement=no_improvement(),
             info=_no_info(),
@@ -224,56 +227,47 @@ def kronecker(
         is_new = state.unit == 0
         is_sum = jnp.where(is_new, passes.is_sum(at, for_model, batch.value), state.is_sum)
         at = passes.scaled(at, for_model, is_sum)
-        last, unit = _last_direction(at, batch.g, state.step, is_new, state.unit)
+        unit = kf.when(is_new, lambda: passes.curvature_along(at, batch.g), state.unit)
+        unit = jnp.where(batch.finite, unit, state.unit)
         lam = state.damping * passes.or_one(unit)
 
         # the direction, and the step along it and the last step
-        linearised = batch.linearised(for_factors, is_sum)
+        is_same = for_factors.times == for_model.times
+        linearised = (lambda: at) if is_same else batch.linearised(for_factors, is_sum)
         made = kf.refreshed(options, state.estimate, batch.params, linearised, state.turn, lam)
         delta = kf.divided(batch.g, made.estimate, lam)
-        model = quadratic.model_along(batch.g, quadratic.direction(at, delta), last)
-        model = quadratic.without_second(model, is_new)
-        model, relative = quadratic.averaged(model, state.memory)
+        directions = (quadratic.direction(at, d) for d in (delta, state.step))
+        model = quadratic.model_along(batch.g, *directions)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
-        alpha, mu = quadratic.minimum(model, lam, alpha, momentum)
-        change = quadratic.predicted(model, alpha, mu)
-        usable = batch.finite & made.finite & jnp.isfinite(change)
-        alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
-        step = tree.map(lambda d, s: alpha * d + mu * s, delta, state.step)
+        chosen = _chosen(state, batch, made, delta, model, (lam, alpha, momentum))
 
-        memory = quadratic.Memory(
-            jnp.where(usable, relative, state.memory.relative),
-            jnp.where(usable, quadratic.curvature_of_step(model, alpha, mu), 0),
-        )
-
-        # the damping
         due = kf.is_due(after(state.turn), adapt_every)
-        ratio = kf.when(due, lambda: _ratio(batch, step, change), state.info.ratio)
+        ratio = kf.when(due, lambda: _ratio(batch, chosen.step, chosen.change), state.info.ratio)
         is_taken_back = ~batch.finite & (state.count > 0)
         judged = jnp.where(is_taken_back, 0, ratio)
         next_damping = _next_damping(state.damping, judged, adapt_every, min_damping)
-        next_damping = jnp.where((due & usable) | is_taken_back, next_damping, state.damping)
+        is_judged = (due & chosen.usable) | is_taken_back
+        next_damping = jnp.where(is_judged, next_damping, state.damping)
 
         improvement = improvement_after(
-            state.improvement, batch.finite, batch.value, tree.max_abs(batch.g)
+            state.improvement, batch.finite, batch.value, tree.max_abs(joined(batch.g))
         )
         gradients = made.probes / for_factors.times + 1 / for_model.times + _VALUE * scalar(due)
-        info = counted(state.info, batch, made, usable, gradients)._replace(
+        info = counted(state.info, batch, made, chosen.usable, gradients)._replace(
             curvature_products=tree.add_count(state.info.curvature_products, 2 + made.probes),
             evaluations=tree.add_count(state.info.evaluations, due.astype(jnp.int32)),
             damping=next_damping * passes.or_one(unit),
             ratio=ratio,
-            rate=-alpha,
-            momentum=mu,
-            expected=jnp.where(usable, -change, 0),
+            rate=-chosen.alpha,
+            momentum=chosen.mu,
+            expected=jnp.where(chosen.usable, -chosen.change, 0),
             stalled=improvement.idle >= PATIENCE,
         )
-        count, turn = tree.add_count(state.count, 1), after(state.turn)
         new_state = KroneckerState(
-            count, turn, next_damping, unit, is_sum, made.estimate, step, memory, improvement, info
+            *(tree.add_count(state.count, 1), after(state.turn), next_damping, unit, is_sum),
+            *(made.estimate, chosen.step, ~batch.finite, chosen.memory, improvement, info),
         )
-        back = tree.map(lambda d, s: jnp.where(batch.finite, d, -s), step, state.step)
-        return tree.cast_like(back, grads), tree.cast_floating_like(new_state, state)
+        return tree.cast_like(chosen.step, grads), tree.cast_floating_like(new_state, state)
 
     return protocol.transformation(init, update)
 
@@ -290,16 +284,43 @@ def _no_info() -> KroneckerInfo:
     )
 
 
-def _last_direction(
-    at: passes.Linear, g: tree.PyTree, step: tree.PyTree, is_new: jax.Array, unit: jax.Array
-) -> tuple[quadratic.Direction, jax.Array]:
-    """The last step as a direction, and the unit of the damping.
+class _Chosen(NamedTuple):
+    """A step αΔ + μδ₋."""
 
-    The first update has no last step, but needs the curvature along its gradient.
+    step: tree.PyTree
+    alpha: jax.Array
+    mu: jax.Array
+    change: jax.Array  #: of the objective by the step, as the model predicts it
+    usable: jax.Array  #: whether everything is finite; the step is 0 otherwise
+    memory: quadratic.Memory
+
+
+def _chosen(
+    state: KroneckerState,
+    batch: Batch,
+    made: kf.Refreshed,
+    delta: tree.PyTree,
+    model: quadratic.Model,
+    given: tuple[jax.Array, Scalar | None, Scalar | None],
+) -> _Chosen:
+    """The minimum of the model; ``given`` are λ, and α and μ unless they come from the model.
+
+    If value or gradient is not finite, the step takes the last one back.
     """
-    unit_g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)
-    last = quadratic.direction(at, tree.select(is_new, unit_g, step))
-    return last, kf.when(is_new, lambda: quadratic.relative_curvature(last), unit)
+    model = quadratic.without_second(model, state.taken_back)
+    model, relative = quadratic.averaged(model, state.memory)
+    alpha, mu = quadratic.minimum(model, *given)
+    change = quadratic.predicted(model, alpha, mu)
+    usable = batch.finite & made.finite & jnp.isfinite(change)
+    alpha, mu = (jnp.where(usable, x, 0) for x in (alpha, mu))
+    weight = jnp.where(state.taken_back, 0, jnp.where(batch.finite, mu, -1))
+    step = tree.map(lambda d, s: alpha * jnp.where(usable, d, 0) + weight * s, delta, state.step)
+    memory = quadratic.Memory(
+        jnp.where(usable, relative, state.memory.relative),
+        jnp.where(usable, quadratic.curvature_of_step(model, alpha, mu), 0),
+    )
+    step = jax.lax.optimization_barrier(step)  # else it is computed again where it is used
+    return _Chosen(step, alpha, mu, change, usable, memory)
 
 
 def _ratio(batch: Batch, step: tree.PyTree, change: jax.Array) -> jax.Array:

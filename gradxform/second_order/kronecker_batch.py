@@ -12,6 +12,7 @@ from gradxform.hyperparameters import Scalar, scalar
 from gradxform.objective import Composed, bind, check_value
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import random_passes as passes
+from gradxform.second_order.joined_leaves import joined
 
 _SHARE = 16  # the part of a large batch that is enough is one in so many examples
 _FEWEST = 16  # examples in a part, and then the outputs in it and the largest number of examples
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
     params: tree.PyTree
     value: jax.Array
     value_fn: Composed
-    g: tree.PyTree  # the gradient in at least float32; zero if it or the value is not finite
+    g: tree.PyTree  # the gradient in at least float32
     finite: jax.Array  # whether value and gradient are
 
     def for_factors(self, size: int | None) -> passes.Part:
@@ -70,8 +71,7 @@ def batch_of(
     protocol.check_unmasked(method, params)
     value_fn = _composed(method, value_fn)
     g = jax.tree.map(tree.promote, grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(g))
-    g = tree.select(finite, g, jax.tree.map(jnp.zeros_like, g))
+    finite = jnp.isfinite(value) & jnp.isfinite(tree.max_abs(joined(g)))
     params = jax.tree.map(tree.promote, params)
     return Batch(method, params, jnp.where(finite, value, 0), value_fn, g, finite)
 
@@ -119,7 +119,8 @@ def scale_of(
     def found() -> tuple[jax.Array, jax.Array]:
         at = passes.linearised(part, batch.params)
         is_sum = passes.is_sum(at, part, scalar(value()))
-        return passes.curvature_along(passes.scaled(at, part, is_sum), batch.g), is_sum
+        unit = passes.curvature_along(passes.scaled(at, part, is_sum), batch.g)
+        return jnp.where(batch.finite, unit, 0), is_sum
 
     return kf.when(known[0] == 0, found, known)
 

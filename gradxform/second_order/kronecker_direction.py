@@ -16,6 +16,7 @@ from gradxform.hyperparameters import Count, Fraction, NonNegative, Seed, Size, 
 from gradxform.info import diagnostics
 from gradxform.second_order import kronecker_factors as kf
 from gradxform.second_order import random_passes as passes
+from gradxform.second_order.joined_leaves import joined
 from gradxform.second_order.kronecker_batch import (
     after,
     batch_of,
@@ -124,7 +125,7 @@ def scale_by_kronecker(
             options, state.estimate, batch.params, batch.linearised(part, is_sum), state.turn, lam
         )
         delta = kf.divided(batch.g, made.estimate, lam)
-        finite = made.finite & jnp.isfinite(tree.max_abs(delta))
+        finite = batch.finite & made.finite & jnp.isfinite(tree.max_abs(joined(delta)))
         delta = tree.select(finite, delta, jax.tree.map(jnp.zeros_like, delta))
         info = counted(state.info, batch, made, finite, made.probes / part.times)
         info = info._replace(damping=lam)

@@ -15,22 +15,26 @@ embeddings, convolutions and attention are treated alike, in each order of their
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
 from gradxform.second_order import positive_definite
 from gradxform.second_order import random_passes as passes
+from gradxform.second_order.joined_leaves import joined
+from gradxform.second_order.kronecker_rows import by_rows, gathered
 from gradxform.sharding import is_explicit, sharded_like, varying_like, whole
 
 T = TypeVar("T")
 
 _FIRST = 10  # updates that make new factors in each
+_LITTLE = 0.25  # of the work of the larger inverses
 
 
 class Pair(NamedTuple):
@@ -112,7 +116,7 @@ def no_factors(params: tree.PyTree, max_dim: int) -> Factors:
         if cut is None:
             return tree.zeros_like(x)
         sides = [(n, n) if n <= max_dim else (n,) for n in (cut.rows, cut.columns)]
-        return Pair(*(jnp.zeros((*cut.stack, *side), dtype) for side in sides))
+        return Pair(*(by_rows(tree.zeros((*cut.stack, *side), dtype)) for side in sides))
 
     return jax.tree.map(of_leaf, params)
 
@@ -157,7 +161,8 @@ def is_due(count: jax.Array, every: Scalar) -> jax.Array:
 def first_estimate(options: Options, params: tree.PyTree) -> Estimate:
     """Factors and inverses before the first update."""
     factors = no_factors(params, options.max_dim)
-    no_inverse = lambda _, x: jax.tree.map(jnp.zeros_like, x) if isinstance(x, Pair) else None
+    zeros = lambda x: tree.zeros(x.shape, x.dtype)
+    no_inverse = lambda _, x: jax.tree.map(zeros, x) if isinstance(x, Pair) else None
     return Estimate(factors, jax.tree.map(no_inverse, params, factors))
 
 
@@ -180,7 +185,8 @@ def refreshed(
     damping: jax.Array,
 ) -> Refreshed:
     """New factors and new inverses in the updates in which they are due."""
-    key = jax.random.fold_in(jax.random.key(jnp.asarray(options.seed).astype(jnp.uint32)), count)
+    words = (jnp.asarray(x).astype(jnp.uint32) for x in (options.seed, count))
+    key = jax.random.wrap_key_data(jnp.stack(list(words)), impl="threefry2x32")
     new_factors = is_due(count, options.factor_every) | (count < _FIRST)
     mean = 1 - 1 / (1 + scalar(count) / scalar(options.factor_every))
     weight = 1 - jnp.minimum(mean, scalar(options.decay))
@@ -188,10 +194,9 @@ def refreshed(
     nothing = estimate.factors, *varying_like((jnp.array(True), jnp.array(True)), params)
 
     def probed() -> tuple[Factors, jax.Array, jax.Array]:
-        at, keys = linearised(), jax.random.split(key, options.samples)
-        probe = functools.partial(passes.probe, at, params, lanczos=options.lanczos)
+        probe = functools.partial(passes.probe, linearised(), params, lanczos=options.lanczos)
         if options.samples == 1:
-            return _moved(estimate.factors, probe(keys[0]), weight)
+            return _moved(estimate.factors, probe(key), weight)
 
         def more(mean: Any, key_and_weight: Any) -> tuple[Any, None]:
             key, weight = key_and_weight
@@ -200,6 +205,7 @@ def refreshed(
 
         zeros = jax.tree.map(jnp.zeros_like, estimate.factors)
         parts = 1 / jnp.arange(1, options.samples + 1, dtype=weight.dtype)
+        keys = jax.random.split(key, options.samples)
         (fresh, *flags), _ = jax.lax.scan(more, (zeros, *nothing[1:]), (keys, parts))
         part = jnp.where(flags[1], weight, 0)
         mix = lambda old, new: (old + part * (new - old)).astype(old.dtype)
@@ -229,16 +235,17 @@ def _moved(
 ) -> tuple[Factors, jax.Array, jax.Array]:
     """The factors after a probe, whether it saw a convex loss, and whether it was finite."""
     v, convex = probe
-    finite = jnp.isfinite(tree.vdot(v, v))  # no entry of a factor is larger
-    v = tree.select(finite, v, jax.tree.map(jnp.zeros_like, v))
+    parts = joined(v)
+    finite = jnp.isfinite(tree.vdot(parts, parts))  # no entry of a factor is larger
     return averaged(factors, v, jnp.where(finite, weight, 0)), convex, finite
 
 
 def averaged(factors: Factors, v: tree.PyTree, weight: jax.Array) -> Factors:
-    """The factors moved by the part ``weight`` towards those of ``v``."""
+    """The factors moved by the part ``weight`` towards those of ``v``; as they are if it is 0."""
 
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
-        return (old + weight * (new - old)).astype(old.dtype)
+        mixed = jnp.where(weight > 0, old + weight * (new - old), old).astype(old.dtype)
+        return by_rows(mixed)
 
     def of_leaf(v: jax.Array, old: Any) -> Pair | jax.Array:
         cut = layout(v.shape)
@@ -272,57 +279,89 @@ def as_matrix(x: jax.Array, cut: Layout) -> jax.Array:
 
 
 def inverses_of(factors: Factors, params: tree.PyTree, damping: jax.Array) -> Inverses:
-    """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L, γ = √λ and π = √(n/m)."""
-    gamma = jnp.sqrt(damping)
+    """(L/τ + πγ I)⁻¹ and (R/τ + γ/π I)⁻¹ with τ = √tr L = √tr R, γ = √λ and π = √(n/m)."""
+    matrices: list[_Matrices] = []
 
     def of_leaf(x: jax.Array, pair: Any) -> Pair | None:
         cut = layout(jnp.shape(x))
         if cut is None:
             return None
-        left = pair.left
-        trace = jnp.trace(left, axis1=-2, axis2=-1) if is_full(left, cut) else jnp.sum(left, -1)
-        tau, pi = tree.sqrt(trace), math.sqrt(cut.columns / cut.rows)
-        shifts = pi * gamma, gamma / pi
-        return Pair(
-            *(_damped(x, tau, s, is_full(x, cut)) for x, s in zip(pair, shifts, strict=True))
-        )
+        pi = math.sqrt(cut.columns / cut.rows)
+        for factor, ratio in zip(pair, (pi, 1 / pi), strict=True):
+            matrices.append(_Matrices(factor, ratio, is_full(factor, cut)))
+        return pair
 
-    damped, structure = jax.tree.flatten(jax.tree.map(of_leaf, params, factors))
-    full = jax.tree.leaves(jax.tree.map(_fullness, params, factors))
-    return jax.tree.unflatten(structure, _inverted(damped, full))
+    structure = jax.tree.structure(jax.tree.map(of_leaf, params, factors))
+    return jax.tree.unflatten(structure, _inverted(matrices, jnp.sqrt(damping)))
 
 
-def _fullness(x: jax.Array, pair: Any) -> tuple[bool, ...] | None:
-    """Whether each factor of a leaf is a matrix; None for a vector."""
-    cut = layout(jnp.shape(x))
-    return None if cut is None else tuple(is_full(factor, cut) for factor in pair)
+class _Matrices(NamedTuple):
+    """A factor to be inverted."""
+
+    factor: jax.Array
+    ratio: float  #: what is added to the diagonal, over γ
+    full: bool  #: whether the factor is a matrix or a stack of them, not a diagonal
 
 
-def _damped(factor: jax.Array, tau: jax.Array, shift: jax.Array, full: bool) -> jax.Array:
-    """factor/τ + shift I."""
-    shift = shift.astype(factor.dtype)
-    scaled = tree.divide(factor, tau[..., None, None] if full else tau[..., None])
-    if not full:
-        return scaled + shift
-    size = factor.shape[-1]
+def _inverted(matrices: Sequence[_Matrices], gamma: jax.Array) -> list[jax.Array]:
+    """The inverses of damped factors. Those of similar sides are made together."""
+    inverses = {}
+    for i, (diagonal, ratio, full) in enumerate(matrices):
+        if not full:
+            tau = tree.sqrt(jnp.sum(diagonal, axis=-1, keepdims=True))
+            shift = (ratio * gamma).astype(diagonal.dtype)
+            inverses[i] = 1 / (tree.divide(diagonal, tau) + shift)
+    for dtype in dict.fromkeys(x.factor.dtype for x in matrices):
+        own = {i: x for i, x in enumerate(matrices) if x.full and x.factor.dtype == dtype}
+        sides = {i: (x.factor.shape[-1], math.prod(x.factor.shape[:-2])) for i, x in own.items()}
+        for side, group in _groups(sides):
+            pad = lambda x, side=side: jnp.pad(x, ((0, 0), *[(0, side - x.shape[-1])] * 2))
+            stacks = [gathered(own[i].factor).reshape(-1, *own[i].factor.shape[-2:]) for i in group]
+            shifts = np.concatenate([np.full(sides[i][1], own[i].ratio) for i in group])
+            together = jnp.concatenate([pad(x) for x in stacks])
+            together = _damped(together, jnp.asarray(shifts, dtype) * gamma.astype(dtype))
+            start = 0
+            for i, stack in zip(group, stacks, strict=True):
+                k, n, _ = stack.shape
+                inverses[i] = together[start : start + k, :n, :n].reshape(own[i].factor.shape)
+                start += k
+    return [inverses[i] for i in range(len(matrices))]
+
+
+def _groups(sides: Mapping[int, tuple[int, int]]) -> list[tuple[int, list[int]]]:
+    """Matrices by the side that they are padded to, the greatest first.
+
+    Each of ``sides`` has a side and the number of such matrices. A program for each side takes long
+    to compile. So small matrices join larger ones where this adds little work.
+
+    >>> _groups({0: (784, 2), 1: (250, 4), 2: (100, 4)}), _groups({0: (128, 4), 1: (32, 20)})
+    ([(784, [0]), (250, [1, 2])], [(128, [0]), (32, [1])])
+    """
+    groups: list[tuple[int, list[int]]] = []
+    work = 0
+    by_side = sorted(sides, key=lambda i: -sides[i][0])
+    for side, same in itertools.groupby(by_side, key=lambda i: sides[i][0]):
+        own = list(same)
+        count = sum(sides[i][1] for i in own)
+        joined = groups[-1][0] if groups else side
+        if groups and count * joined**3 <= _LITTLE * work:
+            groups[-1][1].extend(own)
+            work += count * joined**3
+        else:
+            groups.append((side, own))
+            work += count * side**3
+    return groups
+
+
+def _damped(factors: jax.Array, shifts: jax.Array) -> jax.Array:
+    """The inverses of a stack of factor/τ + shift I."""
+    size = factors.shape[-1]
+    tau = tree.sqrt(jnp.trace(factors, axis1=-2, axis2=-1))
     # rounding alone makes eigenvalues negative by as much; tau is the trace of the scaled factor
-    shift = jnp.maximum(shift, size * jnp.finfo(factor.dtype).eps * tau)
-    return scaled + shift[..., None, None] * jnp.eye(size, dtype=factor.dtype)
-
-
-def _inverted(damped: Sequence[jax.Array], full: Sequence[bool]) -> list[jax.Array]:
-    """The inverses of matrices and diagonals. Those of one size are made together."""
-    inverses = [x if is_matrix else 1 / x for x, is_matrix in zip(damped, full, strict=True)]
-    kinds = [(x.shape[-1], x.dtype) if m else None for x, m in zip(damped, full, strict=True)]
-    for kind in dict.fromkeys(kinds):
-        own = [i for i, of in enumerate(kinds) if of == kind and kind is not None]
-        if own:
-            stacks = [damped[i].reshape(-1, *damped[i].shape[-2:]) for i in own]
-            together = positive_definite.inverse(jnp.concatenate(stacks))
-            ends = list(itertools.accumulate(len(x) for x in stacks))
-            for i, part in zip(own, jnp.split(together, ends[:-1]), strict=True):
-                inverses[i] = part.reshape(damped[i].shape)
-    return inverses
+    shifts = jnp.maximum(shifts, size * jnp.finfo(factors.dtype).eps * tau)
+    scaled = tree.divide(factors, tau[:, None, None])
+    identity = jnp.eye(size, dtype=factors.dtype)
+    return positive_definite.inverse(scaled + shifts[:, None, None] * identity)
 
 
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:

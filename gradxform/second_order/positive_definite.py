@@ -6,8 +6,9 @@ Gauss and Jordan's method, block by block, for A with the blocks of row and colu
     A ← A − A_·k P A_k·    for all other blocks
     A_k· ← P A_k·,    A_·k ← −A_·k P,    A_kk ← P
 
-After the last block A holds its inverse. Compilers and devices are fastest with products. LAPACK's
-solves are not only slower: the threads they start on a CPU keep the cores busy afterwards.
+After the last block A holds its inverse. P is made by the same method with blocks of one entry.
+Compilers and devices are fastest with products, and the program is short. LAPACK's solves are not
+only slower: the threads they start on a CPU keep the cores busy afterwards.
 """
 
 import functools
@@ -15,75 +16,43 @@ import functools
 import jax
 import jax.numpy as jnp
 
-_BLOCK, _LEAF = 64, 8
+_BLOCK = 64
 
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def inverse(a: jax.Array) -> jax.Array:
-    """The inverses of a stack of positive definite matrices, (k, n, n).
+    """The inverses of a stack of positive definite matrices, (k, n, n); not finite for others.
 
     >>> a = jnp.asarray([[[2.0, 1.0], [1.0, 2.0]]])
     >>> bool(jnp.allclose(inverse(a) @ a, jnp.eye(2), atol=1e-5))
     True
     """
-    return jax.vmap(_inverse)(a)
+    n = a.shape[-1]
+    size = _BLOCK * -(-n // _BLOCK) if n > _BLOCK else n
+    if size > n:
+        beyond = (jnp.arange(size) >= n).astype(a.dtype)
+        a = jnp.pad(a, ((0, 0), (0, size - n), (0, size - n))) + jnp.diag(beyond)
+    return _inverse(a, min(_BLOCK, size))[:, :n, :n]
 
 
-def _inverse(a: jax.Array) -> jax.Array:
-    n = len(a)
-    block = min(_BLOCK, _LEAF * -(-n // _LEAF))
-    size = block * -(-n // block)
-    beyond = (jnp.arange(size) >= n).astype(a.dtype)
-    a = jnp.pad(a, (0, size - n)) + jnp.diag(beyond)
-    if size == block:
-        return _inverse_of_block(a)[:n, :n]
+def _inverse(a: jax.Array, block: int) -> jax.Array:
+    """The inverses of matrices whose side is a multiple of ``block``."""
+    size = a.shape[-1]
+    if size == 1:
+        return jnp.where(a > 0, 1 / a, jnp.nan)
+    block = block if block < size else 1
 
     def eliminated(k: jax.Array, a: jax.Array) -> jax.Array:
-        at = k * block
-        column = jax.lax.dynamic_slice_in_dim(a, at, block, axis=1)
-        p = _inverse_of_block(jax.lax.dynamic_slice_in_dim(column, at, block))
-        row = _dot(p, jax.lax.dynamic_slice_in_dim(a, at, block))
-        is_own = jnp.arange(size)[:, None] // block == k
-        column = jnp.where(is_own, 0, column)
-        a = a - _dot(column, row)
-        a = jax.lax.dynamic_update_slice_in_dim(a, -_dot(column, p), at, axis=1)
-        row = jax.lax.dynamic_update_slice_in_dim(row, p, at, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(a, row, at, axis=0)
+        own = jnp.arange(size) // block == k
+        take = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=k * block, slice_size=block
+        )
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=k * block)
+        row, column = take(a, axis=1), take(a, axis=2)
+        p = _inverse(take(row, axis=2), 1)
+        row = put(_dot(p, row), p, axis=2)
+        a = put(put(a, jnp.zeros_like(column), axis=2), row, axis=1)
+        return a - _dot(jnp.where(own[:, None], 0, column), row)
 
-    return jax.lax.fori_loop(0, size // block, eliminated, a)[:n, :n]
-
-
-def _inverse_of_block(a: jax.Array) -> jax.Array:
-    """A⁻¹ = L⁻ᵀ L⁻¹ with Cholesky's L, for a side of at most 64."""
-    w = _inverse_of_lower(jax.lax.linalg.cholesky(a, symmetrize_input=False))
-    return _dot(w.T, w)
-
-
-def _inverse_of_lower(lower: jax.Array) -> jax.Array:
-    """The inverse of a lower triangular matrix: first of its blocks of 8 x 8, then of the rest.
-
-    With D for the blocks on the diagonal, D⁻¹L = I + N, and N⁸ = 0 because there are at most 8.
-    """
-    n = len(lower)
-    leaf = jnp.arange(n) // _LEAF
-    tiled = lower.reshape(-1, _LEAF, n // _LEAF, _LEAF)
-    leaves = jnp.moveaxis(jnp.diagonal(tiled, axis1=0, axis2=2), -1, 0)
-    leaves = jax.vmap(_inverse_of_leaf)(leaves)
-    places = jnp.eye(n // _LEAF, dtype=lower.dtype)[:, None, :, None]
-    inverse = (places * leaves[:, :, None, :]).reshape(n, n)
-    rest = jnp.where(leaf[:, None] == leaf[None, :], 0, _dot(inverse, lower))
-    return _dot(_inverse_of_unit(rest), inverse)
-
-
-def _inverse_of_leaf(lower: jax.Array) -> jax.Array:
-    scale = jnp.diagonal(lower)
-    return _inverse_of_unit(jnp.tril(lower / scale[:, None], -1)) / scale[None, :]
-
-
-def _inverse_of_unit(n: jax.Array) -> jax.Array:
-    """(I + N)⁻¹ = (I − N)(I + N²)(I + N⁴) for N with N⁸ = 0."""
-    square = _dot(n, n)
-    found = jnp.eye(len(n), dtype=n.dtype) - n
-    found = found + _dot(found, square)
-    return found + _dot(found, _dot(square, square))
+    return jax.lax.fori_loop(0, size // block, eliminated, a)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from gradxform import tree
 from gradxform.hyperparameters import Scalar, scalar
-from gradxform.second_order.random_passes import Linear, positive_ratio
+from gradxform.second_order.joined_leaves import joined
+from gradxform.second_order.random_passes import Linear
 
 _RIDGE = 1e-6  # relative to the curvature along the last step
 _MOST = 1  # |μ|
@@ -30,23 +31,19 @@ class Model(NamedTuple):
 class Direction(NamedTuple):
     """A direction d, with what the linearised model and loss make of it."""
 
-    d: tree.PyTree
+    d: list[jax.Array]  #: with its small leaves joined
     pushed: tree.PyTree  #: J d, in the outputs
     bent: tree.PyTree  #: H J d
 
 
 def direction(at: Linear, d: tree.PyTree) -> Direction:
     pushed = at.push(d)
-    return Direction(d, pushed, tree.scale(at.scale, at.bend(pushed)))
-
-
-def relative_curvature(of: Direction) -> jax.Array:
-    """dᵀGd / dᵀd; 0 if it is not positive, or not finite."""
-    return positive_ratio(tree.vdot(of.pushed, of.bent), tree.vdot(of.d, of.d))
+    return Direction(joined(d), pushed, tree.scale(at.scale, at.bend(pushed)))
 
 
 def model_along(g: tree.PyTree, *directions: Direction) -> Model:
     """The model along two directions."""
+    g = joined(g)
     pairs = [(directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))]
     return Model(
         jnp.stack([tree.vdot(g, one.d) for one in directions]),

@@ -16,7 +16,8 @@ from gradxform import tree
 from gradxform.complex_leaves import to_complex, to_real
 from gradxform.hyperparameters import scalar
 from gradxform.objective import Composed
-from gradxform.sharding import sharded_like
+from gradxform.second_order.joined_leaves import joined
+from gradxform.sharding import sharded_like, varying_like
 
 
 class Part(NamedTuple):
@@ -67,9 +68,11 @@ def scaled(at: Linear, part: Part, sums: jax.Array) -> Linear:
 
 def curvature_along(at: Linear, g: tree.PyTree) -> jax.Array:
     """gᵀFg / gᵀg; 0 if it is not positive, or not finite."""
-    g = tree.scale(tree.reciprocal(tree.max_abs(g)), g)  # so that its square is a number
-    pushed = at.push(g)
-    return positive_ratio(at.scale * tree.vdot(pushed, at.bend(pushed)), tree.vdot(g, g))
+    parts = joined(g)
+    unit = tree.reciprocal(tree.max_abs(parts))  # so that the square of g is a number
+    parts, pushed = tree.scale(unit, parts), tree.scale(unit, at.push(g))
+    curved = at.scale * tree.vdot(pushed, at.bend(pushed))
+    return positive_ratio(curved, tree.vdot(parts, parts))
 
 
 def positive_ratio(curved: jax.Array, square: jax.Array) -> jax.Array:
@@ -93,12 +96,21 @@ class Probe(NamedTuple):
 def probe(at: Linear, params: tree.PyTree, key: jax.Array, lanczos: int) -> Probe:
     """V = Jᵀ H^½ ε for random signs ε, with ``lanczos`` products with H."""
     leaves, structure = jax.tree.flatten(at.outputs)
-    keys = jax.random.split(key, len(leaves))
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
     signs = [jax.random.rademacher(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)]
     signs = sharded_like(jax.tree.unflatten(structure, signs), at.outputs)
     root, convex = root_times(at.bend, signs, lanczos)
-    (v,) = jax.linear_transpose(at.push, params)(root)
-    return Probe(tree.scale(jnp.sqrt(at.scale), v), convex)
+    (v,) = jax.linear_transpose(at.push, params)(tree.scale(jnp.sqrt(at.scale), root))
+    return Probe(v, convex)
+
+
+class _Lanczos(NamedTuple):
+    """A step of Lanczos's method."""
+
+    last: tree.PyTree  # neighbours in the basis, each of unit length or zero
+    now: tree.PyTree
+    between: jax.Array  # the entry of the matrix that belongs to both
+    largest: jax.Array  # of the entries on the diagonal so far
 
 
 def root_times(
@@ -110,26 +122,24 @@ def root_times(
     """
     size = tree.sqrt(tree.vdot(x, x))
     eps = jnp.finfo(size.dtype).eps
-    q = tree.scale(tree.reciprocal(size), x)
-    basis, diagonal, beside = [q], [], []
-    for _ in range(steps):
-        w = bend(basis[-1])
-        if beside:
-            w = tree.map(lambda w, p, b=beside[-1]: w - b * p, w, basis[-2])
-        diagonal.append(tree.vdot(w, basis[-1]))
-        if len(basis) < steps:
-            w = tree.map(lambda w, p, a=diagonal[-1]: w - a * p, w, basis[-1])
-            left = tree.sqrt(tree.vdot(w, w))
-            # below this the rest is rounding: the space is exhausted
-            left = jnp.where(left > 100 * eps * jnp.abs(diagonal[0]), left, 0)
-            beside.append(left)
-            basis.append(tree.map(lambda w, n=left: tree.divide(w, n), w))
-    matrix = jnp.diag(jnp.stack(diagonal))
-    if beside:
-        off = jnp.stack(beside)
-        matrix = matrix + jnp.diag(off, 1) + jnp.diag(off, -1)
+    first = tree.scale(tree.reciprocal(size), x)
+
+    def step(at: _Lanczos, _: None) -> tuple[_Lanczos, tuple[tree.PyTree, jax.Array, jax.Array]]:
+        w = tree.map(lambda w, p: w - at.between * p, bend(at.now), at.last)
+        diagonal = tree.vdot(w, at.now)
+        w = tree.map(lambda w, p: w - diagonal * p, w, at.now)
+        left, largest = tree.sqrt(tree.vdot(w, w)), jnp.maximum(at.largest, jnp.abs(diagonal))
+        # below this the rest is rounding: the space is exhausted
+        left = jnp.where(left > 100 * eps * largest, left, 0)
+        following = tree.map(lambda w: tree.divide(w, left), w)
+        return _Lanczos(at.now, following, left, largest), (at.now, diagonal, left)
+
+    zeros, zero = jax.tree.map(jnp.zeros_like, first), jnp.zeros_like(size)
+    begin = varying_like(_Lanczos(zeros, first, zero, zero), x)
+    _, (basis, diagonal, beside) = jax.lax.scan(step, begin, length=steps)
+    matrix = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
     values, vectors = jnp.linalg.eigh(matrix)
     weights = size * (vectors @ (jnp.sqrt(jnp.maximum(values, 0)) * vectors[0]))
     rounding = 1000 * eps * jnp.max(jnp.abs(values))
-    root = tree.map(lambda *qs: jnp.tensordot(weights, jnp.stack(qs), 1), *basis)
+    root = tree.map(lambda _, qs: jnp.tensordot(weights, qs, 1), x, basis)
     return root, ~(values[0] < -rounding)  # NaN is counted elsewhere
