@@ -51,6 +51,7 @@ from gradxform.second_order.kronecker_batch import (
     number,
 )
 from gradxform.second_order.kronecker_factors import Estimate, Options
+from gradxform.sharding import varying_like
 
 _POOR, _GOOD, _FACTOR = 0.25, 0.75, 0.9  # limits of ρ, and what λ changes by for each update
 _VALUE = 1 / 3  # cost of a value, in gradients
@@ -236,7 +237,8 @@ def kronecker(
         linearised = (lambda: at) if is_same else batch.linearised(for_factors, is_sum)
         made = kf.refreshed(options, state.estimate, batch.params, linearised, state.turn, lam)
         delta = kf.divided(batch.g, made.estimate, lam)
-        directions = (quadratic.direction(at, d) for d in (delta, state.step))
+        moves = varying_like((delta, state.step), batch.params)
+        directions = (quadratic.direction(at, d) for d in moves)
         model = quadratic.model_along(batch.g, *directions)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         chosen = _chosen(state, batch, made, delta, model, (lam, alpha, momentum))

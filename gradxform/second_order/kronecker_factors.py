@@ -361,7 +361,7 @@ def _damped(factors: jax.Array, shifts: jax.Array) -> jax.Array:
     shifts = jnp.maximum(shifts, size * jnp.finfo(factors.dtype).eps * tau)
     scaled = tree.divide(factors, tau[:, None, None])
     identity = jnp.eye(size, dtype=factors.dtype)
-    return positive_definite.inverse(scaled + shifts[:, None, None] * identity)
+    return positive_definite.inverse(scaled + shifts[:, None, None] * identity[None])
 
 
 def divided(g: tree.PyTree, estimate: Estimate, damping: Scalar) -> tree.PyTree:
