@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from gradxform.hyperparameters import Positive, check_argument, shown
 from gradxform.lab.experiment import load, toml
 from gradxform.lab.experiment.kinds import at, kind_of
 from gradxform.lab.experiment.schema import Config
@@ -33,6 +34,7 @@ def load_config(config: Source, *settings: str) -> Config:
 
     Raises:
       ConfigError: with every problem found.
+      TypeError: ``config`` is none of these, or is read already and cannot take settings.
 
     >>> import gradxform.lab as lab
     >>> lab.load_config("digits_race", "training.epochs=5").training.epochs
@@ -42,7 +44,19 @@ def load_config(config: Source, *settings: str) -> Config:
         table = copy.deepcopy(dict(config))
         problems = [problem for text in settings for problem in toml.override(table, text)]
         return load.parse_config(table, problems=problems)
-    return load.load_config(config, settings) if isinstance(config, str | Path) else config
+    if isinstance(config, str | Path):
+        return load.load_config(config, settings)
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"config={shown(config)}: expected a TOML file, the name of a shipped config, or "
+            "a dictionary of its tables"
+        )
+    if settings:
+        raise TypeError(
+            f"load_config(…, {shown(settings[0])}): this config is read already: give the settings "
+            "with the file or the tables"
+        )
+    return config
 
 
 def race(
@@ -188,6 +202,8 @@ def plot(
     Raises:
       ConfigError: the config, or the ``config.toml`` of the folder, cannot be used.
       OSError: the folder is not one of a finished run.
+      TypeError: ``result`` or another argument is of the wrong type.
+      ValueError: ``dpi`` is not positive.
 
     >>> import gradxform.lab as lab
     >>> config = {
@@ -198,7 +214,15 @@ def plot(
     'walk'
     """
     from gradxform.lab.report import drawing, figures, runs
+    from gradxform.lab.training.outcomes import RaceResult, SweepResult
 
+    check_argument("plot", "dpi", dpi, Positive)
+    check_argument("plot", "log", log, drawing.Log | None)
+    if not isinstance(result, str | Path | RaceResult | SweepResult):
+        raise TypeError(
+            f"plot(result={shown(result)}): expected the result of a race or a sweep, or the "
+            "folder of a finished run"
+        )
     given = None if config is None else load_config(config)
     if isinstance(result, str | Path):
         given, result = runs.read_run(result)
