@@ -4,11 +4,11 @@ import base64
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from gradxform.hyperparameters import Positive, check_argument, shown
 from gradxform.lab.experiment import load, toml
 from gradxform.lab.experiment.kinds import at, kind_of
+from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.schema import Config
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def load_config(config: Source, *settings: str) -> Config:
         return load.load_config(config, settings)
     if not isinstance(config, Config):
         raise TypeError(
-            f"config={shown(config)}: expected a TOML file, the name of a shipped config, or "
+            f"config={_shown(config)}: expected a TOML file, the name of a shipped config, or "
             "a dictionary of its tables"
         )
     if settings:
         raise TypeError(
-            f"load_config(…, {shown(settings[0])}): this config is read already: give the settings "
+            f"load_config(…, {settings[0]!r}): this config is read already: give the settings "
             "with the file or the tables"
         )
     return config
@@ -203,7 +203,7 @@ def plot(
       ConfigError: the config, or the ``config.toml`` of the folder, cannot be used.
       OSError: the folder is not one of a finished run.
       TypeError: ``result`` or another argument is of the wrong type.
-      ValueError: ``dpi`` is not positive.
+      ValueError: ``dpi`` is not positive, or ``log`` is none of its choices.
 
     >>> import gradxform.lab as lab
     >>> config = {
@@ -216,17 +216,24 @@ def plot(
     from gradxform.lab.report import drawing, figures, runs
     from gradxform.lab.training.outcomes import RaceResult, SweepResult
 
-    check_argument("plot", "dpi", dpi, Positive)
-    check_argument("plot", "log", log, drawing.Log | None)
+    if not (isinstance(dpi, int | float) and dpi > 0):
+        raise ValueError(f"plot(dpi={dpi!r}): dpi must be a positive number")
+    if log is not None and log not in (scales := get_args(drawing.Log)):
+        raise ValueError(f"plot(log={log!r}): log must be one of {', '.join(map(repr, scales))}")
     if not isinstance(result, str | Path | RaceResult | SweepResult):
         raise TypeError(
-            f"plot(result={shown(result)}): expected the result of a race or a sweep, or the "
+            f"plot(result={_shown(result)}): expected the result of a race or a sweep, or the "
             "folder of a finished run"
         )
     given = None if config is None else load_config(config)
     if isinstance(result, str | Path):
         given, result = runs.read_run(result)
     return dict(figures.figures_of(result, given, drawing.Look(size, dpi, log)))
+
+
+def _shown(value: object) -> str:
+    text = on_one_line(repr(value))
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _data(config: Config, data: Any, data_dir: str | Path | None) -> Any:
