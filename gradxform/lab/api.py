@@ -2,13 +2,12 @@
 
 import base64
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from gradxform.lab.experiment import load, toml
 from gradxform.lab.experiment.kinds import at, kind_of
-from gradxform.lab.experiment.messages import on_one_line
 from gradxform.lab.experiment.schema import Config
 
 if TYPE_CHECKING:
@@ -40,23 +39,7 @@ def load_config(config: Source, *settings: str) -> Config:
     >>> lab.load_config("digits_race", "training.epochs=5").training.epochs
     5
     """
-    if isinstance(config, Mapping):
-        table = copy.deepcopy(dict(config))
-        problems = [problem for text in settings for problem in toml.override(table, text)]
-        return load.parse_config(table, problems=problems)
-    if isinstance(config, str | Path):
-        return load.load_config(config, settings)
-    if not isinstance(config, Config):
-        raise TypeError(
-            f"config={_shown(config)}: expected a TOML file, the name of a shipped config, or "
-            "a dictionary of its tables"
-        )
-    if settings:
-        raise TypeError(
-            f"load_config(…, {settings[0]!r}): this config is read already: give the settings "
-            "with the file or the tables"
-        )
-    return config
+    return _read("load_config", config, settings)
 
 
 def race(
@@ -84,7 +67,7 @@ def race(
     """
     from gradxform.lab.training import race as training
 
-    read = load_config(config)
+    read = _read("race", config)
     return training.race(read, _data(read, data, data_dir), on_row)
 
 
@@ -114,7 +97,7 @@ def sweep(
     """
     from gradxform.lab.training import sweep as training
 
-    read = load_config(config)
+    read = _read("sweep", config)
     return training.sweep(read, _data(read, data, data_dir), on_epoch)
 
 
@@ -154,7 +137,7 @@ def movie(config: Source, on_frame: Callable[[int, int], None] | None = None) ->
     """
     from gradxform.lab.report import movies
 
-    return Movie(movies.movie(load_config(config), on_frame))
+    return Movie(movies.movie(_read("movie", config), on_frame))
 
 
 def load_run(folder: str | Path) -> "RaceResult | SweepResult":
@@ -221,19 +204,38 @@ def plot(
     if log is not None and log not in (scales := get_args(drawing.Log)):
         raise ValueError(f"plot(log={log!r}): log must be one of {', '.join(map(repr, scales))}")
     if not isinstance(result, str | Path | RaceResult | SweepResult):
+        from gradxform.hyperparameters import shown
+
         raise TypeError(
-            f"plot(result={_shown(result)}): expected the result of a race or a sweep, or the "
+            f"plot(result={shown(result)}): expected the result of a race or a sweep, or the "
             "folder of a finished run"
         )
-    given = None if config is None else load_config(config)
+    given = None if config is None else _read("plot", config)
     if isinstance(result, str | Path):
         given, result = runs.read_run(result)
     return dict(figures.figures_of(result, given, drawing.Look(size, dpi, log)))
 
 
-def _shown(value: object) -> str:
-    text = on_one_line(repr(value))
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def _read(caller: str, config: Source, settings: Sequence[str] = ()) -> Config:
+    if isinstance(config, Mapping):
+        table = copy.deepcopy(dict(config))
+        problems = [problem for text in settings for problem in toml.override(table, text)]
+        return load.parse_config(table, problems=problems)
+    if isinstance(config, str | Path):
+        return load.load_config(config, settings)
+    if not isinstance(config, Config):
+        from gradxform.hyperparameters import shown
+
+        raise TypeError(
+            f"{caller}(config={shown(config)}): expected a TOML file, the name of a shipped "
+            "config, or a dictionary of its tables"
+        )
+    if settings:
+        raise TypeError(
+            f"{caller}(…, {settings[0]!r}): this config is read already: give the settings with "
+            "the file or the tables"
+        )
+    return config
 
 
 def _data(config: Config, data: Any, data_dir: str | Path | None) -> Any:

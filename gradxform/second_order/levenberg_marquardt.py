@@ -45,7 +45,7 @@ class LevenbergMarquardtInfo(NamedTuple):
     radius: jax.Array  #: Δ for the trial point in the loop
     ratio: jax.Array  #: ρ of the last trial point: actual over predicted reduction
     expected: jax.Array  #: reduction of f predicted for the full step, which no radius cuts
-    stalled: jax.Array  #: whether Δ is too small to move θ, or ten points brought no progress
+    stalled: jax.Array  #: as in ``TrustRegionInfo``, or rounding hides what a full step would bring
     relative_step: jax.Array  #: ‖Dp‖ / ‖Dx‖ of the full step
 
 
