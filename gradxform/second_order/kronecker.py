@@ -293,7 +293,7 @@ class _Chosen(NamedTuple):
     alpha: jax.Array
     mu: jax.Array
     change: jax.Array  #: of the objective by the step, as the model predicts it
-    usable: jax.Array  #: whether everything is finite; the step is 0 otherwise
+    usable: jax.Array  #: whether everything is finite; else the step is 0, or takes the last back
     memory: quadratic.Memory
 
 
