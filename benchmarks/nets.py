@@ -11,7 +11,9 @@ pixels for it. The images are MNIST's with ``--data-dir``, else scikit-learn's d
 
 **Methods.** Adam runs with a constant rate and with cosine decay to 0; on the transformer also with
 decoupled weight decay of 0.1. Muon and SOAP run there with cosine decay. The rate of Muon's own
-Adam is a fifth of Muon's. ``gx.kronecker`` runs with its defaults and nothing is tuned. Each other
+Adam is a fifth of Muon's. ``gx.kronecker`` runs with its defaults and nothing is tuned. Where its
+batches are small it also runs "averaged", under ``gx.polyak_average`` with a decay of 0.98, and
+"decayed": over the last quarter of its updates a factor on its steps falls from 1 to 0. Each other
 method is tuned on seed 0 with half of the updates: three rates a factor of 3 apart, and further
 ones, up to five in all, while the best is at the edge. The medians are over the runs on the seeds
 from 1. All methods start at the same parameters and see the same batches on each seed.
@@ -20,7 +22,8 @@ from 1. All methods start at the same parameters and see the same batches on eac
 text on 512 sequences, which are 16,384 characters. A run's best loss is the lowest one seen, and
 its time and its updates are those until then. Every first-order method makes the same number of
 updates. ``gx.kronecker`` stops at the lowest loss of the others on that seed, after as many updates
-or after 1.5 times their longest time.
+or after 1.5 times their longest time. "Decayed" makes fewer updates, as many as fit into the time
+of the others.
 
 **Clock.** Parameters and state are donated. The clock starts when everything is compiled, counts
 the steps, and stands still while the loss is evaluated. Ratios compare runs on the same seed, one
@@ -56,6 +59,7 @@ TUNING = 0.5  # updates of a run of the grid, over those of the others
 APART, RATES, MOST_RATES = 3.0, 3, 5  # of the grid: factor, rates at first and at most
 PATIENCE = 1.5  # time of gx.kronecker at most, over the longest of the others
 OURS = "gx.kronecker"
+AVERAGED, DECAYED = f"{OURS}, averaged", f"{OURS}, decayed"
 
 Make = Callable[[Any, Any], optax.GradientTransformation]  # of the rate, the number of updates
 
@@ -74,6 +78,11 @@ def muon(rate: Any, updates: Any) -> optax.GradientTransformation:
     return optax.contrib.muon(decayed(rate, updates), adam_learning_rate=slower)
 
 
+def kronecker_decayed(_: Any, updates: Any) -> optax.GradientTransformation:
+    last_quarter = lambda count: jnp.clip(4 * (updates - count) / updates, 0, 1)
+    return optax.chain(gx.kronecker(), optax.scale_by_schedule(last_quarter))
+
+
 METHODS: dict[str, Make] = {
     "Adam": lambda rate, _: optax.adam(rate),
     "Adam, cosine": cosine(optax.adam),
@@ -81,6 +90,8 @@ METHODS: dict[str, Make] = {
     "Muon, cosine": muon,
     "SOAP, cosine": cosine(soap),
     OURS: lambda rate, _: gx.kronecker(),
+    AVERAGED: lambda rate, _: gx.polyak_average(gx.kronecker(), decay=0.98),
+    DECAYED: kronecker_decayed,
 }
 
 
@@ -94,6 +105,10 @@ class Case(NamedTuple):
     evaluated: int  #: training examples that the loss is of
     rates: Mapping[str, float]  #: of each method but ours: the middle of its grid
     aims: Mapping[str, tuple[float | None, float]]  #: by the start of a name: updates, time
+    decayed: int | None = None  #: updates of ours, decayed
+
+    def ours(self) -> list[str]:
+        return [OURS] if self.decayed is None else [OURS, AVERAGED, DECAYED]
 
 
 def transformer(data_dir: Path | None) -> Case:
@@ -107,6 +122,7 @@ def transformer(data_dir: Path | None) -> Case:
         evaluated=512,
         rates={**rates, "Muon, cosine": 0.05, "SOAP, cosine": 0.01},
         aims={"Adam": (0.6, 0.9), "Muon": (None, 1.0), "SOAP": (None, 1.0)},
+        decayed=470,
     )
 
 
@@ -127,7 +143,7 @@ def mlp(data_dir: Path | None) -> Case:
     )
 
 
-def cnn(batch_size: int, updates: int, data_dir: Path | None) -> Case:
+def cnn(batch_size: int, updates: int, decayed: int | None, data_dir: Path | None) -> Case:
     data = images(data_dir)
     assert data.test is not None
     if data.train.x.shape[1] == 28:
@@ -142,6 +158,7 @@ def cnn(batch_size: int, updates: int, data_dir: Path | None) -> Case:
         evaluated=5000,
         rates={"Adam": 0.003, "Adam, cosine": 0.01},
         aims={"Adam": (None, 1.0)},
+        decayed=decayed,
     )
 
 
@@ -155,8 +172,8 @@ def halved(x: np.ndarray) -> np.ndarray:
 CASES: dict[str, Callable[[Path | None], Case]] = {
     "transformer": transformer,
     "mlp": mlp,
-    "cnn_256": functools.partial(cnn, 256, 400),
-    "cnn_1000": functools.partial(cnn, 1000, 150),
+    "cnn_256": functools.partial(cnn, 256, 400, 165),
+    "cnn_1000": functools.partial(cnn, 1000, 150, None),
 }
 
 
@@ -245,11 +262,12 @@ def run(
     seed: int,
     *,
     is_tuning: bool = False,
+    planned: int | None = None,
     bound: float = -math.inf,
     limit: float = math.inf,
 ) -> Run:
-    """Makes the task's updates; stops at a loss of ``bound`` or after ``limit`` seconds."""
-    updates = math.ceil(TUNING * case.updates) if is_tuning else case.updates
+    """Makes the planned updates; stops at a loss of ``bound`` or after ``limit`` seconds."""
+    updates = math.ceil(TUNING * case.updates) if is_tuning else planned or case.updates
     every = max(updates // (TUNING_EVALUATIONS if is_tuning else EVALUATIONS), 5)
     step = functools.partial(program.step, jnp.float32(rate), jnp.float32(updates))
     carry, clock = program.start(case.task.init(jax.random.key(seed))), 0.0
@@ -261,7 +279,8 @@ def run(
             steps.append(took)
             alone.append(timed(functools.partial(program.gradient, carry[0], batch))[0])
         if number % every == 0:
-            loss = float(program.loss(carry[0]))
+            params, state = carry
+            loss = float(program.loss(gx.eval_params(state, params)))
             seen.updates.append(number)
             seen.times.append(clock)
             seen.losses.append(loss if math.isfinite(loss) else math.inf)
@@ -304,21 +323,24 @@ class Entry(NamedTuple):
 
 def race(case: Case, runs: int, most_rates: int, patience: float) -> list[Entry]:
     """All methods of a task, ours last; seed by seed, so that neighbours in time are compared."""
-    programs, entries = {}, []
-    for name in (*case.rates, OURS):
+    programs, others, ours = {}, [], []
+    for name in (*case.rates, *case.ours()):
         programs[name] = compiled(case, METHODS[name])
-        found = tuned(case, programs[name], case.rates[name], most_rates) if name != OURS else {}
+        is_ours = name in case.ours()
+        found = {} if is_ours else tuned(case, programs[name], case.rates[name], most_rates)
         rate = min(found, key=found.__getitem__) if found else math.nan
-        entries.append(Entry(name, rate, found, []))
+        (ours if is_ours else others).append(Entry(name, rate, found, []))
         print(f"{case.title}: {name} at {rate:.3g}", file=sys.stderr)
-    *others, ours = entries
     for seed in range(1, runs + 1):
         for entry in others:
             entry.runs.append(run(case, programs[entry.name], entry.rate, seed))
         bound = min(entry.runs[-1].best()[2] for entry in others)
         limit = patience * max(entry.runs[-1].times[-1] for entry in others)
-        ours.runs.append(run(case, programs[OURS], 0.0, seed, bound=bound, limit=limit))
-    return entries
+        for entry in ours:
+            planned = case.decayed if entry.name == DECAYED else None
+            options = {"planned": planned, "bound": bound, "limit": limit}
+            entry.runs.append(run(case, programs[entry.name], 0.0, seed, **options))
+    return [*others, *ours]
 
 
 def entry_table(entries: Iterable[Entry]) -> str:
@@ -355,7 +377,7 @@ def ratio(ours: Entry, other: Entry, which: int, bounds: Sequence[float] | None 
 
 
 def ratio_table(case: Case, entries: Sequence[Entry]) -> str:
-    *others, ours = entries
+    others = [entry for entry in entries if entry.name not in case.ours()]
     adams = (entry for entry in others if entry.name.startswith("Adam"))
     adam = min(adams, key=lambda entry: entry.median(lambda one: one.best()[2]))
     bounds = [one.best()[2] for one in adam.runs]
@@ -367,14 +389,16 @@ def ratio_table(case: Case, entries: Sequence[Entry]) -> str:
             return "not reached" if number else "the other does not reach it"
         return f"{number:.2f}"
 
-    def row(other: Entry) -> list[str]:
+    def row(ours: Entry, other: Entry) -> list[str]:
         is_aim = other is adam or not other.name.startswith("Adam")
         aim = case.aims[other.name.split(",")[0]] if is_aim else (None, None)
         values = ratio(ours, other, 0), aim[0], ratio(ours, other, 1), aim[1]
-        return [other.name, *map(cell, values), cell(ratio(ours, other, 1, bounds))]
+        return [ours.name, other.name, *map(cell, values), cell(ratio(ours, other, 1, bounds))]
 
-    head = [f"{OURS} over", "updates", "aim: at most", "time", "aim: at most"]
-    return table([*head, f"time to the loss of {adam.name}"], map(row, others))
+    head = ["ours", "over", "updates", "aim: at most", "time", "aim: at most"]
+    pairs = itertools.product(entries[len(others) :], others)
+    rows = itertools.starmap(row, pairs)
+    return table([*head, f"time to the loss of {adam.name}"], rows)
 
 
 def section(case: Case, entries: Sequence[Entry]) -> str:
@@ -389,7 +413,7 @@ def section(case: Case, entries: Sequence[Entry]) -> str:
         f"## {case.title}, batch {case.batch_size:,}",
         f"{parameters:,} parameters; {case.updates} updates.",
         entry_table(entries),
-        f"To the best loss of each method, {OURS} over that method:",
+        "To the best loss of each method, ours over that method:",
         ratio_table(case, entries),
         "Rates tried on seed 0, with their best loss:",
         "\n".join(tried),
@@ -415,7 +439,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case = CASES[name](options.data_dir)
         case = case._replace(batch_size=min(case.batch_size, len(case.task.train.x) // 2))
         if options.quick:
-            case = case._replace(updates=45)
+            case = case._replace(updates=45, decayed=case.decayed and 45)
         text += "\n" + section(case, race(case, *settings)) + "\n"
     print(text)
     if not options.quick and options.task is None:

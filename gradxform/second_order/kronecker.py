@@ -137,8 +137,10 @@ def kronecker(
         λ ← 0.9^k λ if ρ > 3/4,   λ ← 0.9^−k λ if ρ < 1/4
 
     Use large batches: with few examples the step follows their noise. 1,000 are good, 256 are
-    enough for a small net. On top of the gradient, an update costs about one gradient of such a
-    batch or less, plus the inverses. The state holds about seven times the parameters.
+    enough for a small net. With fewer, let the steps shrink in the last quarter of a training
+    (``optax.scale_by_schedule``), or average the path (:func:`gradxform.polyak_average`). On top of
+    the gradient, an update costs about one gradient of a large batch or less, plus the inverses.
+    The state holds about seven times the parameters.
 
     If value or gradient is NaN or infinite, the update takes the last step back and counts it. If
     the loss is not convex in the outputs, its negative curvature counts as zero, and
@@ -151,11 +153,13 @@ def kronecker(
         minimum of the model.
       momentum: μ ≥ 0; ``None`` for the minimum of the model.
       factor_batch_size: number of examples for V, spread evenly over the batch; ``None`` for one in
-        16, but at least 640 outputs of the model (64 examples of ten classes, for instance) and 16
-        examples, and not more than needed for 64 examples. The loss may be a mean or a sum over the
+        16, but at least 640 outputs of the model (64 examples of ten classes, for instance) and 8
+        examples, and at most 64 examples or a sixteenth. The number is rounded up to a divisor of
+        the batch, if there is one below its double. The loss may be a mean or a sum over the
         examples.
       model_batch_size: number of examples for F; ``None`` for one in 16, but at least 2,560 outputs
-        and 16 examples, and not more than needed for 256 examples.
+        and 8 examples, and at most 256 examples or a sixteenth. In a batch of fewer than 512, half
+        of it or 128 takes the place of 256. The number is rounded in the same way.
       factor_every: updates from one V to the next. The first ten updates each make one.
       inverse_every: updates from one inverse to the next; early ones make more.
       adapt_every: k, updates from one change of λ to the next.
@@ -238,8 +242,7 @@ def kronecker(
         made = kf.refreshed(options, state.estimate, batch.params, linearised, state.turn, lam)
         delta = kf.divided(batch.g, made.estimate, lam)
         moves = varying_like((delta, state.step), batch.params)
-        directions = (quadratic.direction(at, d) for d in moves)
-        model = quadratic.model_along(batch.g, *directions)
+        model = quadratic.model_along(at, batch.g, *moves)
         alpha = None if learning_rate is None else -rate(learning_rate, state.count)
         chosen = _chosen(state, batch, made, delta, model, (lam, alpha, momentum))
 

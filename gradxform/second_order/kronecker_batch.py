@@ -15,9 +15,10 @@ from gradxform.second_order import random_passes as passes
 from gradxform.second_order.joined_leaves import joined
 
 _SHARE = 16  # the part of a large batch that is enough is one in so many examples
-_FEWEST = 16  # examples in a part, and then the outputs in it and the largest number of examples
+_FEWEST = 8  # examples in a part, and then the outputs in it and the largest number of examples
 _FOR_FACTORS = 640, 64  # which are means over many updates
 _FOR_MODEL = 2560, 256  # fewer may lack the examples that curve the objective
+_HALF_IS_ENOUGH = 128  # examples, in a small batch
 
 
 class Batch(NamedTuple):
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
         n, chunks = self.value_fn.examples, self.value_fn.chunks
         if size is None:
             enough = math.ceil(outputs / _outputs_of_one(self.value_fn, self.params))
+            most = min(most, max(n // 2, _HALF_IS_ENOUGH))
             size = _even(max(min(max(enough, _FEWEST), most), n // _SHARE), n, chunks)
         if size > n or size % chunks:
             raise ValueError(

@@ -34,6 +34,7 @@ from gradxform.sharding import is_explicit, sharded_like, varying_like, whole
 T = TypeVar("T")
 
 _FIRST = 10  # updates that make new factors in each
+_EARLY = 4  # as many times ``inverse_every`` is the end of the early updates
 _LITTLE = 0.25  # of the work of the larger inverses
 
 
@@ -158,6 +159,15 @@ def is_due(count: jax.Array, every: Scalar) -> jax.Array:
     return count % jnp.round(scalar(every)).astype(count.dtype) == 0
 
 
+def _is_early(count: jax.Array, every: Scalar) -> jax.Array:
+    """Whether an early update inverts out of turn, since factors and damping still move fast.
+
+    1, 2, 3, 4, 6, 8, 12, 16, …: two in each doubling of the count.
+    """
+    lowest_bit = count & -count
+    return (4 * lowest_bit > count) & (scalar(count) < _EARLY * scalar(every))
+
+
 def first_estimate(options: Options, params: tree.PyTree) -> Estimate:
     """Factors and inverses before the first update."""
     factors = no_factors(params, options.max_dim)
@@ -212,10 +222,7 @@ def refreshed(
         return jax.tree.map(mix, estimate.factors, fresh), *flags
 
     factors, convex, finite = when(new_factors, probed, nothing)
-    # at 0, 1, 2, 4, 8, … the factors are still new
-    power_of_two = (count & (count - 1)) == 0
-    early = power_of_two & (scalar(count) < scalar(options.inverse_every))
-    new_inverses = is_due(count, options.inverse_every) | early
+    new_inverses = is_due(count, options.inverse_every) | _is_early(count, options.inverse_every)
     inverses = when(
         new_inverses,
         lambda: inverses_of(factors, params, damping),

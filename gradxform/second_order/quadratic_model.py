@@ -28,27 +28,23 @@ class Model(NamedTuple):
     products: jax.Array  #: dᵢᵀ dⱼ
 
 
-class Direction(NamedTuple):
-    """A direction d, with what the linearised model and loss make of it."""
-
-    d: list[jax.Array]  #: with its small leaves joined
-    pushed: tree.PyTree  #: J d, in the outputs
-    bent: tree.PyTree  #: H J d
-
-
-def direction(at: Linear, d: tree.PyTree) -> Direction:
-    pushed = at.push(d)
-    return Direction(joined(d), pushed, tree.scale(at.scale, at.bend(pushed)))
-
-
-def model_along(g: tree.PyTree, *directions: Direction) -> Model:
+def model_along(at: Linear, g: tree.PyTree, *directions: tree.PyTree) -> Model:
     """The model along two directions."""
+
+    def seen(d: tree.PyTree) -> tuple[tree.PyTree, tree.PyTree]:
+        pushed = at.push(d)
+        return pushed, tree.scale(at.scale, at.bend(pushed))
+
+    # one after the other: beside the gradient, memory for both would be the most of an update
+    images = jax.lax.map(seen, jax.tree.map(lambda *ds: jnp.stack(ds), *directions))
+    pushed, bent = ([jax.tree.map(lambda x, i=i: x[i], image) for i in (0, 1)] for image in images)
+    d = [joined(direction) for direction in directions]
     g = joined(g)
-    pairs = [(directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))]
+    pairs = (0, 0), (0, 1), (1, 1)
     return Model(
-        jnp.stack([tree.vdot(g, one.d) for one in directions]),
-        jnp.stack([tree.vdot(one.pushed, two.bent) for one, two in pairs]),
-        jnp.stack([tree.vdot(one.d, two.d) for one, two in pairs]),
+        jnp.stack([tree.vdot(g, one) for one in d]),
+        jnp.stack([tree.vdot(pushed[i], bent[j]) for i, j in pairs]),
+        jnp.stack([tree.vdot(d[i], d[j]) for i, j in pairs]),
     )
 
 

@@ -227,7 +227,7 @@ def test_the_info_counts_the_work() -> None:
     probes = 10 + 2  # in the first ten updates, and then in each second
     assert int(info.curvature_products) == 2 * 14 + 1 * probes
     assert int(info.evaluations) == 4
-    assert int(info.inversions) == 4 + 2  # at 0, 1, 2, 4; at 6 and 12
+    assert int(info.inversions) == 8  # at 0, 1, 2, 3, 4, 6, 8, 12
     np.testing.assert_allclose(info.gradient_equivalents, probes / 4 + 14 / 2 + 4 / 3, rtol=1e-5)
     assert (int(info.fallbacks), int(info.non_finite), int(info.indefinite)) == (0, 0, 0)
     assert float(info.damping) > 0

@@ -373,7 +373,7 @@ def test_the_model_along_two_directions_is_that_of_the_objective() -> None:
     w, d, e = array(4, 3), array(4, 3) + 1, array(4, 3) * 2 - 1
     at = passes.linearised(passes.Part(value_fn, 1), w)
     g = jax.grad(value_fn)(w)
-    found = quadratic.model_along(g, *(quadratic.direction(at, v) for v in (d, e)))
+    found = quadratic.model_along(at, g, d, e)
     matrix = gauss_newton(value_fn, w)
     directions = np.stack([np.ravel(d), np.ravel(e)])
     expected = model_of(np.ravel(g), matrix, directions)
