@@ -16,6 +16,7 @@ import gradxform as gx
 from gradxform import kronecker, scale_by_kronecker
 from gradxform.info import total
 from gradxform.objective import Composed
+from gradxform.second_order.kronecker_batch import batch_at
 
 X = np.random.default_rng(5).normal(size=(24, 4))
 LABELS = np.random.default_rng(6).integers(0, 3, size=24)
@@ -218,6 +219,28 @@ def test_a_net_is_fitted_in_float32_and_bfloat16() -> None:
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     dtypes = {x.dtype for x in jax.tree.leaves(state)}
     assert dtypes == {jnp.dtype(name) for name in ("float32", "int32", "bool")}
+
+
+@pytest.mark.parametrize(
+    ("examples", "outputs", "factors", "model"),
+    [
+        (64, 900, 8, 8),
+        (100, 1, 100, 100),
+        (256, 10, 64, 128),
+        (512, 10, 64, 256),
+        (1000, 10, 100, 500),
+        (1000, 784, 100, 100),
+        (8192, 784, 512, 512),
+    ],
+)
+def test_sub_batches_have_enough_outputs(
+    examples: int, outputs: int, factors: int, model: int
+) -> None:
+    w, x, y = jnp.ones((1, outputs)), jnp.ones((examples, 1)), jnp.ones((examples, outputs))
+    value_fn = gx.compose(squares, lambda w, x: x @ w, x=x, y=y)
+    batch = batch_at("kronecker", w, w, value_fn)
+    times = batch.for_factors(None).times, batch.for_model(None).times
+    assert times == (examples / factors, examples / model)
 
 
 def test_the_info_counts_the_work() -> None:
