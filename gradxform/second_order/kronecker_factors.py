@@ -159,8 +159,8 @@ def is_due(count: jax.Array, every: Scalar) -> jax.Array:
     return count % jnp.round(scalar(every)).astype(count.dtype) == 0
 
 
-def _is_early(count: jax.Array, every: Scalar) -> jax.Array:
-    """Whether an early update inverts out of turn, since factors and damping still move fast.
+def is_early(count: jax.Array, every: Scalar) -> jax.Array:
+    """Whether an early update inverts out of turn: factors and damping still change fast.
 
     1, 2, 3, 4, 6, 8, 12, 16, …: two in each doubling of the count.
     """
@@ -222,7 +222,7 @@ def refreshed(
         return jax.tree.map(mix, estimate.factors, fresh), *flags
 
     factors, convex, finite = when(new_factors, probed, nothing)
-    new_inverses = is_due(count, options.inverse_every) | _is_early(count, options.inverse_every)
+    new_inverses = is_due(count, options.inverse_every) | is_early(count, options.inverse_every)
     inverses = when(
         new_inverses,
         lambda: inverses_of(factors, params, damping),

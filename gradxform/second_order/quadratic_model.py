@@ -35,15 +35,15 @@ def model_along(at: Linear, g: tree.PyTree, *directions: tree.PyTree) -> Model:
         pushed = at.push(d)
         return pushed, tree.scale(at.scale, at.bend(pushed))
 
-    # one after the other: beside the gradient, memory for both would be the most of an update
-    images = jax.lax.map(seen, jax.tree.map(lambda *ds: jnp.stack(ds), *directions))
-    pushed, bent = ([jax.tree.map(lambda x, i=i: x[i], image) for i in (0, 1)] for image in images)
+    # one after the other: at once they can need more memory than the gradient
+    pushed, bent = jax.lax.map(seen, jax.tree.map(lambda *ds: jnp.stack(ds), *directions))
+    of = lambda images, i: jax.tree.map(lambda x: x[i], images)
     d = [joined(direction) for direction in directions]
     g = joined(g)
     pairs = (0, 0), (0, 1), (1, 1)
     return Model(
         jnp.stack([tree.vdot(g, one) for one in d]),
-        jnp.stack([tree.vdot(pushed[i], bent[j]) for i, j in pairs]),
+        jnp.stack([tree.vdot(of(pushed, i), of(bent, j)) for i, j in pairs]),
         jnp.stack([tree.vdot(d[i], d[j]) for i, j in pairs]),
     )
 

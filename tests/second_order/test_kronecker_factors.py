@@ -367,6 +367,12 @@ def test_without_a_last_step_or_with_a_parallel_one() -> None:
     assert (float(alpha), float(mu)) == (0, 0)
 
 
+def test_early_updates_invert_twice_in_each_doubling_of_the_count() -> None:
+    counts = jnp.arange(300)
+    early = np.flatnonzero(kf.is_early(counts, 20))
+    assert early.tolist() == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+
+
 def test_the_model_along_two_directions_is_that_of_the_objective() -> None:
     x, y = rng.normal(size=(6, 4)), rng.integers(0, 3, size=6)
     value_fn = gx.compose(cross_entropy, lambda w, x: jnp.tanh(x @ w), x=x, y=y)
